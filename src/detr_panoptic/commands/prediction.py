@@ -1,0 +1,142 @@
+"""One image's way: read, segmented, described, written. Imports torch; commands import it when they run."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy import ndimage
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
+from ..image_reading import picture_to_tensor, read_picture
+from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+from ..segment_ids import ids_to_rgb
+from ..visualization import draw_segments
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image and its segments.
+
+    Args:
+        name: the image's file name.
+        image: RGB, upright.
+        segmentation: (H, W) int32 of the image's size, 0 is void.
+        segments_info: what `describe_segments` returns, one entry per id.
+    """
+
+    name: str
+    image: Image.Image
+    segmentation: np.ndarray
+    segments_info: list[dict[str, Any]]
+
+
+def read_image(path: Path) -> Image.Image:
+    """The picture as the model sees it: upright, RGB, 8 bits, whatever the file's mode.
+
+    Raises:
+        ValueError: it is no image, or only a part of one; names the file.
+    """
+    pixels = picture_to_tensor(read_picture(path))
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def segment(
+    images: Sequence[Image.Image],
+    model: DetrPanopticForSegmentation,
+    processor: DetrPanopticImageProcessor,
+    *,
+    task: str,
+    threshold: float | None,
+) -> list[Mapping[str, Any]]:
+    """Run the model on one batch.
+
+    Args:
+        images: B upright RGB images of any sizes.
+        model: in evaluation mode.
+        processor: the model's.
+        task: "panoptic", "instance" or "semantic".
+        threshold: the least score of a segment; None: the processor's. Nothing in the semantic task.
+
+    Returns:
+        For each image `segmentation` (H, W) int32 of its own size, 0 is void and ids run from 1, and `segments_info`.
+    """
+    inputs = processor(images=list(images), return_tensors="pt").to(model.device)
+    sizes = [(image.height, image.width) for image in images]
+    # In the semantic map the queries add up, also those whose best class is "no object".
+    mask_queries = "all" if task == "semantic" else None
+    with torch.inference_mode():
+        outputs = model(**inputs, mask_queries=mask_queries)
+        if task == "semantic":
+            label_maps: Any = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+            return [_segments_of_labels(label_map) for label_map in label_maps]
+        if task == "instance":
+            return list(processor.post_process_instance_segmentation(outputs, threshold, target_sizes=sizes))
+        return list(processor.post_process_panoptic_segmentation(outputs, threshold, target_sizes=sizes))
+
+
+def describe_segments(
+    segmentation: np.ndarray, segments_info: Sequence[Mapping[str, Any]], config: PreTrainedConfig
+) -> list[dict[str, Any]]:
+    """What a JSON file says of each segment.
+
+    Args:
+        segmentation: (H, W) integers, ids from 1.
+        segments_info: as post-processing returns it: `id`, `label_id`, `area` and, except for semantic maps, `score`.
+        config: the model's; knows names, kinds and category ids of labels.
+
+    Returns:
+        For each segment `id`, `label_id`, `category_id`, `label`, `score` (None without), `isthing` (0 or 1), and in
+        pixels `area` and `bbox` [x, y, width, height].
+    """
+    extents = ndimage.find_objects(segmentation)
+    id2label: dict[Any, str] = config.id2label or {}
+    entries = []
+    for info in segments_info:
+        label_id = info["label_id"]
+        rows, columns = extents[info["id"] - 1]
+        entries.append(
+            {
+                "id": info["id"],
+                "label_id": label_id,
+                "category_id": config.category_ids[label_id] if config.category_ids else label_id,
+                "label": id2label[label_id],
+                "score": info.get("score"),
+                "isthing": int(label_id not in config.stuff_label_ids),
+                "area": info["area"],
+                "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
+            }
+        )
+    return entries
+
+
+def write_prediction(prediction: Prediction, folder: Path, stem: str) -> None:
+    """Write the overlay, the id map and the JSON file of one image, `STEM_overlay.png`, `STEM.png` and `STEM.json`."""
+    id2label = {entry["label_id"]: entry["label"] for entry in prediction.segments_info}
+    overlay = draw_segments(prediction.image, prediction.segmentation, prediction.segments_info, id2label)
+    overlay.save(folder / f"{stem}_overlay.png")
+    Image.fromarray(ids_to_rgb(prediction.segmentation)).save(folder / f"{stem}.png")
+    content = {
+        "image": prediction.name,
+        "width": prediction.image.width,
+        "height": prediction.image.height,
+        "segmentation": f"{stem}.png",
+        "segments_info": prediction.segments_info,
+    }
+    (folder / f"{stem}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _segments_of_labels(label_map: Tensor) -> dict[str, Any]:
+    """A map of labels (H, W) as segments, one per label, without scores."""
+    labels, segmentation, areas = label_map.unique(return_inverse=True, return_counts=True)
+    info = [
+        {"id": index, "label_id": label, "area": area}
+        for index, (label, area) in enumerate(zip(labels.tolist(), areas.tolist(), strict=True), start=1)
+    ]
+    return {"segmentation": (segmentation + 1).int(), "segments_info": info}

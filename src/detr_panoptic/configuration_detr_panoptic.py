@@ -1,0 +1,154 @@
+"""Configuration of DETR for panoptic segmentation: what is saved with the weights."""
+
+import difflib
+from dataclasses import field, fields
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+
+@strict
+class DetrPanopticConfig(PreTrainedConfig):
+    """The architecture, the loss and the labels of a DETR panoptic model.
+
+    Sizes default to DETR-R50 (arXiv 2005.12872, section 4). Names follow transformers' `DetrConfig` wherever both have
+    the thing.
+
+    Args:
+        backbone: a timm model that supports `features_only` and has maps of strides 4, 8, 16 and 32.
+        use_pretrained_backbone: fetch timm's weights for the backbone when a model is built from scratch. Loading a
+            checkpoint with `from_pretrained` never does.
+        dilation: DC5, the last stage keeps stride 16 and dilates its convolutions instead.
+        num_channels: channels of the images.
+        hidden_size: D; a multiple of `num_heads` and of 16.
+        encoder_layers: layers of the encoder.
+        decoder_layers: L, layers of the decoder.
+        num_heads: M, heads of every attention and attention maps per object.
+        ffn_dim: width of the feed-forward networks.
+        dropout: probability in the transformer, attention weights included (as in the reference).
+        num_queries: Q, the most objects that one image can have.
+        auxiliary_loss: sum the losses of every decoder layer. It changes no prediction.
+        class_cost: weight of the class probability in the matching.
+        bbox_cost: weight of the L1 distance of boxes in the matching.
+        giou_cost: weight of the generalized IoU in the matching.
+        ce_loss_coefficient: weight of the classification loss.
+        bbox_loss_coefficient: weight of the L1 loss of boxes.
+        giou_loss_coefficient: weight of the generalized IoU loss.
+        mask_loss_coefficient: weight of the focal loss of masks.
+        dice_loss_coefficient: weight of the Dice loss of masks.
+        eos_coefficient: weight of the "no object" class in the classification loss.
+        mask_queries: which queries the mask head runs for at inference. "kept": those whose best class is an object (no
+            threshold can keep another); an integer k: the k most confident ones, a static shape for compilation and
+            export; "all". With labels it always runs for the matched queries.
+        threshold: confidence below which post-processing drops a query; 0.85 in the paper's evaluation.
+        stuff_label_ids: labels that are stuff: one segment per image at most.
+        category_ids: the dataset's category id of each label; None where they are the same.
+    """
+
+    model_type = "detr_panoptic"
+    attribute_map = {  # noqa: RUF012  read by PreTrainedConfig, never written
+        "d_model": "hidden_size",
+        "num_attention_heads": "num_heads",
+        "encoder_attention_heads": "num_heads",
+        "decoder_attention_heads": "num_heads",
+        "encoder_ffn_dim": "ffn_dim",
+        "decoder_ffn_dim": "ffn_dim",
+        "num_hidden_layers": "encoder_layers",
+    }
+
+    backbone: str = "resnet50"
+    use_pretrained_backbone: bool = False
+    dilation: bool = False
+    num_channels: int = 3
+
+    hidden_size: int = 256
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    num_heads: int = 8
+    ffn_dim: int = 2048
+    dropout: float | int = 0.1
+    num_queries: int = 100
+
+    auxiliary_loss: bool = True
+    class_cost: float | int = 1
+    bbox_cost: float | int = 5
+    giou_cost: float | int = 2
+    ce_loss_coefficient: float | int = 1
+    bbox_loss_coefficient: float | int = 5
+    giou_loss_coefficient: float | int = 2
+    mask_loss_coefficient: float | int = 1
+    dice_loss_coefficient: float | int = 1
+    eos_coefficient: float | int = 0.1
+
+    mask_queries: str | int = "kept"
+    threshold: float | int = 0.85
+    stuff_label_ids: list[int] = field(default_factory=list)
+    category_ids: list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Refuses a misspelled field; other keys are transformers' own."""
+        names = [f.name for f in fields(self)]
+        for key in kwargs:
+            close = difflib.get_close_matches(key, names, n=1, cutoff=0.85)
+            if close and key not in self.attribute_map and key not in dir(PreTrainedConfig):
+                raise ValueError(f"`{key}` is no field of DetrPanopticConfig; did you mean `{close[0]}`?")
+        super().__post_init__(**kwargs)
+
+    def validate_sizes(self) -> None:
+        """Every size is positive, and the heads divide the hidden size."""
+        for name in (
+            "num_channels hidden_size encoder_layers decoder_layers num_heads ffn_dim num_queries num_labels"
+        ).split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for divisor, reason in ((self.num_heads, "`num_heads`"), (16, "16, the last width of the mask head")):
+            if self.hidden_size % divisor:
+                raise ValueError(f"`hidden_size` must be a multiple of {reason} ({divisor}), got {self.hidden_size}.")
+
+    def validate_fractions(self) -> None:
+        """Probabilities lie in [0, 1], costs and weights are not negative."""
+        for name in ("dropout", "threshold", "eos_coefficient"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be between 0 and 1, got {getattr(self, name)}.")
+        for name in [f.name for f in fields(self) if f.name.endswith(("_cost", "_coefficient"))]:
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"`{name}` must be a non-negative number, got {getattr(self, name)}.")
+
+    def validate_mask_queries(self) -> None:
+        """`mask_queries` is "kept", "all" or a number of queries."""
+        check_mask_queries(self.mask_queries, self.num_queries)
+
+    def validate_labels(self) -> None:
+        """Stuff and category ids agree with the number of labels."""
+        wrong = [label for label in self.stuff_label_ids if not 0 <= label < self.num_labels]
+        if wrong:
+            raise ValueError(f"`stuff_label_ids` must be labels from 0 to {self.num_labels - 1}, got {wrong}.")
+        if self.category_ids is not None and len(self.category_ids) != self.num_labels:
+            raise ValueError(
+                f"`category_ids` must name the category of each of the {self.num_labels} labels, "
+                f"got {len(self.category_ids)} ids."
+            )
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The weight of each loss term, by its name in `loss_dict`."""
+        return {
+            "loss_ce": self.ce_loss_coefficient,
+            "loss_bbox": self.bbox_loss_coefficient,
+            "loss_giou": self.giou_loss_coefficient,
+            "loss_mask": self.mask_loss_coefficient,
+            "loss_dice": self.dice_loss_coefficient,
+        }
+
+
+def check_mask_queries(mask_queries: str | int, num_queries: int) -> None:
+    """Raises ValueError unless `mask_queries` is "kept", "all" or a number from 0 to `num_queries`."""
+    is_count = isinstance(mask_queries, int) and 0 <= mask_queries <= num_queries
+    if not is_count and mask_queries not in ("kept", "all"):
+        raise ValueError(
+            f'`mask_queries` must be "kept", "all" or a number from 0 to {num_queries}, got {mask_queries!r}.'
+        )
+
+
+__all__ = ["DetrPanopticConfig"]

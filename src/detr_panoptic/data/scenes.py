@@ -1,0 +1,303 @@
+"""Generated scenes: endless pictures of land and sea with exact panoptic annotations.
+
+A scene is a list of layers, painted one over the other; the topmost layer that covers at least half of a pixel owns
+it. Shadows, reflections and surf are seen but own nothing. A segment of which too little would be seen is not painted
+at all, so every pixel belongs to what it shows and none is void. The same seed gives the same scene, whatever was made
+before.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from datasets import Dataset
+from PIL import Image
+
+from ..categories import Categories
+from ..segment_ids import MAX_ID, ids_to_rgb
+from . import scene_backdrops as backdrops
+from .records import Record, measure_segments, panoptic_features
+from .scene_backdrops import Place
+from .scene_painting import LIGHTS, Patch, float_color
+from .scene_things import THING_KINDS, ThingKind
+
+# The category ids have gaps, as in most real data: who takes them for label ids is found out at once.
+SCENE_CATEGORIES = Categories(
+    names=(
+        "house",
+        "tree",
+        "sheep",
+        "car",
+        "boat",
+        "ball",
+        "bird",
+        "balloon",
+        "sky",
+        "mountain",
+        "sea",
+        "sand",
+        "grass",
+        "road",
+    ),
+    is_thing=(True,) * 8 + (False,) * 6,
+    category_ids=(1, 2, 3, 5, 6, 8, 9, 10, 101, 102, 104, 105, 107, 108),
+)
+MIN_SIDE = 64  # pixels; smaller, and most things would be specks
+MIN_SEGMENT_AREA = 12  # pixels
+MIN_SEGMENT_SHARE = 0.0005  # of the picture
+SEEDS_PER_DATASET = 2**32
+_STUFF_NAMES = frozenset(SCENE_CATEGORIES.names[label] for label in SCENE_CATEGORIES.stuff_label_ids)
+# Grounds from the horizon to the lower border; each takes about an equal part.
+_LANDSCAPES = (
+    ("sea", "sand"),
+    ("sea", "sand", "grass"),
+    ("sea", "sand", "grass", "road"),
+    ("sea", "grass", "road"),
+    ("grass", "road"),
+    ("grass", "sea", "sand"),
+    ("grass", "sea", "sand", "road"),
+    ("grass", "sea", "grass"),
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One thing, or one piece of stuff.
+
+    Args:
+        name: of its category.
+        patch: what it looks like and which pixels it covers, on the canvas.
+        effect: a shadow, reflection or surf that is painted before it and belongs to what it falls on.
+    """
+
+    name: str
+    patch: Patch
+    effect: Patch | None = None
+
+
+def make_scene(seed: int, *, height: int = 256, width: int = 256) -> Record:
+    """Make one scene.
+
+    Args:
+        seed: not negative, below 2**63; it is the record's `image_id`, too.
+        height: pixels, at least 64.
+        width: pixels, at least 64.
+
+    Returns:
+        A canonical record. Segment ids are random ones of up to 24 bits.
+
+    Raises:
+        ValueError: if the seed or the size is out of range.
+    """
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"`seed` must lie in [0, 2**63), got {seed}.")
+    if min(height, width) < MIN_SIDE:
+        raise ValueError(f"`height` and `width` must be at least {MIN_SIDE}, got {height} and {width}.")
+    rng = np.random.default_rng(seed)
+    horizon, light = height * rng.uniform(0.28, 0.5), LIGHTS[rng.integers(len(LIGHTS))]
+    place = Place(height, width, horizon, float(rng.uniform(0.08, 0.92)), light)
+    backdrop = _backdrop_layers(place, rng)
+    return compose_scene([*backdrop, *_thing_layers(place, rng, backdrop)], rng, image_id=seed)
+
+
+def compose_scene(layers: Sequence[Layer], rng: np.random.Generator, *, image_id: int) -> Record:
+    """Paint layers one over the other and annotate what is seen of them.
+
+    Args:
+        layers: in paint order, clipped to the canvas; the first covers it whole.
+        rng: of the segment ids and the picture's grain.
+        image_id: of the record.
+
+    Returns:
+        A canonical record; its segments are in paint order.
+    """
+    height, width = layers[0].patch.coverage.shape
+    layers = _visible_layers(list(layers), height, width)
+    segments, ids = _annotate(layers, rng, height, width)
+    return {
+        "image": _paint(layers, rng, height, width),
+        "image_id": image_id,
+        "segmentation": Image.fromarray(ids_to_rgb(ids)),
+        "segments_info": segments,
+    }
+
+
+def scenes_dataset(count: int, *, seed: int = 0, height: int = 256, width: int = 256) -> Dataset:
+    """Scenes 0 to `count` - 1 of a seed as an in-memory dataset: nothing is cached, so nothing can be stale.
+
+    Args:
+        count: number of scenes.
+        seed: below 2**31; two seeds have no scene in common.
+        height: pixels.
+        width: pixels.
+
+    Returns:
+        Rows with the columns of `panoptic_features`; `make_scene(image_id, ...)` makes the row again.
+
+    Raises:
+        ValueError: if the count, the seed or the size is out of range.
+    """
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"`seed` must lie in [0, 2**31), got {seed}.")
+    if not 0 < count <= SEEDS_PER_DATASET:
+        raise ValueError(f"`count` must lie in [1, 2**32], got {count}.")
+    features = panoptic_features()
+    columns: dict[str, list[object]] = {name: [] for name in features}
+    for index in range(count):
+        # Encoded at once: a thousand open pictures take ten times the memory.
+        encoded = features.encode_example(make_scene(seed * SEEDS_PER_DATASET + index, height=height, width=width))
+        for name, values in columns.items():
+            values.append(encoded[name])
+    return Dataset.from_dict(columns, features=features)
+
+
+def _backdrop_layers(place: Place, rng: np.random.Generator) -> list[Layer]:
+    """Sky, mountains, and the grounds of one landscape from far to near."""
+    layers = [Layer("sky", backdrops.sky(place, rng))]
+    rises = sorted(rng.uniform(0.2, 0.8, rng.choice(3, p=(0.3, 0.35, 0.35))), reverse=True)
+    hazes = rng.uniform(0.25, 0.5) + 0.2 * np.arange(len(rises))[::-1]  # the high range is far, the low one before it
+    for rise, haze in zip(rises, hazes, strict=True):
+        layers.append(Layer("mountain", backdrops.mountain(place, rng, rise=rise, haze=haze)))
+    landscape = _LANDSCAPES[rng.integers(len(_LANDSCAPES))]
+    grounds = [name for name in landscape if name != "road"]
+    for index, name in enumerate(grounds):
+        edge = _ground_edge(place, rng, name, index / len(grounds))
+        shore = index > 0 and grounds[index - 1] == "sea"
+        layers.append(
+            Layer(name, backdrops.GROUNDS[name](place, rng, edge), backdrops.foam(place, edge) if shore else None)
+        )
+        if name == "sea" and index == 0 and rng.random() < 0.35:
+            layers.append(_island(place, rng))
+    if "road" in landscape:
+        row = rng.uniform(0.74, 0.86) * place.height
+        middle = row + 0.03 * place.height * backdrops.ridge(rng, place.width, (1, 2), 0.3)
+        layers.append(Layer("road", backdrops.road(place, rng, middle, 0.075 * min(place.height, place.width))))
+    return layers
+
+
+def _ground_edge(place: Place, rng: np.random.Generator, name: str, share: float) -> np.ndarray:
+    """Upper edge (W,) of a ground that begins after this share of the way down from the horizon, in rows."""
+    start = place.horizon + (place.height - place.horizon) * share * rng.uniform(0.85, 1.1)
+    if name == "sea" and share == 0:
+        return np.full(place.width, round(start), dtype=np.float64)
+    phase, waves = rng.uniform(0, 2 * np.pi), rng.uniform(0.4, 1.3)
+    curve = np.sin(phase + waves * np.linspace(0, 2 * np.pi, place.width))
+    roughness = 0.3 if name == "grass" else 0.1
+    wiggle = backdrops.ridge(rng, place.width, (12, 60), 0.4)
+    return start + 0.02 * place.height * (curve + roughness * wiggle)
+
+
+def _island(place: Place, rng: np.random.Generator) -> Layer:
+    """A hill of sand that rises from the sea near the horizon."""
+    base = place.horizon + (place.height - place.horizon) * rng.uniform(0.1, 0.2)
+    columns = (np.arange(place.width) / place.width - rng.uniform(0.1, 0.9)) / rng.uniform(0.1, 0.2)
+    top = base - 0.05 * place.height * (np.exp(-(columns**2)) * 1.4 - 0.35)
+    land = backdrops.sand(place, rng, top)
+    # Its foot is the water line; above it the hill, below it the sea again.
+    above = np.clip(base - np.arange(place.height, dtype=np.float32), 0, 1)[:, None]
+    return Layer("sand", Patch(land.color * above[..., None], land.coverage * above))
+
+
+def _owners(layers: Iterable[Layer], height: int, width: int) -> np.ndarray:
+    """(H, W) int16: index of the layer that owns each pixel. The first layer covers all."""
+    owners = np.zeros((height, width), dtype=np.int16)
+    for index, layer in enumerate(layers):
+        owners[layer.patch.window][layer.patch.coverage >= 0.5] = index
+    return owners
+
+
+def _thing_layers(place: Place, rng: np.random.Generator, backdrop: list[Layer]) -> list[Layer]:
+    """Things on the grounds that suit them, in paint order: from far to near."""
+    owners = _owners(backdrop, place.height, place.width)
+    names = np.array([layer.name for layer in backdrop])
+    fitting = [kind for kind in THING_KINDS if set(kind[1].grounds) & set(names[np.unique(owners)])]
+    placed: list[tuple[float, Layer]] = []
+    kind, foot = fitting[0], (0.0, 0.0)
+    for _ in range(rng.integers(5, 15)):
+        # Things like company: the next one often stands beside the last, and hides a part of it.
+        together = bool(placed) and rng.random() < 0.4
+        kind = kind if together else fitting[rng.integers(len(fitting))]
+        for _attempt in range(12):
+            near = foot[0] + rng.normal(0, 0.12) * place.width, foot[1] + rng.normal(0, 0.03) * place.height
+            anywhere = rng.uniform(0, place.width), rng.uniform(0.06, 1) * place.height
+            column, row = near if together else anywhere
+            if not (0 <= column < place.width and 0 <= row < place.height):
+                continue
+            if names[owners[int(row), int(column)]] in kind[1].grounds:
+                foot = column, row
+                placed.append(_thing_layer(place, rng, kind, foot))
+                break
+    return [layer for _, layer in sorted(placed, key=lambda entry: entry[0])]
+
+
+def _thing_layer(
+    place: Place, rng: np.random.Generator, kind: tuple[str, ThingKind], foot: tuple[float, float]
+) -> tuple[float, Layer]:
+    """A thing at `foot` (column, row), and its place in the paint order: small when far."""
+    name, look = kind
+    flies = "sky" in look.grounds
+    # On the ground the size follows from the distance; in the sky nothing tells it.
+    near = rng.beta(1.2, 2.0) if flies else (foot[1] - place.horizon) / (place.height - place.horizon)
+    unit = look.size * min(place.height, place.width) * (0.2 + 0.8 * np.clip(near, 0, 1)) * rng.uniform(0.85, 1.15)
+    sprite = look.draw(unit, rng, place.light).shaded(
+        rng, place.light, light_x=2 * place.sun_x - 1, relief=look.relief, texture=look.texture
+    )
+    haze = 0.3 * (1 - np.clip(near, 0, 1)) ** 2
+    color = (1 - haze) * sprite.color
+    color += haze * sprite.coverage[..., None] * float_color(place.light.sky_horizon)
+    height, width = sprite.coverage.shape
+    patch = replace(sprite, color=color.clip(0, 1), top=round(foot[1]) - height, left=round(foot[0] - width / 2))
+    effect = None
+    if "sea" in look.grounds:
+        effect = backdrops.reflection(patch, foot)
+    elif not flies:
+        effect = backdrops.shadow(patch, place, foot)
+    clipped_effect = effect.clipped(place.height, place.width) if effect else None
+    order = unit - 2 * place.height if flies else foot[1]
+    return order, Layer(name, patch.clipped(place.height, place.width), clipped_effect)
+
+
+def _segment_keys(layers: list[Layer]) -> np.ndarray:
+    """Segment of each layer, named by its first layer's index: one for each stuff class, one for each thing."""
+    names = [layer.name for layer in layers]
+    return np.array([names.index(name) if name in _STUFF_NAMES else index for index, name in enumerate(names)])
+
+
+def _visible_layers(layers: list[Layer], height: int, width: int) -> list[Layer]:
+    """The layers without the segments of which too little is seen; what lies beneath gets their pixels."""
+    smallest = max(MIN_SEGMENT_AREA, MIN_SEGMENT_SHARE * height * width)
+    while True:
+        keys = _segment_keys(layers)
+        areas = np.bincount(keys[_owners(layers, height, width)].ravel(), minlength=len(layers))
+        # The sky stays, as all else lies upon it. One at a time, as what is uncovered may then be large enough.
+        tiny = [key for key in np.unique(keys)[1:] if areas[key] < smallest]
+        if not tiny:
+            return layers
+        least = min(tiny, key=lambda key: areas[key])
+        layers = [layer for layer, key in zip(layers, keys, strict=True) if key != least]
+
+
+def _annotate(
+    layers: list[Layer], rng: np.random.Generator, height: int, width: int
+) -> tuple[list[dict[str, object]], np.ndarray]:
+    """Entries of `segments_info`, in paint order, and the id map (H, W)."""
+    keys = _segment_keys(layers)
+    id_of_layer = (rng.choice(MAX_ID, len(layers), replace=False) + 1)[keys]
+    ids = id_of_layer[_owners(layers, height, width)]
+    segments = [
+        {"id": int(id_of_layer[key]), "label_id": SCENE_CATEGORIES.names.index(layers[key].name), "iscrowd": 0}
+        for key in np.unique(keys)
+    ]
+    return measure_segments(ids, segments), ids
+
+
+def _paint(layers: list[Layer], rng: np.random.Generator, height: int, width: int) -> Image.Image:
+    canvas = np.zeros((height, width, 3), dtype=np.float32)
+    for layer in layers:
+        for patch in (layer.effect, layer.patch):
+            if patch is not None:
+                view = canvas[patch.window]
+                view *= 1 - patch.coverage[..., None]
+                view += patch.color
+    canvas += 0.012 * rng.standard_normal(canvas.shape, dtype=np.float32)  # as of a camera's sensor
+    return Image.fromarray((canvas.clip(0, 1) * 255 + 0.5).astype(np.uint8))

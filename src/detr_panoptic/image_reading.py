@@ -1,0 +1,105 @@
+"""Images of every kind as (3, H, W) tensors: what to do with modes, bit depths, channel orders and rotation tags."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from transformers.image_utils import ChannelDimension, load_image
+
+MAX_UINT16, MAX_UINT8 = 65535, 255
+
+
+def read_picture(source: str | os.PathLike[str], *, timeout: float | None = None) -> Image.Image:
+    """Opens a path as it is stored, whatever its mode, or a URL or base64 string as RGB.
+
+    Args:
+        source: the path, URL or string.
+        timeout: seconds to wait for a URL; None waits on.
+
+    Raises:
+        ValueError: if it cannot be read; names it.
+    """
+    try:
+        if not Path(source).is_file():
+            return load_image(str(source), timeout=timeout)
+        with Image.open(source) as picture:
+            picture.load()
+            return picture
+    except Exception as error:
+        # Broken files raise anything from SyntaxError to struct.error, and few of these name the file.
+        raise ValueError(f"Cannot read the image {str(source)[:200]!r}: {error}") from error
+
+
+def picture_to_tensor(picture: Image.Image) -> Tensor:
+    """A picture of any mode, turned as its EXIF tag says, to (3, H, W) uint8."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):
+        # PIL's own conversion clips 16 bits at 255, which leaves a white image. "I" has 32 bits, and is how PIL opens
+        # 16-bit files of several formats.
+        values = torch.from_numpy(np.asarray(picture).astype(np.int64))
+        return _sixteen_to_eight_bits(values).expand(3, -1, -1).contiguous()
+    if picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")  # else PIL warns
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def _sixteen_to_eight_bits(values: Tensor) -> Tensor:
+    """Integers from 0 to 65535 to the nearest uint8, so that the ends meet."""
+    return ((values.clamp(0, MAX_UINT16) * MAX_UINT8 + MAX_UINT16 // 2) // MAX_UINT16).to(torch.uint8)
+
+
+def array_to_tensor(image: np.ndarray | Tensor, input_data_format: str | ChannelDimension | None) -> Tensor:
+    """An array or tensor (H, W), (C, H, W) or (H, W, C) with C 1, 3 or 4 to (3, H, W), uint8 or the floats that came.
+
+    Args:
+        image: uint16 is scaled to 8 bits, booleans are black and white, a fourth channel (alpha) is dropped.
+        input_data_format: where the channels are. None finds out; where both are possible, an array has them last
+            and a tensor first.
+
+    Raises:
+        ValueError: if the shape or the values are no image's.
+    """
+    if not isinstance(image, (np.ndarray, Tensor)):
+        raise ValueError(f"An image must be a picture, path, URL, array or tensor, got {type(image).__name__}.")
+    shape = tuple(image.shape)
+    pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
+    if pixels.ndim == 2:
+        pixels, input_data_format = pixels[None], ChannelDimension.FIRST
+    if input_data_format is None and pixels.ndim == 3:
+        axes = [axis for axis in (0, 2) if shape[axis] in (1, 3, 4)]
+        ambiguous_axis = 0 if isinstance(image, Tensor) else 2
+        last = (axes[0] if len(axes) == 1 else ambiguous_axis) == 2
+        input_data_format = ChannelDimension.LAST if last else ChannelDimension.FIRST
+    if input_data_format == ChannelDimension.LAST:
+        pixels = pixels.movedim(-1, 0)
+    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3, 4) or 0 in shape:
+        raise ValueError(f"An image must be (H, W), or have 1, 3 or 4 channels first or last, got the shape {shape}.")
+    return _eight_bits(pixels[:3]).expand(3, -1, -1).contiguous()
+
+
+def _eight_bits(pixels: Tensor) -> Tensor:
+    """Integers to uint8; floats stay, in float32."""
+    if pixels.is_floating_point():
+        return pixels.float()
+    if pixels.dtype == torch.uint16:
+        return _sixteen_to_eight_bits(pixels.long())
+    if pixels.dtype == torch.bool:
+        return pixels.to(torch.uint8) * MAX_UINT8
+    low, high = int(pixels.min()), int(pixels.max())
+    if low < 0 or high > MAX_UINT8:
+        raise ValueError(f"An image of {pixels.dtype} must have values from 0 to {MAX_UINT8}, got {low} to {high}.")
+    return pixels.to(torch.uint8)
+
+
+def flatten_images(images: Any) -> Iterator[Any]:
+    """Single images out of lists and out of batches (B, C, H, W)."""
+    if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) > 3:
+        for image in images:
+            yield from flatten_images(image)
+    else:
+        yield images

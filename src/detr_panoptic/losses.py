@@ -1,0 +1,218 @@
+"""The loss of DETR panoptic: classification, boxes and masks of matched pairs.
+
+Follows SetCriterion of models/detr.py and the mask losses of models/segmentation.py of facebookresearch/detr (29901c5),
+with these differences:
+  * padding does not count as background in the mask losses; `count_padding=True` counts it as the reference does;
+  * everything is float32;
+  * the normalizers come in as values: the training loop knows the other processes, this file does not;
+  * masks are upsampled image by image in chunks, and the backward pass makes each chunk again instead of keeping it.
+
+Legend: B images, Q queries, K labels, L decoder layers, N matched pairs, T targets of one image, (H, W) the canvas.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  the field's name for it
+from torch.utils.checkpoint import checkpoint
+
+from .box_ops import cxcywh_to_xyxy, generalized_iou
+from .matcher import Matching
+
+FOCAL_ALPHA = 0.25  # arXiv 1708.02002
+FOCAL_GAMMA = 2.0
+MASK_PIXELS_PER_CHUNK = 1 << 22
+"""Upsampled mask logits that exist at a time: 16 MiB in float32, a few times that with the loss around them."""
+
+
+class LossNormalizers(NamedTuple):
+    """What the losses of one batch are divided by.
+
+    With several processes or accumulated batches: the sums over all of them, divided by processes and batches.
+    """
+
+    num_targets: Tensor
+    """Targets, for boxes and masks. At least 1."""
+    class_weight: Tensor
+    """Sum of the class weights of all queries, for the classification."""
+
+
+def loss_normalizers(
+    labels: Sequence[dict[str, Any]],
+    *,
+    num_queries: int,
+    eos_coefficient: float,
+    device: torch.device | str = "cpu",
+    least_targets: int = 1,
+) -> LossNormalizers:
+    """The normalizers of one batch, from its targets alone; `least_targets` is 0 for sums that are added up first."""
+    counts = [len(target["class_labels"]) for target in labels]
+    matched = sum(min(count, num_queries) for count in counts)
+    class_weight = matched + eos_coefficient * (num_queries * len(labels) - matched)
+    values = torch.tensor([max(sum(counts), least_targets), class_weight], dtype=torch.float64).to(device, torch.float32)
+    return LossNormalizers(*values)
+
+
+def classification_loss(
+    logits: Tensor, target_classes: Tensor, matching: Matching, *, eos_coefficient: float, class_weight: Tensor
+) -> Tensor:
+    """Weighted cross entropy over all queries; a query without a target is "no object", the last class.
+
+    Args:
+        logits: (B, Q, K+1).
+        target_classes: (all targets,) int64.
+        matching: of this layer.
+        eos_coefficient: weight of "no object".
+        class_weight: the sum of weights to divide by.
+    """
+    no_object = logits.shape[-1] - 1
+    classes = torch.full(logits.shape[:2], no_object, device=logits.device)
+    classes[matching.image, matching.query] = target_classes[matching.target]
+    weights = logits.new_ones(logits.shape[-1])
+    weights[no_object] = eos_coefficient
+    return F.cross_entropy(logits.flatten(0, 1), classes.flatten(), weight=weights, reduction="sum") / class_weight
+
+
+def box_losses(
+    boxes_cxcywh: Tensor, target_boxes_cxcywh: Tensor, matching: Matching, *, num_targets: Tensor
+) -> dict[str, Tensor]:
+    """L1 and generalized IoU losses of matched boxes: (B, Q, 4) and (all targets, 4), in [0, 1]."""
+    predicted = boxes_cxcywh[matching.image, matching.query]
+    target = target_boxes_cxcywh[matching.target]
+    giou = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(target))
+    return {
+        "loss_bbox": (predicted - target).abs().sum() / num_targets,
+        "loss_giou": (1 - giou).sum() / num_targets,
+    }
+
+
+def focal_loss(mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+    """Focal loss of each mask, the mean over its pixels: (N, P) logits and {0, 1} targets to (N,)."""
+    probs = mask_logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(mask_logits, mask_targets, reduction="none")
+    right = probs * mask_targets + (1 - probs) * (1 - mask_targets)
+    alpha = FOCAL_ALPHA * mask_targets + (1 - FOCAL_ALPHA) * (1 - mask_targets)
+    return (alpha * cross_entropy * (1 - right) ** FOCAL_GAMMA).mean(-1)
+
+
+def dice_loss(mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+    """Soft Dice of each mask: (N, P) logits and {0, 1} targets to (N,)."""
+    probs = mask_logits.sigmoid()
+    overlap = 2 * (probs * mask_targets).sum(-1)
+    total = probs.sum(-1) + mask_targets.sum(-1)
+    # The +1 keeps an empty target's loss finite and its gradient alive.
+    return 1 - (overlap + 1) / (total + 1)
+
+
+def mask_losses(
+    mask_logits: Tensor,
+    labels: Sequence[dict[str, Any]],
+    matching: Matching,
+    *,
+    canvas_size: tuple[int, int],
+    image_sizes: Sequence[Sequence[int]],
+    num_targets: Tensor,
+    count_padding: bool = False,
+) -> dict[str, Tensor]:
+    """Focal and Dice losses of matched masks, at full resolution.
+
+    Args:
+        mask_logits: (N, h, w), the masks of the matched pairs in their order.
+        labels: targets with `masks` (T, H_i, W_i), of the image's own size or padded.
+        matching: of the last layer.
+        canvas_size: (H, W) of the padded batch, which the masks cover.
+        image_sizes: B sizes (H_i, W_i) of the images without padding.
+        num_targets: to divide by.
+        count_padding: take padding as background, as the reference does.
+    """
+    canvas_height, canvas_width = canvas_size
+    focal, dice = mask_logits.sum() * 0, mask_logits.sum() * 0  # connected to the graph where nothing matched
+    first = 0
+    for i, target in enumerate(labels):
+        rows = (matching.image == i).nonzero()[:, 0]
+        own = matching.target[rows] - first
+        first += len(target["class_labels"])
+        height, width = canvas_size if count_padding else image_sizes[i]
+        for chunk in torch.arange(len(rows)).split(max(1, MASK_PIXELS_PER_CHUNK // (canvas_height * canvas_width))):
+            masks = target["masks"][own[chunk].to(target["masks"].device)].to(mask_logits.device)
+            terms = checkpoint(
+                _mask_loss_sums, mask_logits[rows[chunk]], masks, canvas_size, (height, width), use_reentrant=False
+            )
+            focal, dice = focal + terms[0], dice + terms[1]
+    return {"loss_mask": focal / num_targets, "loss_dice": dice / num_targets}
+
+
+def _mask_loss_sums(
+    mask_logits: Tensor, masks: Tensor, canvas_size: tuple[int, int], size: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Sums of both losses over a chunk: (N, h, w) logits of the canvas, (N, ., .) masks, compared on `size` alone."""
+    height, width = size
+    logits = F.interpolate(mask_logits[:, None].float(), size=canvas_size, mode="bilinear", align_corners=False)[:, 0]
+    logits = logits[:, :height, :width].flatten(1)
+    masks = masks[:, :height, :width].to(logits.dtype)
+    masks = F.pad(masks, (0, width - masks.shape[2], 0, height - masks.shape[1])).flatten(1)
+    return focal_loss(logits, masks).sum(), dice_loss(logits, masks).sum()
+
+
+def detection_losses(
+    logits: Tensor,
+    boxes_cxcywh: Tensor,
+    labels: Sequence[dict[str, Any]],
+    matchings: Sequence[Matching],
+    *,
+    eos_coefficient: float,
+    normalizers: LossNormalizers,
+) -> dict[str, Tensor]:
+    """Classification and box losses of every given layer.
+
+    Args:
+        logits: (L, B, Q, K+1).
+        boxes_cxcywh: (L, B, Q, 4).
+        labels: B targets.
+        matchings: one for each layer.
+        eos_coefficient: weight of "no object".
+        normalizers: to divide by.
+
+    Returns:
+        `loss_ce`, `loss_bbox`, `loss_giou` of the last layer, the same with `_0 ... _{L-2}` of the others.
+    """
+    classes = torch.cat([target["class_labels"] for target in labels])
+    boxes = torch.cat([target["boxes"] for target in labels]).float()
+    terms = {}
+    last = len(matchings) - 1
+    for i, matching in enumerate(matchings):
+        on_device = Matching(*(index.to(logits.device) for index in matching))
+        layer_logits, layer_boxes = logits[i].float(), boxes_cxcywh[i].float()
+        layer = {
+            "loss_ce": classification_loss(
+                layer_logits,
+                classes,
+                on_device,
+                eos_coefficient=eos_coefficient,
+                class_weight=normalizers.class_weight,
+            ),
+            **box_losses(layer_boxes, boxes, on_device, num_targets=normalizers.num_targets),
+        }
+        terms.update({name if i == last else f"{name}_{i}": value for name, value in layer.items()})
+    return terms
+
+
+@torch.no_grad()
+def matching_errors(logits: Tensor, labels: Sequence[dict[str, Any]], matching: Matching) -> dict[str, Tensor]:
+    """What the reference logs beside the losses: (B, Q, K+1) logits to two scalars.
+
+    Returns:
+        `class_error`: percent of matched queries with another best class; `cardinality_error`: mean distance between
+        the numbers of predicted and of true objects of an image.
+    """
+    classes = torch.cat([target["class_labels"] for target in labels])
+    best = logits.argmax(-1)
+    wrong = best[matching.image, matching.query] != classes[matching.target]
+    predicted = (best != logits.shape[-1] - 1).sum(1)
+    counts = torch.tensor([len(target["class_labels"]) for target in labels], device=logits.device)
+    return {
+        "class_error": 100 * wrong.float().sum() / max(len(wrong), 1),
+        "cardinality_error": (predicted - counts).abs().float().mean(),
+    }

@@ -1,0 +1,173 @@
+"""From object embeddings to masks: attention maps over the encoded image, then an FPN-style head.
+
+Follows MHAttentionMap and MaskHeadSmallConv of facebookresearch/detr (29901c5): the same weights give the same masks, to
+rounding. The arithmetic is arranged so that what queries share is computed once per image, and the head takes any list
+of (image, query) rows, not all B x Q of them:
+  * conv([image, attention]) = conv(image) + conv(attention): the image's part once per image;
+  * conv(adapter(skip) + up(x)) = conv(adapter(skip)) + conv(up(x)): the skip's part once per image;
+  * a 3x3 convolution after nearest upsampling by two is a transposed 4x4 convolution of the small map with stride 2:
+    every pixel of the large map sees 2x2 sources, so 4 products take the place of 9.
+
+Legend: B images, Q queries, N rows (pairs of image and query), D hidden size, M heads, (h, w) map of stride 32 (or 16).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  the field's name for it
+
+ROWS_PER_CHUNK = 8
+"""Rows that go through the head together when no gradient is kept: enough to keep the cores busy, few enough that the
+stride-4 maps stay in cache. At 800x1066 a row of R50's head keeps about 10 MB (docs/performance.md)."""
+
+
+class MaskAttention(nn.Module):
+    """Where each object looks: multi-head attention of object embeddings over the encoded image, scores only."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(hidden_size, hidden_size)
+        self.k_proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, queries: Tensor, encoded: Tensor, mask: Tensor | None) -> Tensor:
+        """Attends from each object to the encoded image.
+
+        Args:
+            queries: (B, Q, D) object embeddings.
+            encoded: (B, h, w, D) encoded image.
+            mask: (B, h, w) bool, True on the image; None without padding.
+
+        Returns:
+            (B, Q, M, h, w), non-negative; sums to 1 over M, h and w together.
+        """
+        q = self.q_proj(queries).unflatten(-1, (self.num_heads, -1))  # (B, Q, M, d)
+        k = self.k_proj(encoded).unflatten(-1, (self.num_heads, -1))  # (B, h, w, M, d)
+        scores = torch.einsum("bqmd,bhwmd->bqmhw", q * q.shape[-1] ** -0.5, k)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None], torch.finfo(scores.dtype).min)
+        # One softmax over heads *and* pixels: the released weights were trained with heads competing.
+        return scores.flatten(2).softmax(-1).view_as(scores)
+
+
+class ConvBlock(nn.Module):
+    """3x3 convolution, group norm, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm = _group_norm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, h, w) to (N, out, h, w)."""
+        return self.norm(self.conv(x)).relu_()
+
+    def split(self, shared: Tensor, own: Tensor, image_index: Tensor) -> Tensor:
+        """The block on [shared, own] along the channels, with the shared part computed once per image.
+
+        Args:
+            shared: (B, C, h, w) what the rows of an image share.
+            own: (N, in - C, h, w) what is each row's own.
+            image_index: (N,) the image of each row.
+
+        Returns:
+            (N, out, h, w).
+        """
+        weight_shared, weight_own = self.conv.weight.split((shared.shape[1], own.shape[1]), dim=1)
+        once = F.conv2d(shared, weight_shared, self.conv.bias, padding=1)
+        return self.norm(_add_rows(F.conv2d(own, weight_own, padding=1), once, image_index)).relu_()
+
+
+class FusionStage(nn.Module):
+    """Upsample the rows, add the image's map of that size, convolve."""
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.adapter = nn.Conv2d(skip_channels, in_channels, 1)
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm = _group_norm(out_channels)
+
+    def convolve_skip(self, skip: Tensor) -> Tensor:
+        """The image's share of the convolution: (B, skip, 2h, 2w) to (B, out, 2h, 2w), once for all rows."""
+        return self.conv(self.adapter(skip))
+
+    def forward(self, x: Tensor, convolved_skip: Tensor, image_index: Tensor) -> Tensor:
+        """Rows (N, in, h, w) to (N, out, 2h, 2w), given what `convolve_skip` returned for their images."""
+        size = convolved_skip.shape[-2:]
+        if size == (2 * x.shape[-2], 2 * x.shape[-1]):
+            own = F.conv_transpose2d(x, upsampling_kernel(self.conv.weight), stride=2, padding=1)
+        else:  # odd sizes, and the first stage of a dilated backbone
+            own = F.conv2d(F.interpolate(x, size=size), self.conv.weight, padding=1)
+        return self.norm(_add_rows(own, convolved_skip, image_index)).relu_()
+
+
+class MaskHead(nn.Module):
+    """Attention maps and features of the image to mask logits.
+
+    Args:
+        hidden_size: D, channels of the projected map.
+        num_heads: M, attention maps per row.
+        skip_channels: channels of the backbone's maps of stride 16, 8 and 4.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, skip_channels: Sequence[int]) -> None:
+        super().__init__()
+        width = hidden_size + num_heads
+        widths = [hidden_size // 2, hidden_size // 4, hidden_size // 8, hidden_size // 16]
+        self.blocks = nn.ModuleList([ConvBlock(width, width), ConvBlock(width, widths[0])])
+        self.stages = nn.ModuleList(
+            FusionStage(c_in, c_skip, c_out)
+            for c_in, c_skip, c_out in zip(widths[:-1], skip_channels, widths[1:], strict=True)
+        )
+        self.predictor = nn.Conv2d(widths[-1], 1, 3, padding=1)
+
+    def forward(self, projected: Tensor, attention: Tensor, image_index: Tensor, skips: Sequence[Tensor]) -> Tensor:
+        """Mask logits of the given rows.
+
+        Args:
+            projected: (B, D, h, w) projected features of the images.
+            attention: (N, M, h, w) attention maps of the rows.
+            image_index: (N,) int64, the image of each row.
+            skips: maps of the backbone, (B, C, 2h, 2w), (B, C, 4h, 4w), (B, C, 8h, 8w) or thereabouts.
+
+        Returns:
+            (N, 8h, 8w) logits, of the last skip's size.
+        """
+        convolved = [stage.convolve_skip(skip) for stage, skip in zip(self.stages, skips, strict=True)]
+        # Chunks save memory only where no gradient keeps what they make.
+        rows = len(attention) if torch.is_grad_enabled() else ROWS_PER_CHUNK
+        chunks = zip(attention.split(max(rows, 1)), image_index.split(max(rows, 1)), strict=True)
+        return torch.cat([self._rows(projected, maps, index, convolved) for maps, index in chunks])
+
+    def _rows(self, projected: Tensor, attention: Tensor, image_index: Tensor, convolved: list[Tensor]) -> Tensor:
+        x = self.blocks[1](self.blocks[0].split(projected, attention, image_index))
+        for stage, skip in zip(self.stages, convolved, strict=True):
+            x = stage(x, skip, image_index)
+        return self.predictor(x)[:, 0]
+
+
+def upsampling_kernel(weight: Tensor) -> Tensor:
+    """The kernel of the transposed convolution that equals upsampling by two and then convolving.
+
+    Args:
+        weight: (out, in, 3, 3) of a convolution with padding 1.
+
+    Returns:
+        (in, out, 4, 4), for `conv_transpose2d` with stride 2 and padding 1: the 3x3 taps that fall on one source pixel
+        are summed.
+    """
+    ones = weight.new_ones(1, 1, 2, 2)
+    flipped = weight.flip(-2, -1).transpose(0, 1)  # a transposed convolution runs the kernel backwards
+    return F.conv2d(flipped.reshape(-1, 1, 3, 3), ones, padding=1).unflatten(0, flipped.shape[:2])[:, :, 0]
+
+
+def _add_rows(own: Tensor, once: Tensor, image_index: Tensor) -> Tensor:
+    """Adds to each row (N, C, h, w) what its image (B, C, h, w) computed once."""
+    return own.add_(once if len(once) == 1 else once[image_index])
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    # Eight groups as published; narrower heads, which the reference cannot build, take as many as divide them.
+    return nn.GroupNorm(math.gcd(8, channels), channels)

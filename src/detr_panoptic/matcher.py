@@ -1,0 +1,102 @@
+"""Bipartite matching of queries and targets.
+
+Follows models/matcher.py of facebookresearch/detr (29901c5), with these differences:
+  * costs are float32 whatever the model's precision, and the layers of the decoder are matched together, with one
+    transfer to the processor for all of them;
+  * costs and assignment are two functions.
+
+Legend: B images, Q queries, K labels, L decoder layers, T targets of one image.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+try:  # a dependency of the package; code loaded from the Hub may run without it until it trains
+    from scipy.optimize import linear_sum_assignment
+except ImportError:  # pragma: no cover
+    linear_sum_assignment = None
+
+from .box_ops import cxcywh_to_xyxy, generalized_iou
+
+
+class Matching(NamedTuple):
+    """Matched pairs of a batch, image by image: three int64 tensors (N,) on the processor."""
+
+    image: Tensor
+    query: Tensor
+    target: Tensor
+    """Index into the targets of all images, one image's after the other's."""
+
+
+def matching_costs(
+    logits: Tensor,
+    boxes_cxcywh: Tensor,
+    target: dict[str, Any],
+    *,
+    class_cost: float,
+    bbox_cost: float,
+    giou_cost: float,
+) -> Tensor:
+    """What each query would cost for each target of one image.
+
+    Args:
+        logits: (L, Q, K+1).
+        boxes_cxcywh: (L, Q, 4) in [0, 1].
+        target: `class_labels` (T,) and `boxes` (T, 4), cxcywh.
+        class_cost: weight of the negative probability of the target's class.
+        bbox_cost: weight of the L1 distance.
+        giou_cost: weight of the negative generalized IoU.
+
+    Returns:
+        (L, Q, T) float32.
+    """
+    boxes = boxes_cxcywh.float()[:, :, None]
+    target_boxes = target["boxes"].float()
+    class_term = -logits.float().softmax(-1)[..., target["class_labels"]]
+    box_term = (boxes - target_boxes).abs().sum(-1)
+    giou_term = -generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
+    return class_cost * class_term + bbox_cost * box_term + giou_cost * giou_term
+
+
+@torch.no_grad()
+def match(
+    logits: Tensor, boxes_cxcywh: Tensor, labels: Sequence[dict[str, Any]], **cost_weights: float
+) -> list[Matching]:
+    """Assigns to each target the query that makes the sum of costs least.
+
+    Args:
+        logits: (L, B, Q, K+1).
+        boxes_cxcywh: (L, B, Q, 4).
+        labels: B targets, see `matching_costs`. An image with more targets than queries leaves some without one.
+        **cost_weights: `class_cost`, `bbox_cost` and `giou_cost`.
+
+    Returns:
+        L matchings; queries ascend within an image.
+
+    Raises:
+        ImportError: scipy is not installed.
+        FloatingPointError: a prediction or a box of a target is not finite.
+    """
+    if linear_sum_assignment is None:
+        raise ImportError("Matching needs scipy: `pip install scipy`.")
+    counts = [len(target["class_labels"]) for target in labels]
+    costs = [matching_costs(logits[:, i], boxes_cxcywh[:, i], t, **cost_weights) for i, t in enumerate(labels)]
+    on_processor = torch.cat(costs, dim=-1).cpu()  # (L, Q, targets of all images)
+    if not on_processor.isfinite().all():
+        raise FloatingPointError("Matching met logits or boxes that are not finite, in the predictions or the targets.")
+    return [_assign(layer, counts) for layer in on_processor]
+
+
+def _assign(costs: Tensor, counts: Sequence[int]) -> Matching:
+    """One layer's costs (Q, targets of all images), split by `counts`, to its matching."""
+    images, queries, targets, first = [], [], [], 0
+    for i, block in enumerate(costs.split(list(counts), dim=-1)):
+        query, target = (torch.as_tensor(index, dtype=torch.int64) for index in linear_sum_assignment(block))
+        images.append(torch.full_like(query, i))
+        queries.append(query)
+        targets.append(target + first)
+        first += counts[i]
+    return Matching(torch.cat(images), torch.cat(queries), torch.cat(targets))

@@ -1,0 +1,517 @@
+"""DETR for panoptic segmentation as a transformers model.
+
+The network is that of facebookresearch/detr (29901c5; arXiv 2005.12872); every difference has a line in
+docs/deviations.md. This file alone knows the configuration: it turns it into arguments of the parts.
+
+Legend: B images, Q queries, K labels, L decoder layers, D hidden size, M heads, T targets, (H, W) the padded canvas,
+(h, w) the map of stride 32 (16 with a dilated backbone).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput, logging
+from transformers.utils.generic import can_return_tuple
+
+from .backbone import Backbone, resize_mask
+from .configuration_detr_panoptic import DetrPanopticConfig, check_mask_queries
+from .convert import ConvertedCheckpoint, convert_checkpoint
+from .losses import LossNormalizers, detection_losses, loss_normalizers, mask_losses
+from .mask_head import MaskAttention, MaskHead
+from .matcher import Matching, match
+from .position_encoding import sine_position_encoding
+from .transformer import ATTENTION_FUNCTIONS, Attention, Decoder, DecoderLayer, Encoder, EncoderLayer
+
+logger = logging.get_logger(__name__)
+
+SKIPPED_MASK_LOGIT = -1e4
+"""Mask logits of queries that the head did not run for: probability 0, finite in half precision, resizable."""
+
+
+@dataclass
+class DetrPanopticModelOutput(ModelOutput):
+    """What the detector computes before its heads.
+
+    Args:
+        last_hidden_state: (B, Q, D) object embeddings.
+        intermediate_hidden_states: (L, B, Q, D) queries after each decoder layer and the shared norm; [-1] is
+            `last_hidden_state`.
+        encoder_last_hidden_state: (B, h*w, D) encoded image.
+        projected: (B, D, h, w) projected map of the last stage.
+        feature_maps: the backbone's maps of strides 4, 8, 16 and 32.
+        feature_mask: (B, h, w) bool, True on the image.
+        decoder_attentions: on request, L tensors (B, M, Q, Q).
+        cross_attentions: on request, L tensors (B, M, Q, h*w).
+        encoder_hidden_states: on request, 1 + layers tensors (B, h*w, D).
+        encoder_attentions: on request, tensors (B, M, h*w, h*w).
+    """
+
+    last_hidden_state: Tensor | None = None
+    intermediate_hidden_states: Tensor | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    projected: Tensor | None = None
+    feature_maps: tuple[Tensor, ...] | None = None
+    feature_mask: Tensor | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class DetrPanopticSegmentationOutput(ModelOutput):
+    """Predictions, and losses where labels were given.
+
+    Args:
+        loss: weighted sum of `loss_dict`.
+        loss_dict: `loss_ce`, `loss_bbox`, `loss_giou`, `loss_mask`, `loss_dice`, and the first three with `_0 ...
+            _{L-2}` for the auxiliary layers.
+        logits: (B, Q, K+1), the last class is "no object".
+        pred_boxes: (B, Q, 4) cxcywh in [0, 1] of the unpadded image.
+        pred_masks: (B, Q, H/4, W/4) logits over the padded canvas; -1e4 where the head did not run for a query.
+        image_sizes: (B, 2) height and width of each image without its padding.
+        canvas_sizes: (B, 2) height and width of the padded canvas, the same in every row.
+        auxiliary_outputs: with labels, `logits` and `pred_boxes` of each decoder layer but the last.
+        last_hidden_state: (B, Q, D) object embeddings.
+        encoder_last_hidden_state: (B, h*w, D) encoded image.
+        decoder_hidden_states: on request, L tensors (B, Q, D), after the shared norm.
+        decoder_attentions: on request, L tensors (B, M, Q, Q).
+        cross_attentions: on request, L tensors (B, M, Q, h*w).
+        encoder_hidden_states: on request, 1 + layers tensors (B, h*w, D).
+        encoder_attentions: on request, tensors (B, M, h*w, h*w).
+        mask_attentions: on request, with attentions, (B, Q, M, h, w) where each object looks.
+    """
+
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    pred_boxes: Tensor | None = None
+    pred_masks: Tensor | None = None
+    image_sizes: Tensor | None = None
+    canvas_sizes: Tensor | None = None
+    auxiliary_outputs: list[dict[str, Tensor]] | None = None
+    last_hidden_state: Tensor | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+    mask_attentions: Tensor | None = None
+
+
+class DetrPanopticPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialization."""
+
+    config_class = DetrPanopticConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ("Backbone", "EncoderLayer", "DecoderLayer", "MaskAttention", "MaskHead")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Loads one of our checkpoints, or transformers' DETR, which is converted on the way.
+
+        Takes the arguments of `PreTrainedModel.from_pretrained`. A detection-only DETR gets a new mask head.
+
+        Raises:
+            ValueError: a foreign checkpoint has parameters that have no place here, or lacks some.
+        """
+        foreign = None
+        if pretrained_model_name_or_path is not None and "state_dict" not in kwargs:
+            foreign = _foreign_checkpoint(pretrained_model_name_or_path, _hub_arguments(kwargs))
+        if foreign is not None:
+            overrides = {k: kwargs.pop(k) for k in list(kwargs) if k in DetrPanopticConfig.__dataclass_fields__}
+            kwargs["config"] = DetrPanopticConfig(**(foreign.config_kwargs | overrides))
+            kwargs["state_dict"] = _select_for(cls, foreign.state_dict)
+            pretrained_model_name_or_path = None
+            for note in foreign.notes:
+                logger.warning(note)
+            if foreign.is_detection_only and cls is DetrPanopticForSegmentation:
+                logger.warning("The checkpoint has no mask head: a new one was made, which has to be trained.")
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
+            if isinstance(module, Backbone):
+                module.freeze_stem()  # parameters from a checkpoint come back with gradients
+        return loaded
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initializes one module as the reference does; children come before their parents."""
+        if isinstance(module, (Attention, MaskAttention)):
+            for name, linear in module.named_children():
+                # The reference draws the packed (3D, D) projection at once, which narrows q, k and v.
+                packed = isinstance(module, Attention) and name != "out_proj"
+                init.xavier_uniform_(linear.weight, gain=0.5**0.5 if packed else 1.0)
+                init.zeros_(linear.bias)
+        elif isinstance(module, (EncoderLayer, DecoderLayer)):
+            init.xavier_uniform_(module.linear1.weight)
+            init.xavier_uniform_(module.linear2.weight)
+        elif isinstance(module, MaskHead):
+            for conv in [m for m in module.modules() if isinstance(m, nn.Conv2d)]:
+                init.kaiming_uniform_(conv.weight, a=1)
+                init.zeros_(conv.bias)
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+            init.kaiming_uniform_(module.weight, a=5**0.5)  # PyTorch's own
+            if module.bias is not None:
+                bound = module.weight[0].numel() ** -0.5
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+
+class DetrPanopticModel(DetrPanopticPreTrainedModel):
+    """Backbone and transformer: images to object embeddings."""
+
+    def __init__(self, config: DetrPanopticConfig) -> None:
+        super().__init__(config)
+        transformer = {
+            "hidden_size": config.hidden_size,
+            "num_heads": config.num_heads,
+            "ffn_dim": config.ffn_dim,
+            "dropout": config.dropout,
+        }
+        self.backbone = Backbone(
+            config.backbone,
+            dilation=config.dilation,
+            num_channels=config.num_channels,
+            # On the meta device a checkpoint is being loaded, and the backbone's weights are in it.
+            pretrained=config.use_pretrained_backbone and torch.get_default_device().type != "meta",
+        )
+        self.input_projection = nn.Conv2d(self.backbone.channels[-1], config.hidden_size, 1)
+        self.query_embeddings = nn.Embedding(config.num_queries, config.hidden_size)
+        self.encoder = Encoder(config.encoder_layers, **transformer)
+        self.decoder = Decoder(config.decoder_layers, **transformer)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        *,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> DetrPanopticModelOutput:
+        """Computes the object embeddings of a batch.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalized images.
+            pixel_mask: (B, H, W), 1 on the image, 0 on padding; None without padding.
+            output_attentions: also return the attention weights; the result stays the same to the bit.
+            output_hidden_states: also return the states between the layers of the encoder.
+
+        Raises:
+            ValueError: the shapes are not those.
+        """
+        _check_images(pixel_values, pixel_mask, num_channels=self.config.num_channels)
+        with_weights = self.config.output_attentions if output_attentions is None else output_attentions
+        with_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        attention = ATTENTION_FUNCTIONS[self.config._attn_implementation]
+
+        feature_maps = self.backbone(pixel_values)
+        projected = self.input_projection(feature_maps[-1])
+        batch, size = projected.shape[0], projected.shape[-2:]
+        if pixel_mask is None:
+            mask = None
+            feature_mask = torch.ones((batch, *size), dtype=torch.bool, device=projected.device)
+        else:
+            feature_mask = resize_mask(pixel_mask.bool(), size)
+            mask = feature_mask.flatten(1)[:, None, None]
+        position = sine_position_encoding(feature_mask, self.config.hidden_size).to(projected.dtype)
+        position = position.flatten(2).transpose(1, 2)  # (B, h*w, D)
+
+        encoder_states, encoder_attentions = self.encoder(
+            projected.flatten(2).transpose(1, 2), position, mask, attention=attention, with_weights=with_weights
+        )
+        queries = self.query_embeddings.weight.expand(batch, -1, -1)
+        decoder_states, decoder_attentions, cross_attentions = self.decoder(
+            queries, encoder_states[-1], position, mask, attention=attention, with_weights=with_weights
+        )
+        return DetrPanopticModelOutput(
+            last_hidden_state=decoder_states[-1],
+            intermediate_hidden_states=decoder_states,
+            encoder_last_hidden_state=encoder_states[-1],
+            projected=projected,
+            feature_maps=tuple(feature_maps),
+            feature_mask=feature_mask,
+            decoder_attentions=tuple(decoder_attentions) if with_weights else None,
+            cross_attentions=tuple(cross_attentions) if with_weights else None,
+            encoder_hidden_states=tuple(encoder_states) if with_states else None,
+            encoder_attentions=tuple(encoder_attentions) if with_weights else None,
+        )
+
+
+class BoxHead(nn.Module):
+    """Three linear layers from object embeddings to boxes."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(hidden_size, size) for size in (hidden_size, hidden_size, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., 4) cxcywh in [0, 1]."""
+        for layer in self.layers[:-1]:
+            x = layer(x).relu()
+        return self.layers[-1](x).sigmoid()
+
+
+class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
+    """DETR with class, box and mask heads: images to panoptic predictions, and to losses where there are labels."""
+
+    def __init__(self, config: DetrPanopticConfig) -> None:
+        super().__init__(config)
+        self.model = DetrPanopticModel(config)
+        self.class_head = nn.Linear(config.hidden_size, config.num_labels + 1)
+        self.box_head = BoxHead(config.hidden_size)
+        self.mask_attention = MaskAttention(config.hidden_size, config.num_heads)
+        self.mask_head = MaskHead(config.hidden_size, config.num_heads, self.model.backbone.channels[-2::-1])
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        labels: Sequence[dict[str, Any]] | None = None,
+        *,
+        mask_queries: str | int | None = None,
+        normalizers: LossNormalizers | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> DetrPanopticSegmentationOutput:
+        """Segments a batch.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalized images.
+            pixel_mask: (B, H, W), 1 on the image, 0 on padding; None without padding.
+            labels: B targets {`class_labels` (T,), `boxes` (T, 4) cxcywh in [0, 1] of the unpadded image, `masks`
+                (T, H_i, W_i)}. Without `masks` there are no mask losses.
+            mask_queries: which queries get masks, see `DetrPanopticConfig`; None: the matched ones in training, the
+                configuration's otherwise. Matched queries always get theirs where there are labels.
+            normalizers: what the losses are divided by; None: computed from this batch.
+            output_attentions: also return the attention weights and maps; predictions stay the same to the bit.
+            output_hidden_states: also return the states between the layers.
+
+        Raises:
+            ValueError: an argument has the wrong shape or value, or a target a class that does not exist.
+        """
+        if mask_queries is not None:
+            check_mask_queries(mask_queries, self.config.num_queries)
+        features = self.model(
+            pixel_values, pixel_mask, output_attentions=output_attentions, output_hidden_states=output_hidden_states
+        )
+        states = features.intermediate_hidden_states
+        # The last layer's heads run on their own, so that auxiliary losses cannot move a bit of the predictions.
+        logits, boxes = self._detect(states[-1])
+        layers, matchings, matched = None, [], None
+        if labels is not None:
+            _check_labels(labels, batch=len(logits), num_labels=self.config.num_labels)
+            layers = self._detect_layers(states[:-1], logits, boxes)
+            matchings = self._match(*layers, labels)
+            matched = matchings[-1] if all("masks" in target for target in labels) else None
+
+        attention_maps = self.mask_attention(
+            features.last_hidden_state,
+            features.encoder_last_hidden_state.unflatten(1, features.projected.shape[-2:]),
+            None if pixel_mask is None else features.feature_mask,
+        )
+        rows = self._mask_rows(logits, mask_queries, matched)
+        masks = self._segment(features, attention_maps, rows)
+        sizes = _image_sizes(pixel_values, pixel_mask)
+
+        loss_dict = None
+        if layers is not None:
+            normalizers = normalizers or self._normalizers(labels, logits.device)
+            loss_dict = detection_losses(
+                *layers, labels, matchings, eos_coefficient=self.config.eos_coefficient, normalizers=normalizers
+            )
+        if matched is not None:
+            loss_dict |= mask_losses(
+                masks[torch.searchsorted(rows, self._row_index(matched).to(rows.device))],
+                labels,
+                matched,
+                canvas_size=pixel_values.shape[-2:],
+                image_sizes=sizes.tolist(),
+                num_targets=normalizers.num_targets,
+            )
+        return DetrPanopticSegmentationOutput(
+            loss=None if loss_dict is None else self._weighted_sum(loss_dict),
+            loss_dict=loss_dict,
+            logits=logits,
+            pred_boxes=boxes,
+            pred_masks=_spread_rows(masks, rows, logits.shape[:2]),
+            image_sizes=sizes,
+            canvas_sizes=torch.tensor(pixel_values.shape[-2:], device=logits.device).expand(len(logits), 2),
+            auxiliary_outputs=None if layers is None else _layer_outputs(*layers)[:-1],
+            last_hidden_state=features.last_hidden_state,
+            encoder_last_hidden_state=features.encoder_last_hidden_state,
+            decoder_hidden_states=None if features.encoder_hidden_states is None else tuple(states),
+            decoder_attentions=features.decoder_attentions,
+            cross_attentions=features.cross_attentions,
+            encoder_hidden_states=features.encoder_hidden_states,
+            encoder_attentions=features.encoder_attentions,
+            mask_attentions=None if features.cross_attentions is None else attention_maps,
+        )
+
+    def _detect(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Object embeddings (..., D) to logits (..., K+1) and boxes (..., 4)."""
+        return self.class_head(embeddings), self.box_head(embeddings)
+
+    def _detect_layers(self, states: Tensor, logits: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Predictions of the layers that the loss uses, (L, B, Q, K+1) and (L, B, Q, 4), given the last layer's."""
+        if not self.config.auxiliary_loss or len(states) == 0:
+            return logits[None], boxes[None]
+        other_logits, other_boxes = self._detect(states)
+        return torch.cat((other_logits, logits[None])), torch.cat((other_boxes, boxes[None]))
+
+    def _match(self, logits: Tensor, boxes: Tensor, labels: Sequence[dict[str, Any]]) -> list[Matching]:
+        costs = {name: getattr(self.config, name) for name in ("class_cost", "bbox_cost", "giou_cost")}
+        return match(logits, boxes, labels, **costs)
+
+    def _row_index(self, matching: Matching) -> Tensor:
+        """Matched pairs as rows of the batch's B*Q queries: (N,) ascending."""
+        return matching.image * self.config.num_queries + matching.query
+
+    def _mask_rows(self, logits: Tensor, mask_queries: str | int | None, matched: Matching | None) -> Tensor:
+        """The rows of the batch's B*Q queries that get masks: (N,) int64, ascending."""
+        if matched is not None and mask_queries is None and self.training:
+            rows = self._row_index(matched).to(logits.device)
+            # Without objects one row goes through all the same: every parameter has a gradient on every process.
+            return rows if len(rows) else rows.new_zeros(1)
+        rows = select_rows(logits, self.config.mask_queries if mask_queries is None else mask_queries)
+        if matched is None:
+            return rows
+        return torch.cat((rows, self._row_index(matched).to(rows.device))).unique()
+
+    def _segment(self, features: DetrPanopticModelOutput, attention_maps: Tensor, rows: Tensor) -> Tensor:
+        """Masks (N, H/4, W/4) of the rows, given attention maps (B, Q, M, h, w)."""
+        skips = features.feature_maps[-2::-1]
+        if len(rows) == 0:
+            return skips[-1].new_zeros(0, *skips[-1].shape[-2:])
+        image_index = torch.div(rows, attention_maps.shape[1], rounding_mode="floor")
+        return self.mask_head(features.projected, attention_maps.flatten(0, 1)[rows], image_index, skips)
+
+    def _normalizers(self, labels: Sequence[dict[str, Any]], device: torch.device) -> LossNormalizers:
+        return loss_normalizers(
+            labels, num_queries=self.config.num_queries, eos_coefficient=self.config.eos_coefficient, device=device
+        )
+
+    def _weighted_sum(self, loss_dict: dict[str, Tensor]) -> Tensor:
+        weights = self.config.loss_weights
+        terms = [weights["_".join(name.split("_")[:2])] * value for name, value in loss_dict.items()]
+        return torch.stack(terms).sum()
+
+
+def select_rows(logits: Tensor, mask_queries: str | int) -> Tensor:
+    """Which of the batch's queries get a mask.
+
+    Args:
+        logits: (B, Q, K+1).
+        mask_queries: "all"; "kept": queries whose best class is an object; k: the k most confident of each image.
+
+    Returns:
+        (N,) int64, ascending indices into the B*Q queries.
+    """
+    batch, num_queries = logits.shape[:2]
+    first = torch.arange(batch, device=logits.device)[:, None] * num_queries
+    if mask_queries == "all":
+        return (first + torch.arange(num_queries, device=logits.device)).flatten()
+    probs = logits.float().softmax(-1)
+    score = probs[..., :-1].amax(-1)
+    kept = score > probs[..., -1]
+    if mask_queries == "kept":
+        return kept.flatten().nonzero()[:, 0]
+    best = (score + kept).topk(int(mask_queries), dim=1).indices  # a query that can be kept ranks before one that cannot
+    return (first + best.sort(dim=1).values).flatten()
+
+
+def _spread_rows(masks: Tensor, rows: Tensor, shape: Sequence[int]) -> Tensor:
+    """Masks (N, h, w) of the rows to (B, Q, h, w), the lowest logit elsewhere."""
+    batch, num_queries = shape
+    if len(rows) == batch * num_queries:
+        return masks.unflatten(0, (batch, num_queries))
+    spread = masks.new_full((batch * num_queries, *masks.shape[1:]), SKIPPED_MASK_LOGIT)
+    return spread.index_copy(0, rows, masks).unflatten(0, (batch, num_queries))
+
+
+def _layer_outputs(logits: Tensor, boxes: Tensor) -> list[dict[str, Tensor]]:
+    return [{"logits": layer, "pred_boxes": layer_boxes} for layer, layer_boxes in zip(logits, boxes, strict=True)]
+
+
+def _image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
+    """(B, 2) int64, height and width of each image without its padding."""
+    if pixel_mask is None:
+        return torch.tensor(pixel_values.shape[-2:], device=pixel_values.device).expand(len(pixel_values), 2)
+    real = pixel_mask.bool()
+    return torch.stack((real.any(2).sum(1), real.any(1).sum(1)), dim=-1)
+
+
+def _check_images(pixel_values: Tensor, pixel_mask: Tensor | None, *, num_channels: int) -> None:
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
+        raise ValueError(
+            f"`pixel_values` must have shape (batch, {num_channels}, height, width), got {tuple(pixel_values.shape)}."
+        )
+    expected = (pixel_values.shape[0], *pixel_values.shape[2:])
+    if pixel_mask is not None and tuple(pixel_mask.shape) != expected:
+        raise ValueError(f"`pixel_mask` must have shape {expected} like the images, got {tuple(pixel_mask.shape)}.")
+
+
+def _check_labels(labels: Sequence[dict[str, Any]], *, batch: int, num_labels: int) -> None:
+    if len(labels) != batch:
+        raise ValueError(f"`labels` must hold a target for each of the {batch} images, got {len(labels)}.")
+    classes = torch.cat([target["class_labels"] for target in labels])
+    wrong = classes[(classes < 0) | (classes >= num_labels)]
+    if len(wrong):
+        raise ValueError(
+            f"`class_labels` must lie between 0 and {num_labels - 1}, got {sorted(set(wrong.tolist()))}: the model has "
+            f"{num_labels} labels."
+        )
+
+
+def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    names = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+    return {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+
+
+def _foreign_checkpoint(source: Any, hub_arguments: dict[str, Any]) -> ConvertedCheckpoint | None:
+    """Transformers' DETR in a folder or on the Hub, converted; None if it is none (or nothing: loading will say so)."""
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(source, **hub_arguments)
+    except OSError:
+        return None
+    if config.get("model_type") != "detr":
+        return None
+    folder = Path(source)
+    if not folder.is_dir():
+        hub_arguments = {name: value for name, value in hub_arguments.items() if name != "subfolder"}
+        for weights in ("*.safetensors", "*.bin"):
+            patterns = ["*.json", weights]
+            folder = Path(snapshot_download(str(source), allow_patterns=patterns, **hub_arguments))
+            if any(folder.glob(weights)):
+                break
+    return convert_checkpoint(folder)
+
+
+def _select_for(cls: type[PreTrainedModel], state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The part of a full state dict that a bare `DetrPanopticModel` or the whole has."""
+    if cls is DetrPanopticForSegmentation:
+        return state_dict
+    prefix = DetrPanopticPreTrainedModel.base_model_prefix + "."
+    return {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+
+
+__all__ = ["DetrPanopticForSegmentation", "DetrPanopticModel", "DetrPanopticPreTrainedModel"]

@@ -1,0 +1,134 @@
+"""Targets of training from panoptic annotations in memory.
+
+After datasets/coco_panoptic.py of facebookresearch/detr (29901c5), with these differences:
+  * the id map comes in memory and must agree with its `segments_info`;
+  * boxes span whole pixels: the box of a segment that fills the image is (0.5, 0.5, 1, 1);
+  * the map is resized by nearest pixel center (as PIL does), the reference's masks by nearest upper left corner;
+  * segments that vanish when resized are dropped.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .box_ops import masks_to_boxes, xyxy_to_cxcywh
+from .segment_ids import VOID_ID, rgb_to_ids
+
+
+def panoptic_target(
+    annotation: Mapping[str, Any],
+    image_size: tuple[int, int],
+    processed_size: tuple[int, int],
+    category_ids: Sequence[int] | None = None,
+) -> dict[str, Tensor]:
+    """What the losses compare the predictions for one image with.
+
+    Args:
+        annotation: `image_id`, `segmentation` (id map: (H, W) integers, or colors R + 256 G + 256² B as (H, W, 3) or
+            picture; 0 is void) and `segments_info` (`id`, `label_id` or `category_id`, `iscrowd` if it is one).
+        image_size: (H, W) of the image as it came.
+        processed_size: (h, w) of the image as the model sees it, without padding.
+        category_ids: the dataset's category id of each label; None where they are the same.
+
+    Returns:
+        `class_labels` (T,) int64, `boxes` (T, 4) float32 cxcywh relative to the image, `masks` (T, h, w) bool, `area`
+        (T,) float32 in processed pixels, `iscrowd` (T,), `image_id` (1,), `size` (2,) and `orig_size` (2,) int64.
+
+    Raises:
+        ValueError: if the annotation lacks something, or map, image and `segments_info` disagree.
+    """
+    missing = [key for key in ("image_id", "segmentation", "segments_info") if key not in annotation]
+    if missing:
+        raise ValueError(
+            f"An annotation must have `image_id`, `segmentation` and `segments_info`, got {sorted(annotation)}."
+        )
+    image_id = annotation["image_id"]
+    segments = list(annotation["segments_info"])
+    ids = _id_map(annotation["segmentation"], image_id)
+    if tuple(ids.shape) != tuple(image_size):
+        raise ValueError(
+            f"Image {image_id}: `segmentation` must have the image's size {tuple(image_size)}, got {tuple(ids.shape)}."
+        )
+    _check_ids(ids, [int(segment["id"]) for segment in segments], image_id)
+    labels = [_label_id(segment, category_ids, image_id) for segment in segments]
+
+    height, width = processed_size
+    ids = ids[_nearest(ids.shape[0], height)][:, _nearest(ids.shape[1], width)]
+    segment_ids = torch.tensor([int(segment["id"]) for segment in segments], dtype=torch.int64)
+    masks = ids == segment_ids[:, None, None]
+    kept = masks.flatten(1).any(1)
+    masks = masks[kept]
+    return {
+        "class_labels": torch.tensor(labels, dtype=torch.int64)[kept],
+        "boxes": xyxy_to_cxcywh(masks_to_boxes(masks)) / torch.tensor([width, height, width, height]),
+        "masks": masks,
+        "area": masks.sum((1, 2)).float(),
+        "iscrowd": torch.tensor([int(segment.get("iscrowd", 0)) for segment in segments], dtype=torch.int64)[kept],
+        "image_id": torch.tensor([int(image_id)]),
+        "size": torch.tensor([height, width]),
+        "orig_size": torch.tensor(image_size),
+    }
+
+
+def _id_map(segmentation: Image.Image | np.ndarray | Tensor, image_id: int) -> Tensor:
+    """Id map (H, W) int64 of whatever an annotation may hold."""
+    if isinstance(segmentation, Image.Image) and segmentation.mode not in ("RGB", "L", "I", "I;16"):
+        raise ValueError(
+            f"Image {image_id}: `segmentation` must be a picture of mode RGB, or L, I, I;16 for an id map, "
+            f"got mode {segmentation.mode}."
+        )
+    ids = segmentation.cpu().numpy() if isinstance(segmentation, Tensor) else np.asarray(segmentation)
+    if ids.ndim == 3 and ids.shape[2] == 3 and ids.dtype == np.uint8:
+        ids = rgb_to_ids(ids)
+    if ids.ndim != 2 or ids.dtype.kind not in "iu":
+        raise ValueError(
+            f"Image {image_id}: `segmentation` must be an (H, W) map of integers or (H, W, 3) uint8 colors, got shape "
+            f"{ids.shape} of {ids.dtype}."
+        )
+    return torch.from_numpy(ids.astype(np.int64))
+
+
+def _check_ids(ids: Tensor, listed: list[int], image_id: int) -> None:
+    """Raises ValueError unless map and entries hold the same ids, each once."""
+    repeated = [segment_id for segment_id, count in Counter(listed).items() if count > 1]
+    if repeated:
+        raise ValueError(f"Image {image_id}: `segments_info` must list each id once, got {repeated} more than once.")
+    if VOID_ID in listed:
+        raise ValueError(f"Image {image_id}: `segments_info` must list ids from 1, {VOID_ID} is void, got {VOID_ID}.")
+    in_map = set(ids.unique().tolist()) - {VOID_ID}
+    for wrong, expected, came in (
+        (in_map - set(listed), "an entry in `segments_info`", "none"),
+        (set(listed) - in_map, "pixels in `segmentation`", "none"),
+    ):
+        if wrong:
+            raise ValueError(f"Image {image_id}: segment ids {sorted(wrong)[:8]} must have {expected}, got {came}.")
+
+
+def _label_id(segment: Mapping[str, Any], category_ids: Sequence[int] | None, image_id: int) -> int:
+    """The label of a segment, checked as far as the labels are known."""
+    name = f"Image {image_id}: segment {segment['id']}"
+    if segment.get("label_id") is not None:
+        label, last = int(segment["label_id"]), None if category_ids is None else len(category_ids) - 1
+        if label < 0 or (last is not None and label > last):
+            raise ValueError(
+                f"{name} must have a `label_id` from 0{'' if last is None else f' to {last}'}, got {label}."
+            )
+        return label
+    if segment.get("category_id") is None:
+        raise ValueError(f"{name} must have a `label_id` or a `category_id`, got {sorted(segment)}.")
+    category = int(segment["category_id"])
+    if category_ids is None:
+        return category
+    if category not in category_ids:
+        raise ValueError(f"{name} must have a `category_id` out of {list(category_ids)}, got {category}.")
+    return list(category_ids).index(category)
+
+
+def _nearest(length: int, resized_length: int) -> Tensor:
+    """Which of `length` pixels has its center nearest to that of each of `resized_length`, int64."""
+    return ((torch.arange(resized_length, dtype=torch.float64) + 0.5) * (length / resized_length)).long()

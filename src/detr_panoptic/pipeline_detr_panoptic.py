@@ -1,0 +1,126 @@
+"""The image segmentation pipeline for DETR panoptic models.
+
+What differs from transformers' own `ImageSegmentationPipeline`:
+  * `batch_size` works for images of different sizes: a batch is padded, and each result is as if the image were alone;
+  * the thresholds default to the processor's, so that a call gives what the model was measured with;
+  * arrays and tensors are images too, and the error about a broken file names it.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  the name that PyTorch's documents give it
+from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
+from transformers.pipelines import PIPELINE_REGISTRY, ImageSegmentationPipeline, Pipeline
+from transformers.utils import ModelOutput
+
+from .image_reading import read_picture
+
+TASK = "image-segmentation"
+MODEL_TYPE, MODEL_NAME = "detr_panoptic", "DetrPanopticForSegmentation"
+
+# Pipelines look a model's name up here, and log an error if they do not find it. No class is loaded by this table.
+MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES.setdefault(MODEL_TYPE, MODEL_NAME)
+
+
+class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
+    """Images to masks with labels and scores.
+
+    A call takes what that of `ImageSegmentationPipeline` takes: an image or a list of images, `subtask` ("panoptic",
+    the default, "instance" or "semantic"), `threshold`, `mask_threshold`, `overlap_mask_area_threshold`, `batch_size`.
+    It returns, per image, a list of `score`, `label` and `mask` (a black and white picture of the image's size), empty
+    if nothing is found.
+    """
+
+    # The three steps take narrower arguments than the base class's, as those of ImageSegmentationPipeline do.
+    def preprocess(  # type: ignore[override]
+        self,
+        image: Any,
+        subtask: str | None = None,  # noqa: ARG002  all subtasks need the same
+        timeout: float | None = None,
+    ) -> dict[str, Tensor]:
+        """One image as `pixel_values` (1, 3, h, w), `pixel_mask` (1, h, w) and `target_size` (1, 2), height first.
+
+        Raises:
+            ValueError: if it cannot be read; names the file.
+        """
+        if isinstance(image, (str, os.PathLike)):
+            image = read_picture(image, timeout=timeout)
+        processor: Any = self.image_processor
+        pixels = processor.process_image(image)
+        inputs = processor(pixels, return_tensors="pt").to(self.dtype)
+        return {**inputs, "target_size": torch.tensor([pixels.shape[-2:]])}
+
+    def get_iterator(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """As the base class's, but a batch is padded."""
+        results = super().get_iterator(*args, **kwargs)
+        results.loader.loader.collate_fn = collate_padded
+        return results
+
+    def _forward(self, model_inputs: Mapping[str, Tensor]) -> ModelOutput:  # type: ignore[override]
+        """The tensors that post-processing reads, each with an entry per image: a batch is taken apart by entry."""
+        inputs = dict(model_inputs)
+        target_size = inputs.pop("target_size")
+        outputs = self.model(**inputs)
+        names = ("logits", "pred_masks", "image_sizes", "canvas_sizes")
+        return ModelOutput({name: outputs[name] for name in names} | {"target_size": target_size})
+
+    def postprocess(  # type: ignore[override]
+        self,
+        model_outputs: ModelOutput,
+        subtask: str | None = None,
+        threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap_mask_area_threshold: float | None = None,
+    ) -> list[dict[str, Any]]:
+        """Outputs of one image to `score`, `label` and `mask` per segment; None takes the processor's threshold."""
+        return super().postprocess(model_outputs, subtask, threshold, mask_threshold, overlap_mask_area_threshold)
+
+
+def collate_padded(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Preprocessed images to one batch, padded at the right and the bottom, 0 in `pixel_mask`."""
+    height = max(item["pixel_values"].shape[-2] for item in items)
+    width = max(item["pixel_values"].shape[-1] for item in items)
+    batch: dict[str, list[Tensor]] = {"pixel_values": [], "pixel_mask": [], "target_size": []}
+    for item in items:
+        pixels = item["pixel_values"]
+        mask = item.get("pixel_mask", pixels.new_ones(pixels[:, 0].shape, dtype=torch.int64))
+        margin = (0, width - pixels.shape[-1], 0, height - pixels.shape[-2])
+        batch["pixel_values"].append(F.pad(pixels, margin))
+        batch["pixel_mask"].append(F.pad(mask, margin))
+        batch["target_size"].append(item["target_size"])
+    return {name: torch.cat(tensors) for name, tensors in batch.items()}
+
+
+def register_pipeline() -> None:
+    """Lets `pipeline("image-segmentation")` build this pipeline for our models, and for others what it built before.
+
+    For who imports the package. From the Hub, `custom_pipelines` in a model's config.json leads here.
+    """
+    registered = PIPELINE_REGISTRY.supported_tasks[TASK]
+    other: Any = registered["impl"]
+    if isinstance(other, str):
+        module, _, name = other.rpartition(".")
+        other = getattr(import_module(module), name)
+    if not getattr(other, "knows_detr_panoptic", False):
+        registered["impl"] = _choosing_pipeline(other)
+
+
+def _choosing_pipeline(other: type[Pipeline]) -> type[Pipeline]:
+    """A class that builds our pipeline or, given a model that is not ours, an `other`."""
+
+    class ChoosingPipeline(other):  # type: ignore[valid-type, misc]  # `pipeline` reads the other's attributes
+        knows_detr_panoptic = True
+
+        def __new__(cls, model: Any, **kwargs: Any) -> Any:
+            chosen = DetrPanopticImageSegmentationPipeline if model.config.model_type == MODEL_TYPE else other
+            return chosen(model=model, **kwargs)
+
+    return ChoosingPipeline
+
+
+__all__ = ["DetrPanopticImageSegmentationPipeline"]

@@ -1,0 +1,1 @@
+"""Training: arguments, optimization, the loop."""

@@ -1,0 +1,70 @@
+"""Where the labels of a segmentation go: inside their segments, and never over each other."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage
+
+Box = tuple[int, int, int, int]
+WORKING_SIZE = 640  # pixels: the longer side of the map on which places are searched
+GAP = 2  # pixels of that map left free around a label
+MIN_COVERED_AREA = 0.4  # a segment smaller than this share of its label gets none: the label would hide it
+
+
+def place_labels(
+    segmentation: np.ndarray, segment_ids: Sequence[int], label_sizes: Sequence[tuple[int, int]]
+) -> list[Box | None]:
+    """Find a place for each label at the visual center of its segment, or as near to it as the others leave room.
+
+    The visual center is the point farthest from the segment's border. A label is wide and low, so vertical distances
+    count for more: by the root of its aspect, as the whole of it draws labels from the middle to any wide end. Large
+    segments choose first.
+
+    Args:
+        segmentation: (H, W) integers, the segment of each pixel.
+        segment_ids: N ids of the segments that carry a label.
+        label_sizes: N pairs (width, height) in pixels.
+
+    Returns:
+        N boxes (left, top, right, bottom) in pixels, right and bottom exclusive, inside the picture and without
+        overlap; None where there is no room.
+    """
+    stride = -(-max(segmentation.shape) // WORKING_SIZE)
+    small_map = segmentation[::stride, ::stride]
+    masks = [small_map == segment_id for segment_id in segment_ids]
+    areas = [int(mask.sum()) for mask in masks]
+    boxes: list[Box | None] = [None] * len(masks)
+    # Sizes and gaps in pixels of the small map, rounded up: what does not overlap there does not in the picture.
+    sizes = [(-(-width // stride), -(-height // stride)) for width, height in label_sizes]
+    for index in sorted(range(len(masks)), key=lambda i: -areas[i]):
+        taken = [box for box in boxes if box is not None]
+        boxes[index] = _place(masks[index], sizes[index], taken)
+    return [
+        None if box is None else (box[0] * stride, box[1] * stride, box[0] * stride + width, box[1] * stride + height)
+        for box, (width, height) in zip(boxes, label_sizes, strict=True)
+    ]
+
+
+def _place(mask: np.ndarray, size: tuple[int, int], taken: Sequence[Box]) -> Box | None:
+    """The best free box of (width, height) centered inside one (H, W) bool mask, or None."""
+    width, height = size
+    if mask.sum() < MIN_COVERED_AREA * width * height:
+        return None
+    # The frame of zeros makes the picture's edge a border as well.
+    distance = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=((width / height) ** 0.5, 1))[1:-1, 1:-1]
+    left_half, top_half = width // 2, height // 2
+    free = np.zeros_like(mask)
+    free[top_half : mask.shape[0] - (height - top_half) + 1, left_half : mask.shape[1] - (width - left_half) + 1] = (
+        True
+    )
+    for left, top, right, bottom in taken:
+        # Every center whose box would touch this one.
+        rows = slice(max(0, top - GAP - (height - top_half) + 1), bottom + GAP + top_half)
+        columns = slice(max(0, left - GAP - (width - left_half) + 1), right + GAP + left_half)
+        free[rows, columns] = False
+    score = np.where(free, distance, 0)
+    row, column = np.unravel_index(score.argmax(), score.shape)
+    if not score[row, column]:
+        return None
+    left, top = int(column) - left_half, int(row) - top_half
+    return left, top, left + width, top + height

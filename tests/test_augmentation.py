@@ -1,0 +1,159 @@
+"""Augmentation: picture and map stay one, and the seed alone decides."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detr_panoptic.data.augmentation import RandomAugmentation, sample_seed
+from detr_panoptic.data.records import measure_segments
+from detr_panoptic.segment_ids import ids_to_rgb
+
+HEIGHT, WIDTH = 61, 83
+SMALL = {"scales": (48, 64, 80), "max_size": 110, "crop_scales": (50, 61), "crop_range": (23, 41)}
+
+
+@pytest.fixture
+def record():
+    """Picture and map of the same colors, in blocks of 14 by 11 pixels: what moves one and not the other is seen."""
+    rows, columns = np.arange(HEIGHT)[:, None] // 14, np.arange(WIDTH)[None] // 11
+    ids = 40 * (rows + 1) + 256 * 25 * (columns + 1)
+    segments = [{"id": int(i), "label_id": n % 5, "iscrowd": 0} for n, i in enumerate(np.unique(ids))]
+    picture = Image.fromarray(ids_to_rgb(ids))
+    return {
+        "image": picture,
+        "image_id": 11,
+        "segmentation": picture.copy(),
+        "segments_info": measure_segments(ids, segments),
+    }
+
+
+@pytest.fixture
+def pixel_record(record):
+    """Every pixel is a segment of its own, so a map tells where each of its pixels was taken from."""
+    ids = np.arange(1, HEIGHT * WIDTH + 1).reshape(HEIGHT, WIDTH)
+    return record | {"segmentation": ids, "segments_info": []}
+
+
+def test_picture_and_map_move_together(record):
+    augment = RandomAugmentation(**SMALL)
+    for seed in range(20):
+        result = augment(record, seed)
+        colors = ids_to_rgb(result["segmentation"]).astype(int)
+        difference = np.abs(np.asarray(result["image"]).astype(int) - colors).max(-1)
+        # Only the seams between blocks may differ, by the filter's mixture: at most half of a step.
+        assert (difference <= 2).mean() > 0.6
+        assert difference.max() <= 26
+
+
+def test_segments_are_measured_on_what_is_left(record):
+    augment = RandomAugmentation(**SMALL, crop_probability=1)
+    for seed in range(10):
+        result = augment(record, seed)
+        ids, counts = np.unique(result["segmentation"], return_counts=True)
+        areas = {segment["id"]: segment["area"] for segment in result["segments_info"]}
+        assert areas == dict(zip(ids.tolist(), counts.tolist(), strict=True))
+        assert len(areas) < len(record["segments_info"])
+        labels = {segment["id"]: segment["label_id"] for segment in record["segments_info"]}
+        assert all(labels[segment["id"]] == segment["label_id"] for segment in result["segments_info"])
+
+
+def test_the_seed_alone_decides(record):
+    augment = RandomAugmentation(**SMALL)
+    torch.manual_seed(1)
+    first = [augment(record, seed)["image"].tobytes() for seed in range(8)]
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    second = [augment(record, seed)["image"].tobytes() for seed in reversed(range(8))][::-1]
+    assert first == second
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(set(first)) == 8
+
+
+def test_the_record_stays_as_it_was(record):
+    before = copy.deepcopy(record)
+    RandomAugmentation(**SMALL, crop_probability=1, flip_probability=1)(record, 3)
+    assert record["segments_info"] == before["segments_info"]
+    assert all(np.array_equal(record[key], before[key]) for key in ("image", "segmentation"))
+
+
+def test_sizes_are_of_the_scales(record):
+    augment = RandomAugmentation(**SMALL, crop_probability=0)
+    sizes = {augment(record, seed)["image"].size for seed in range(30)}
+    # 80 would make the long side 108; the shape is 61 x 83.
+    assert sizes == {(65, 48), (87, 64), (108, 80)}
+    limited = RandomAugmentation(scales=(80,), max_size=100, crop_probability=0)(record, 0)
+    assert limited["image"].size == (100, 73)
+
+
+def test_a_crop_is_a_window_of_the_asked_size(pixel_record):
+    augment = RandomAugmentation(
+        scales=(90,), max_size=4000, crop_scales=(HEIGHT,), crop_range=(23, 41), crop_probability=1, flip_probability=0
+    )
+    windows = set()
+    for seed in range(60):
+        rows, columns = np.divmod(np.unique(augment(pixel_record, seed)["segmentation"]) - 1, WIDTH)
+        rows, columns = np.unique(rows), np.unique(columns)
+        assert np.ptp(rows) + 1 == len(rows)
+        assert np.ptp(columns) + 1 == len(columns)
+        windows.add((rows[0], len(rows), columns[0], len(columns)))
+    tops, heights, lefts, widths = (set(values) for values in zip(*windows, strict=True))
+    for lengths in (heights, widths):
+        assert 23 <= min(lengths) <= 25
+        assert 39 <= max(lengths) <= 41
+    assert min(tops) < 4
+    assert min(lefts) < 6
+    assert max(top + height for top, height, _, _ in windows) > HEIGHT - 4
+    assert max(left + width for _, _, left, width in windows) > WIDTH - 6
+
+
+def test_a_crop_of_a_small_picture_is_the_whole(pixel_record):
+    augment = RandomAugmentation(
+        scales=(HEIGHT,), max_size=400, crop_scales=(HEIGHT,), crop_range=(200, 300), crop_probability=1
+    )
+    assert len(np.unique(augment(pixel_record, 5)["segmentation"])) == HEIGHT * WIDTH
+
+
+def test_flip_and_resize_change_places(pixel_record):
+    options = {"scales": (48,), "max_size": 400, "crop_probability": 0}
+    plain = RandomAugmentation(**options, flip_probability=0)(pixel_record, 0)
+    flipped = RandomAugmentation(**options, flip_probability=1)(pixel_record, 0)
+    # Holds for the nearest center only: the nearest corner is another one after mirroring.
+    assert np.array_equal(flipped["segmentation"], plain["segmentation"][:, ::-1])
+    mirrored = np.asarray(plain["image"]).astype(int)[:, ::-1]
+    assert np.abs(np.asarray(flipped["image"]).astype(int) - mirrored).max() <= 1
+
+
+def test_the_largest_id_survives(record):
+    ids = np.full((HEIGHT, WIDTH), 2**24 - 1)
+    ids[:, 40:] = 2**24 - 2
+    result = RandomAugmentation(**SMALL)(record | {"segmentation": ids, "segments_info": []}, 0)
+    assert set(np.unique(result["segmentation"])) <= {2**24 - 1, 2**24 - 2}
+
+
+def test_sample_seeds_differ_in_every_part():
+    seeds = {sample_seed(*parts) for parts in np.ndindex(3, 4, 5)}
+    assert len(seeds) == 60
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert sample_seed(1, 2, 3) == sample_seed(1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scales": ()}, "`scales`"),
+        ({"scales": (1400,)}, "`scales` .*1333.*1400"),
+        ({"crop_scales": (0,)}, "`crop_scales`"),
+        ({"crop_range": (9, 5)}, "`crop_range`"),
+    ],
+)
+def test_bad_settings_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        RandomAugmentation(**options)
+
+
+def test_a_map_of_another_size_is_refused(record):
+    with pytest.raises(ValueError, match=r"image 11 .*\(61, 83\).*\(61, 82\)"):
+        RandomAugmentation(**SMALL)(record | {"segmentation": np.ones((61, 82), dtype=int)}, 0)
