@@ -303,8 +303,8 @@ def test_values_of_the_config_are_taken_over():
         ("pointer.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:00"),
         ("empty.bin", b""),
         ("half.pth", None),
-        ("code.pth", "code"),
-        ("list.pth", "list"),
+        ("list.pth", [torch.ones(1)]),
+        ("numbers.pth", {"model": {"epoch": 3}}),
     ],
 )
 def test_what_is_no_checkpoint_is_refused_by_file_name(tmp_path, name, content):
@@ -315,10 +315,27 @@ def test_what_is_no_checkpoint_is_refused_by_file_name(tmp_path, name, content):
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
-        torch.save({"model": Path("no tensor")} if content == "code" else [torch.ones(1)], path)
+        torch.save(content, path)
     with pytest.raises(ValueError, match=name) as caught:
         read_checkpoint(path)
     assert "\n" not in str(caught.value)
+
+
+class Touch:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_nothing_in_a_file_is_run(tmp_path):
+    torch.save({"model": small_file(), "optimizer": Touch(tmp_path / "touched")}, tmp_path / "detr.pth")
+    with pytest.raises(ValueError, match=r"detr\.pth is no checkpoint.* tensors and plain values alone"):
+        read_checkpoint(tmp_path / "detr.pth")
+    assert not (tmp_path / "touched").exists()
 
 
 def test_missing_files_are_named(tmp_path):

@@ -1,4 +1,4 @@
-"""The image processor: any image in, targets that agree with their maps, and results of a batch as of each image alone."""
+"""The image processor: any image in, targets that agree with their maps, batches that agree with single images."""
 
 import json
 from types import SimpleNamespace
@@ -46,14 +46,15 @@ def test_inputs_are_those_of_transformers():
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "I;16", "I;16B", "I"])
 def test_every_mode_shows_the_same_picture(mode):
     if mode.startswith("I"):
-        image = Image.fromarray(RAMP.astype(np.uint16) * 257).convert(mode)
+        values = RAMP.astype({"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode]) * 257
+        image = Image.frombytes(mode, (11, 7), values.astype(values.dtype.newbyteorder(">" if "B" in mode else "<")))
     else:
-        image = Image.fromarray(RAMP).convert("RGB").convert(mode)
+        image = Image.fromarray(RAMP).convert("L" if mode == "P" else "RGB").convert(mode)
     assert image.mode == mode
     pixels = pixels_of(image)
-    palette_step = 26 if mode == "P" else 2  # the web palette has six grays; color spaces round
     assert pixels.shape == (3, 7, 11)
-    assert (pixels.int() - torch.from_numpy(RAMP).int()).abs().max() <= (0 if mode.startswith("I") else palette_step)
+    rounding = 2 if mode in ("YCbCr", "HSV") else 0
+    assert (pixels.int() - torch.from_numpy(RAMP).int()).abs().max() <= rounding
 
 
 def test_bilevel_and_transparent_palette_pictures():
@@ -61,7 +62,9 @@ def test_bilevel_and_transparent_palette_pictures():
     assert torch.equal(pixels_of(bilevel)[0] == 255, torch.from_numpy(RAMP > 100))
     palette = Image.fromarray(noise(5, 7)).quantize(4)
     palette.info["transparency"] = bytes([0, 255, 255, 255])
-    assert torch.equal(pixels_of(palette), torch.from_numpy(np.array(palette.convert("RGBA"))[..., :3]).permute(2, 0, 1))
+    assert torch.equal(
+        pixels_of(palette), torch.from_numpy(np.array(palette.convert("RGBA"))[..., :3]).permute(2, 0, 1)
+    )
 
 
 def test_rotation_tag_is_applied(tmp_path):
@@ -91,7 +94,7 @@ def test_rotation_tag_is_applied(tmp_path):
         lambda a: [a],
         lambda a: a[None],
     ],
-    ids="HWC CHW strided float int64 uint16 RGBA tensor_CHW tensor_HWC list batch".split(),
+    ids=["HWC", "CHW", "strided", "float", "int64", "uint16", "RGBA", "tensor_CHW", "tensor_HWC", "list", "batch"],
 )
 def test_arrays_and_tensors_show_the_same_picture(change):
     array = noise(5, 7)
@@ -189,7 +192,7 @@ def test_targets_by_hand():
         Image.fromarray(ids_to_rgb(IDS)),
         Image.fromarray(IDS.astype(np.int32)),
     ],
-    ids="int32 uint16 tensor colors picture 32_bit_picture".split(),
+    ids=["int32", "uint16", "tensor", "colors", "picture", "32_bit_picture"],
 )
 def test_maps_come_in_memory_in_any_form(segmentation):
     expected, target = target_of(), target_of(segmentation=segmentation)
@@ -245,8 +248,14 @@ def test_image_without_objects():
         ({"segmentation": IDS.T}, r"Image 5: .* the image's size \(3, 5\), got \(5, 3\)"),
         ({"segmentation": IDS.astype(float)}, "Image 5: .* map of integers.* float64"),
         ({"segmentation": Image.fromarray(ids_to_rgb(IDS)).convert("P")}, "Image 5: .* got mode P"),
-        ({"segments_info": [*SEGMENTS[:2], {"id": 7, "label_id": -1}]}, "Image 5: segment 7 .* `label_id` from 0, got -1"),
-        ({"segments_info": [*SEGMENTS[:2], {"id": 7}]}, "Image 5: segment 7 must have a `label_id` or a `category_id`"),
+        (
+            {"segments_info": [*SEGMENTS[:2], {"id": 7, "label_id": -1}]},
+            "Image 5: segment 7 .* `label_id` from 0, got -1",
+        ),
+        (
+            {"segments_info": [*SEGMENTS[:2], {"id": 7}]},
+            "Image 5: segment 7 must have a `label_id` or a `category_id`",
+        ),
     ],
 )
 def test_annotations_that_disagree_are_refused(changes, message):
@@ -295,10 +304,10 @@ def outputs_alone(seed):
     g = torch.Generator().manual_seed(seed)
     height, width = (-(-n // 4) for n in SIZES[seed])
     blobs = torch.nn.functional.interpolate(torch.randn(1, 6, 3, 3, generator=g) * 9, (height, width), mode="bilinear")
-    logits = torch.randn(1, 6, NUM_LABELS + 1, generator=g) * 9
+    logits = torch.eye(NUM_LABELS + 1)[[0, 1, 2, 0, 1, 2]][None] * 9 + torch.randn(1, 6, NUM_LABELS + 1, generator=g)
     return SimpleNamespace(
         logits=logits,
-        pred_masks=blobs,
+        pred_masks=blobs - blobs.topk(2, dim=1).values.mean(1, keepdim=True),  # positive for one query per pixel
         pred_boxes=torch.rand(1, 6, 4, generator=g),
         image_sizes=torch.tensor([SIZES[seed]]),
         canvas_sizes=torch.tensor([SIZES[seed]]),
@@ -313,8 +322,10 @@ def outputs_padded():
         height, width = output.pred_masks.shape[-2:]
         padded[:] = -output.pred_masks.mean((0, 2, 3))[:, None, None] * 99
         padded[:, :height, :width] = output.pred_masks[0]
-    batch = {key: torch.cat([getattr(output, key) for output in alone]) for key in vars(alone[0])}
-    return SimpleNamespace(**batch | {"pred_masks": masks, "canvas_sizes": torch.tensor([CANVAS] * 2)})
+    batch = {
+        key: torch.cat([getattr(output, key) for output in alone]) for key in ("logits", "pred_boxes", "image_sizes")
+    }
+    return SimpleNamespace(**batch, pred_masks=masks, canvas_sizes=torch.tensor([CANVAS] * 2))
 
 
 def post_process(processor, task, outputs, **kwargs):
@@ -400,11 +411,17 @@ def test_thresholds_default_to_the_processors():
         assert labels(task, own={"threshold": 0.7}) == labels(task, own={}, threshold=0.7) == [0, 2]
         assert labels(task, own={"threshold": 0.0}, threshold=0.99) == [0]
         assert labels(task, own={"mask_threshold": 1.0}) == labels(task, own={}, mask_threshold=1.0) == []
-        strict = {"overlap_mask_area_threshold": 1.0}
-        assert labels(task, own=strict) == labels(task, own={}, **strict) == []
+    outputs.pred_masks[0, 1, :12] = 9  # the second query would have all of the image, and gets the lower half
+    for task in ("panoptic", "instance"):
+        assert labels(task, own={"threshold": 0.7}) == [0]
+        lenient = {"overlap_mask_area_threshold": 0.4}
+        assert (
+            labels(task, own={"threshold": 0.7} | lenient) == labels(task, own={"threshold": 0.7}, **lenient) == [0, 2]
+        )
     boxes = outputs_alone(0)
+    boxes.logits /= 4
     scores = boxes.logits.softmax(-1)[..., :-1].amax(-1)
-    for own in (0.3, 0.9):
+    for own in (0.0, float(scores.median())):
         (found,) = DetrPanopticImageProcessor(threshold=own).post_process_object_detection(boxes)
         assert len(found["scores"]) == (scores > own).sum()
 
@@ -452,7 +469,7 @@ def test_run_length_codes_of_instances():
 
 def test_wrong_sizes_and_thresholds_are_refused():
     processor = DetrPanopticImageProcessor()
-    with pytest.raises(ValueError, match="`target_sizes` must be .* each of the 2 images"):
+    with pytest.raises(ValueError, match=r"`target_sizes` must be .* each of the 2 images"):
         processor.post_process_panoptic_segmentation(outputs_padded(), target_sizes=[(5, 7)])
     with pytest.raises(ValueError, match=r"`threshold` must be a number from 0 to 1, got 85"):
         processor.post_process_panoptic_segmentation(outputs_padded(), threshold=85)
@@ -520,4 +537,7 @@ def test_settings_of_transformers_checkpoints(tmp_path, theirs):
     (tmp_path / "config.json").write_text(json.dumps(model))
     stuff = DetrPanopticImageProcessor.from_pretrained(tmp_path).stuff_label_ids
     assert (len(stuff), stuff[0], stuff[-1]) == (53, 92, 200)
-    assert json.loads(processor.to_json_string()).keys() == json.loads(DetrPanopticImageProcessor().to_json_string()).keys()
+    assert (
+        json.loads(processor.to_json_string()).keys()
+        == json.loads(DetrPanopticImageProcessor().to_json_string()).keys()
+    )

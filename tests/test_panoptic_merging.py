@@ -28,8 +28,10 @@ MODES = ("paper", "score_weighted", "instances")
 
 
 def merge(mode, logits, masks, sizes, **arguments):
+    """Merge in one of the modes, with thresholds that let much through."""
     if mode == "paper":
         return merge_paper(logits, masks, sizes, **{"threshold": 0.4, "stuff_label_ids": STUFF} | arguments)
+    arguments = {"threshold": 0.3, "overlap_mask_area_threshold": 0.1} | arguments
     if mode == "score_weighted":
         return merge_score_weighted(logits, masks, sizes, **{"label_ids_to_fuse": STUFF} | arguments)
     return merge_instances(logits, masks, sizes, **{"stuff_label_ids": STUFF} | arguments)
@@ -56,7 +58,9 @@ def random_case(seed, num_queries=11, dtype=torch.float32):
 
 def rows_as_masks(*rows):
     """Mask logits of shape (Q, 3, 4) from strings: `#` in the mask, `.` outside."""
-    return torch.tensor([[[9.0 if pixel == "#" else -9.0 for pixel in line] for line in mask.split()] for mask in rows])
+    return torch.tensor(
+        [[[9.0 if pixel == "#" else -9.0 for pixel in line] for line in mask.split()] for mask in rows]
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -116,7 +120,7 @@ def test_weighted_merging_equals_transformers_where_all_are_certain_and_nothing_
     expected, segments = compute_segments(
         masks.sigmoid(), torch.ones(len(masks)), labels, label_ids_to_fuse=set(), target_size=sizes.target
     )
-    result = merge("score_weighted", logits, masks, sizes, label_ids_to_fuse=())
+    result = merge("score_weighted", logits, masks, sizes, label_ids_to_fuse=(), overlap_mask_area_threshold=0.8)
     assert torch.equal(result["segmentation"], expected)
     assert [s["label_id"] for s in result["segments_info"]] == [s["label_id"] for s in segments]
 
@@ -197,15 +201,22 @@ def test_the_first_of_equal_masks_wins():
 
 
 def test_paper_by_hand():
-    masks = rows_as_masks("##.. ##.. ....", "#### #### ####", "..## ...# ...#", ".... .... ####", "#... .... ....")
-    masks[[1, 4]] -= 4  # weaker than the others, where they overlap
-    result = merge("paper", sure_logits([0, 5, 3, 3, 1]), masks, one_size(3, 4))
-    # Query 1 is no object. Query 3 fuses into 2; left with area 0 it goes, and so does 4, which owns no pixel. Then
-    # the last row is compared again, among 0 and 2 alone: equal logits but for its last pixel, so 0 takes the rest.
-    assert result["segmentation"].tolist() == [[1, 1, 2, 2], [1, 1, 1, 2], [1, 1, 1, 2]]
+    masks = torch.full((5, 3, 5), -9.0)
+    masks[0] = 1  # a thing, sure of two columns
+    masks[0, :, :2] = 5
+    masks[1] = 20  # no object
+    masks[2] = 0  # sky, sure of two rows
+    masks[2, :2, 2:] = 5
+    masks[3, 2, 2:] = 5  # more sky
+    masks[4, 0, 0] = 9  # a thing of one pixel
+    result = merge("paper", sure_logits([0, 5, 3, 3, 1]), masks, one_size(3, 5))
+    # The first pass fuses query 3 into 2, which leaves 3 with no pixel and 4 with one. Both go; where they were, 0
+    # and 2 are compared again, and 0 wins.
+    assert result["segmentation"].tolist() == [[1, 1, 2, 2, 2], [1, 1, 2, 2, 2], [1, 1, 1, 1, 1]]
     assert result["segments_info"] == [
-        {"id": 1, "label_id": 0, "score": 1.0, "area": 8, "was_fused": False},
-    ] or [s["area"] for s in result["segments_info"]] == [8, 4]
+        {"id": 1, "label_id": 0, "score": 1.0, "area": 9, "was_fused": False},
+        {"id": 2, "label_id": 3, "score": 1.0, "area": 6, "was_fused": True},
+    ]
 
 
 @pytest.mark.parametrize(("area", "kept"), [(4, False), (5, True)])
@@ -253,14 +264,22 @@ def test_fused_stuff_leaves_ids_unique_and_has_one_entry():
     assert [s["score"] for s in result["segments_info"]] == [1.0, 1.0, 1.0]  # the best member's
 
 
+def test_fused_stuff_counts_from_its_first_visible_member():
+    masks = rows_as_masks("##.. .... ....", "##.. .... ....", "..## #### ####")
+    masks[0] -= 4  # hidden by the thing
+    result = merge("score_weighted", sure_logits([3, 0, 3]), masks, one_size(3, 4))
+    assert result["segmentation"].tolist() == [[1, 1, 2, 2], [2] * 4, [2] * 4]
+    assert [s["label_id"] for s in result["segments_info"]] == [0, 3]
+
+
 def test_the_mask_threshold_asks_the_mask_not_the_score():
     """A segment with a score below 0.5 could not appear (transformers)."""
     logits = torch.tensor([[0.4, 0.12, 0.12, 0.12, 0.12, 0.12]]).log()
     masks = torch.full((1, 3, 4), 9.0)
     for mode in ("score_weighted", "instances"):
-        result = merge(mode, logits, masks, one_size(3, 4), threshold=0.3)
+        result = merge(mode, logits, masks, one_size(3, 4))
         assert [(s["score"], s["area"]) for s in result["segments_info"]] == [(0.4, 12)]
-        too_faint = merge(mode, logits, masks - 9.5, one_size(3, 4), threshold=0.3)
+        too_faint = merge(mode, logits, masks - 9.5, one_size(3, 4))
         assert too_faint["segments_info"] == []
 
 
@@ -282,7 +301,9 @@ def test_the_higher_score_wins_where_masks_are_alike():
 
 def test_instances_ignore_stuff_and_keep_equal_labels_apart():
     masks = rows_as_masks("##.. ##.. ##..", "..## ..## ..##", "#### #### ####")
-    result = merge("instances", sure_logits([0, 0, 3]), masks + torch.tensor([0, 0, 9.0])[:, None, None], one_size(3, 4))
+    result = merge(
+        "instances", sure_logits([0, 0, 3]), masks + torch.tensor([0, 0, 9.0])[:, None, None], one_size(3, 4)
+    )
     assert result["segmentation"].tolist() == [[1, 1, 2, 2]] * 3
     assert [(s["label_id"], s["was_fused"]) for s in result["segments_info"]] == [(0, False), (0, False)]
 
@@ -291,7 +312,8 @@ def test_instances_ignore_stuff_and_keep_equal_labels_apart():
 def test_nothing_found_is_a_map_like_any_other(mode):
     """It was a float map of -1 (transformers)."""
     result = merge(mode, sure_logits([5, 5]), torch.randn(2, 5, 7), ImageSizes((20, 28), (20, 28), (11, 13)))
-    assert torch.equal(result["segmentation"], torch.zeros(11, 13, dtype=torch.int32))
+    assert result["segmentation"].dtype == torch.int32
+    assert result["segmentation"].tolist() == [[0] * 13] * 11
     assert result["segments_info"] == []
 
 

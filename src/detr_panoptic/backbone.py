@@ -42,7 +42,7 @@ class Backbone(nn.Module):
             "image_std": list(body.pretrained_cfg["std"]),
         }
         self.channels: list[int] = body.feature_info.channels()
-        self._first_stage: str = body.feature_info.module_name(0).replace(".", "_")
+        self._first_stage: str = body.feature_info.module_name()[0].replace(".", "_")
         self._channels_last_output = getattr(body, "output_fmt", None) == Format.NHWC  # Swin and its kin
         self.body = freeze_batch_norm_2d(body)
         self.freeze_stem()

@@ -60,6 +60,11 @@ def masks_to_boxes(masks: Tensor) -> Tensor:
     return torch.stack((left, top, right, bottom), dim=-1).float()
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision to float32; wider tensors stay as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _area(boxes_xyxy: Tensor) -> Tensor:
     size = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0)
     return size[..., 0] * size[..., 1]

@@ -3,7 +3,7 @@
 Follows SetCriterion of models/detr.py and the mask losses of models/segmentation.py of facebookresearch/detr (29901c5),
 with these differences:
   * padding does not count as background in the mask losses; `count_padding=True` counts it as the reference does;
-  * everything is float32;
+  * everything is float32 at least;
   * the normalizers come in as values: the training loop knows the other processes, this file does not;
   * masks are upsampled image by image in chunks, and the backward pass makes each chunk again instead of keeping it.
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 from torch.utils.checkpoint import checkpoint
 
-from .box_ops import cxcywh_to_xyxy, generalized_iou
+from .box_ops import at_least_float32, cxcywh_to_xyxy, generalized_iou
 from .matcher import Matching
 
 FOCAL_ALPHA = 0.25  # arXiv 1708.02002
@@ -128,7 +128,7 @@ def mask_losses(
         count_padding: take padding as background, as the reference does.
     """
     canvas_height, canvas_width = canvas_size
-    focal, dice = mask_logits.sum() * 0, mask_logits.sum() * 0  # connected to the graph where nothing matched
+    focal = dice = at_least_float32(mask_logits[:0]).sum()  # 0, and connected to the graph where nothing matched
     first = 0
     for i, target in enumerate(labels):
         rows = (matching.image == i).nonzero()[:, 0]
@@ -149,7 +149,7 @@ def _mask_loss_sums(
 ) -> tuple[Tensor, Tensor]:
     """Sums of both losses over a chunk: (N, h, w) logits of the canvas, (N, ., .) masks, compared on `size` alone."""
     height, width = size
-    logits = F.interpolate(mask_logits[:, None].float(), size=canvas_size, mode="bilinear", align_corners=False)[:, 0]
+    logits = F.interpolate(at_least_float32(mask_logits)[:, None], size=canvas_size, mode="bilinear")[:, 0]
     logits = logits[:, :height, :width].flatten(1)
     masks = masks[:, :height, :width].to(logits.dtype)
     masks = F.pad(masks, (0, width - masks.shape[2], 0, height - masks.shape[1])).flatten(1)
@@ -179,12 +179,12 @@ def detection_losses(
         `loss_ce`, `loss_bbox`, `loss_giou` of the last layer, the same with `_0 ... _{L-2}` of the others.
     """
     classes = torch.cat([target["class_labels"] for target in labels])
-    boxes = torch.cat([target["boxes"] for target in labels]).float()
+    boxes = torch.cat([target["boxes"] for target in labels])
     terms = {}
     last = len(matchings) - 1
     for i, matching in enumerate(matchings):
         on_device = Matching(*(index.to(logits.device) for index in matching))
-        layer_logits, layer_boxes = logits[i].float(), boxes_cxcywh[i].float()
+        layer_logits, layer_boxes = at_least_float32(logits[i]), at_least_float32(boxes_cxcywh[i])
         layer = {
             "loss_ce": classification_loss(
                 layer_logits,

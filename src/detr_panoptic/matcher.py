@@ -1,7 +1,7 @@
 """Bipartite matching of queries and targets.
 
 Follows models/matcher.py of facebookresearch/detr (29901c5), with these differences:
-  * costs are float32 whatever the model's precision, and the layers of the decoder are matched together, with one
+  * costs are float32 at least, whatever the model's precision, and the layers of the decoder are matched together, with one
     transfer to the processor for all of them;
   * costs and assignment are two functions.
 
@@ -19,7 +19,7 @@ try:  # a dependency of the package; code loaded from the Hub may run without it
 except ImportError:  # pragma: no cover
     linear_sum_assignment = None
 
-from .box_ops import cxcywh_to_xyxy, generalized_iou
+from .box_ops import at_least_float32, cxcywh_to_xyxy, generalized_iou
 
 
 class Matching(NamedTuple):
@@ -51,11 +51,11 @@ def matching_costs(
         giou_cost: weight of the negative generalized IoU.
 
     Returns:
-        (L, Q, T) float32.
+        (L, Q, T), float32 at least.
     """
-    boxes = boxes_cxcywh.float()[:, :, None]
-    target_boxes = target["boxes"].float()
-    class_term = -logits.float().softmax(-1)[..., target["class_labels"]]
+    boxes = at_least_float32(boxes_cxcywh)[:, :, None]
+    target_boxes = at_least_float32(target["boxes"])
+    class_term = -at_least_float32(logits).softmax(-1)[..., target["class_labels"]]
     box_term = (boxes - target_boxes).abs().sum(-1)
     giou_term = -generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
     return class_cost * class_term + bbox_cost * box_term + giou_cost * giou_term

@@ -146,6 +146,13 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
                 module.freeze_stem()  # parameters from a checkpoint come back with gradients
         return loaded
 
+    def is_custom_code(self) -> bool:
+        """False: transformers then lets modules without parameters of their own initialize their children.
+
+        What it guards custom code against, drawing loaded weights anew, `transformers.initialization` guards here.
+        """
+        return False
+
     def _init_weights(self, module: nn.Module) -> None:
         """Initializes one module as the reference does; children come before their parents."""
         if isinstance(module, (Attention, MaskAttention)):

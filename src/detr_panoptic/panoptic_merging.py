@@ -253,7 +253,8 @@ def _merge_weighted(
 def _semantic_strips(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Iterator[tuple[slice, Tensor]]:
     """Yield the rows of a strip and its (r, W, K) semantic scores."""
     class_probs = _at_least_float32(logits).softmax(-1)[:, :-1]
-    mask_probs = _at_least_float32(_crop_to_image(masks, sizes)).sigmoid()
+    # Contiguous: sigmoid's last bits depend on the memory layout, and a crop has another one than the image alone.
+    mask_probs = _at_least_float32(_crop_to_image(masks, sizes)).contiguous().sigmoid()
     maps = torch.einsum("qk,qhw->hwk", class_probs, mask_probs).contiguous()
     return _resized_strips(maps, *_target_taps(maps, sizes))
 

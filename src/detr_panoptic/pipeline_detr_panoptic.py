@@ -36,6 +36,10 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
     if nothing is found.
     """
 
+    # What an image model never has. `pipeline` would try both, and for a repository with code ask whether to trust it.
+    _load_tokenizer = False
+    _load_video_processor = False
+
     # The three steps take narrower arguments than the base class's, as those of ImageSegmentationPipeline do.
     def preprocess(  # type: ignore[override]
         self,
@@ -115,6 +119,7 @@ def _choosing_pipeline(other: type[Pipeline]) -> type[Pipeline]:
 
     class ChoosingPipeline(other):  # type: ignore[valid-type, misc]  # `pipeline` reads the other's attributes
         knows_detr_panoptic = True
+        _load_video_processor = False  # as above; a tokenizer is loaded if the other's models want one
 
         def __new__(cls, model: Any, **kwargs: Any) -> Any:
             chosen = DetrPanopticImageSegmentationPipeline if model.config.model_type == MODEL_TYPE else other

@@ -233,4 +233,4 @@ def _print_table(predictions: Sequence[Prediction], *, num_done: int, output: Pa
     console.print(table)
     if num_done > len(predictions):
         console.print(f"... and {num_done - len(predictions)} more images")
-    console.print(f"Images done: {num_done}. Results are in {escape(str(output))}")
+    console.print(f"Images done: {num_done}. Results are in {output}", markup=False, soft_wrap=True)

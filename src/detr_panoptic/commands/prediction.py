@@ -13,10 +13,10 @@ from scipy import ndimage
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from ..evaluation.results import write_segmentation
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..image_reading import picture_to_tensor, read_picture
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
-from ..segment_ids import ids_to_rgb
 from ..visualization import draw_segments
 
 
@@ -121,7 +121,7 @@ def write_prediction(prediction: Prediction, folder: Path, stem: str) -> None:
     id2label = {entry["label_id"]: entry["label"] for entry in prediction.segments_info}
     overlay = draw_segments(prediction.image, prediction.segmentation, prediction.segments_info, id2label)
     overlay.save(folder / f"{stem}_overlay.png")
-    Image.fromarray(ids_to_rgb(prediction.segmentation)).save(folder / f"{stem}.png")
+    write_segmentation(folder / f"{stem}.png", prediction.segmentation)
     content = {
         "image": prediction.name,
         "width": prediction.image.width,

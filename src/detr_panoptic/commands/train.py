@@ -132,7 +132,8 @@ def measure(
     **options: Any,
 ) -> dict[str, float]:
     """PQ, SQ and RQ of all classes, and PQ of things and of stuff; options of `evaluate_model`."""
-    from ..evaluation import evaluate_model, panoptic_quality
+    from ..evaluation import evaluate_model
+    from ..evaluation.panoptic_quality import panoptic_quality
 
     stats = evaluate_model(model, processor, records, categories, **options)
     result = panoptic_quality(stats, category_ids=categories.category_ids, is_thing=categories.is_thing)
@@ -209,12 +210,13 @@ def build_augmentation(arguments: DataArguments) -> RandomAugmentation | None:
 
     if arguments.augmentation == "none":
         return None
+    max_size = max(arguments.long_side, arguments.short_side + 1)  # torchvision wants it above the short side
     if arguments.augmentation == "flip":
-        return RandomAugmentation((arguments.short_side,), max_size=arguments.long_side, crop_probability=0.0, crop_scales=(1,))
+        return RandomAugmentation((arguments.short_side,), max_size=max_size, crop_probability=0.0, crop_scales=(1,))
     ratio = arguments.short_side / max(PAPER_SCALES)
     return RandomAugmentation(
         [round(ratio * scale) for scale in PAPER_SCALES],
-        max_size=arguments.long_side,
+        max_size=max_size,
         crop_scales=[round(ratio * scale) for scale in PAPER_CROP_SCALES],
         crop_range=(round(ratio * PAPER_CROP_RANGE[0]), round(ratio * PAPER_CROP_RANGE[1])),
     )

@@ -31,14 +31,14 @@ class RandomAugmentation:
 
     Args:
         scales: lengths of the short side to choose from, pixels.
-        max_size: limit of the long side, pixels.
+        max_size: limit of the long side, pixels; not before a crop.
         crop_scales: lengths of the short side before a crop.
         crop_range: least and greatest height and width of a crop, both included.
         flip_probability: of mirroring left and right.
         crop_probability: of the way with a crop.
 
     Raises:
-        ValueError: if there is no scale, a scale is not below `max_size`, or `crop_range` is empty.
+        ValueError: if there is no scale, one of `scales` is not below `max_size`, or `crop_range` is empty.
     """
 
     def __init__(
@@ -52,9 +52,10 @@ class RandomAugmentation:
         crop_probability: float = 0.5,
     ) -> None:
         """Check and keep the settings."""
-        for name, values in (("scales", scales), ("crop_scales", crop_scales)):
-            if not values or min(values) < 1 or max(values) >= max_size:
-                raise ValueError(f"`{name}` must be one or more lengths from 1 to below {max_size=}, got {values}.")
+        if not scales or min(scales) < 1 or max(scales) >= max_size:
+            raise ValueError(f"`scales` must be one or more lengths from 1 to below {max_size=}, got {scales}.")
+        if not crop_scales or min(crop_scales) < 1:
+            raise ValueError(f"`crop_scales` must be one or more lengths from 1, got {crop_scales}.")
         if not 1 <= crop_range[0] <= crop_range[1]:
             raise ValueError(f"`crop_range` must be (least, greatest) from 1, got {crop_range}.")
         self.scales = tuple(scales)
@@ -89,9 +90,9 @@ class RandomAugmentation:
         if _chance(self.flip_probability, generator):
             image, ids = F.horizontal_flip(image), F.horizontal_flip(ids)
         if _chance(self.crop_probability, generator):
-            image, ids = self._resize(image, ids, _choose(self.crop_scales, generator))
+            image, ids = _resize(image, ids, _choose(self.crop_scales, generator))
             image, ids = self._crop(image, ids, generator)
-        image, ids = self._resize(image, ids, _choose(self.scales, generator))
+        image, ids = _resize(image, ids, _choose(self.scales, generator), self.max_size)
         segmentation = ids[0].numpy()
         return {
             **record,
@@ -99,13 +100,6 @@ class RandomAugmentation:
             "segmentation": segmentation,
             "segments_info": measure_segments(segmentation, record["segments_info"]),
         }
-
-    def _resize(self, image: Tensor, ids: Tensor, short_side: int) -> tuple[Tensor, Tensor]:
-        size: dict[str, Any] = {"size": [short_side], "max_size": self.max_size}
-        # torchvision resizes integers other than uint8 through float32, which holds every id of 24 bits exactly.
-        # Its kernel for masks knows no other interpolation than the misaligned one, so the map goes as a plain tensor.
-        nearest = F.resize(ids.as_subclass(Tensor), interpolation=InterpolationMode.NEAREST_EXACT, **size)
-        return F.resize(image, antialias=True, **size), tv_tensors.Mask(nearest)
 
     def _crop(self, image: Tensor, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         height, width = image.shape[-2:]
@@ -120,6 +114,14 @@ class RandomAugmentation:
 def sample_seed(seed: int, epoch: int, image_id: int) -> int:
     """Seed of one sample's augmentation: known from what the sample is, not from when or where it is loaded."""
     return int(np.random.SeedSequence((seed, epoch, image_id)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _resize(image: Tensor, ids: Tensor, short_side: int, max_size: int | None = None) -> tuple[Tensor, Tensor]:
+    size: dict[str, Any] = {"size": [short_side], "max_size": max_size}
+    # torchvision resizes integers other than uint8 through float32, which holds every id of 24 bits exactly.
+    # Its kernel for masks knows no other interpolation than the misaligned one, so the map goes as a plain tensor.
+    nearest = F.resize(ids.as_subclass(Tensor), interpolation=InterpolationMode.NEAREST_EXACT, **size)
+    return F.resize(image, antialias=True, **size), tv_tensors.Mask(nearest)
 
 
 def _chance(probability: float, generator: torch.Generator) -> bool:

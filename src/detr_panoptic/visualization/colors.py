@@ -11,6 +11,7 @@ from functools import cache
 import numpy as np
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
+PLASTIC_NUMBER = 1.324717957244746  # the golden ratio's counterpart in two dimensions
 FIRST_HUE = 0.70  # of a turn: label 0, a person in COCO, is blue, which stands out from skin, grass and wood
 CLASS_LIGHTNESS = (
     0.66,
@@ -18,7 +19,7 @@ CLASS_LIGHTNESS = (
     0.73,
 )  # three levels, so that neighbors in hue (3, 5 or 8 ids apart) mostly differ in it
 INSTANCE_LIGHTNESS = 0.28  # width of the band in which instances of one class differ
-INSTANCE_HUE = 0.12  # of a turn, the same: small enough to keep the class recognizable
+INSTANCE_HUE = 0.16  # of a turn, the same: small enough to keep the class recognizable
 CHROMA = 0.15
 
 OKLAB_TO_LMS = np.array(
@@ -50,23 +51,13 @@ def color_of(label_id: int, instance: int = 0) -> tuple[int, int, int]:
     """
     if label_id < 0 or instance < 0:
         raise ValueError(f"`label_id` and `instance` must not be negative, got {label_id} and {instance}.")
-    # Both sequences count from 1 and are shifted so that the first instance has the plain color of its class. Their
-    # bases differ, so that instances close in lightness are not close in hue too.
+    # The R2 sequence (Martin Roberts, 2018): points that stay far from each other in the plane of lightness and hue,
+    # however many; shifted so that the first instance has the plain color of its class.
     lightness = CLASS_LIGHTNESS[label_id % len(CLASS_LIGHTNESS)]
-    lightness += INSTANCE_LIGHTNESS * (_radical_inverse(instance + 1, base=2) - 1 / 2)
+    lightness += INSTANCE_LIGHTNESS * ((0.5 + instance / PLASTIC_NUMBER) % 1 - 0.5)
     hue = FIRST_HUE + label_id * GOLDEN_RATIO
-    hue += INSTANCE_HUE * (_radical_inverse(instance + 1, base=3) - 1 / 3)
+    hue += INSTANCE_HUE * ((0.5 + instance / PLASTIC_NUMBER**2) % 1 - 0.5)
     return _oklch_to_rgb(lightness, CHROMA, hue)
-
-
-def _radical_inverse(number: int, *, base: int) -> float:
-    """Van der Corput's sequence, from 1 in base 2: 1/2, 1/4, 3/4, 1/8 …, each far from those before it, in (0, 1)."""
-    value, weight = 0.0, 1.0
-    while number:
-        number, digit = divmod(number, base)
-        weight /= base
-        value += digit * weight
-    return value
 
 
 def _oklch_to_rgb(lightness: float, chroma: float, hue: float) -> tuple[int, int, int]:

@@ -30,7 +30,9 @@ def place_labels(
         overlap; None where there is no room.
     """
     stride = -(-max(segmentation.shape) // WORKING_SIZE)
-    small_map = segmentation[::stride, ::stride]
+    height, width = segmentation.shape
+    # Without the last few rows and columns: every pixel of the small map stands for a whole square of the picture.
+    small_map = segmentation[: height - height % stride : stride, : width - width % stride : stride]
     masks = [small_map == segment_id for segment_id in segment_ids]
     areas = [int(mask.sum()) for mask in masks]
     boxes: list[Box | None] = [None] * len(masks)

@@ -1,0 +1,90 @@
+import pytest
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+import detr_panoptic.losses as losses
+from detr_panoptic.losses import (
+    classification_loss,
+    dice_loss,
+    focal_loss,
+    loss_normalizers,
+    mask_losses,
+)
+from detr_panoptic.matcher import Matching
+from tests.conftest import build_tiny
+
+CANVAS = (52, 68)
+SIZES = [(52, 44), (40, 68)]
+
+
+def mask_problem(requires_grad=False):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 13, 17, generator=generator, dtype=torch.float64, requires_grad=requires_grad)
+    labels = [
+        {"class_labels": torch.zeros(count), "masks": torch.rand(count, *size, generator=generator) > 0.5}
+        for count, size in ((2, SIZES[0]), (2, SIZES[1]))
+    ]
+    matching = Matching(torch.tensor([0, 0, 1]), torch.tensor([1, 4, 2]), torch.tensor([1, 0, 3]))
+    return logits, labels, matching
+
+
+def all_masks(**options):
+    logits, labels, matching = mask_problem()
+    return mask_losses(
+        logits, labels, matching, canvas_size=CANVAS, image_sizes=SIZES, num_targets=torch.tensor(1.0), **options
+    )
+
+
+def test_padding_is_not_background():
+    """transformers and the reference count the canvas around an image as pixels that the mask must not have."""
+    logits, labels, matching = mask_problem()
+    resized = F.interpolate(logits[:, None], size=CANVAS, mode="bilinear")[:, 0]
+    chosen = [(0, labels[0]["masks"][1]), (1, labels[0]["masks"][0]), (2, labels[1]["masks"][1])]
+    pairs = [(resized[row, : mask.shape[0], : mask.shape[1]].flatten(), mask.flatten().double()) for row, mask in chosen]
+    expected = sum(focal_loss(*pair) for pair in pairs), sum(dice_loss(*pair) for pair in pairs)
+    found = all_masks()
+    torch.testing.assert_close((found["loss_mask"], found["loss_dice"]), expected)
+    counted = all_masks(count_padding=True)
+    assert not torch.isclose(counted["loss_dice"], found["loss_dice"], atol=1e-3)
+
+
+def test_chunks_change_neither_loss_nor_gradient(monkeypatch):
+    results = []
+    for pixels in (1, 1 << 30):
+        monkeypatch.setattr(losses, "MASK_PIXELS_PER_CHUNK", pixels)
+        logits, labels, matching = mask_problem(requires_grad=True)
+        terms = mask_losses(
+            logits, labels, matching, canvas_size=CANVAS, image_sizes=SIZES, num_targets=torch.tensor(3.0)
+        )
+        (terms["loss_mask"] + terms["loss_dice"]).backward()
+        results.append((terms["loss_mask"], terms["loss_dice"], logits.grad))
+    torch.testing.assert_close(*results, atol=1e-7, rtol=1e-5)
+
+
+def test_normalizer_of_the_classification_is_the_sum_of_its_weights():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 5, 4)
+    labels = [{"class_labels": torch.tensor([2, 0, 1])}, {"class_labels": torch.tensor([1])}]
+    matching = Matching(torch.tensor([0, 0, 0, 1]), torch.tensor([0, 2, 4, 3]), torch.tensor([1, 0, 2, 3]))
+    classes = torch.full((2, 5), 3)
+    classes[0, 0], classes[0, 2], classes[0, 4], classes[1, 3] = 0, 2, 1, 1
+    mean = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), weight=torch.tensor([1, 1, 1, 0.1]))
+    normalizers = loss_normalizers(labels, num_queries=5, eos_coefficient=0.1)
+    found = classification_loss(
+        logits,
+        torch.cat([target["class_labels"] for target in labels]),
+        matching,
+        eos_coefficient=0.1,
+        class_weight=normalizers.class_weight,
+    )
+    torch.testing.assert_close(found, mean)
+
+
+@pytest.mark.parametrize("size", [(0, 0), (0.5, 0)])
+def test_boxes_without_size_give_finite_losses(tiny_batch, size):
+    model = build_tiny().train()
+    tiny_batch["labels"][0]["boxes"][0, 2:] = torch.tensor(size)
+    output = model(**tiny_batch)
+    output.loss.backward()
+    assert output.loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
