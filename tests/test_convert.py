@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,11 +22,9 @@ from detr_panoptic.convert import (
 )
 from detr_panoptic.convert_names import REFERENCE
 from detr_panoptic.modeling_detr_panoptic import DetrPanopticForSegmentation
+from tests.goldens.formula_weights import formula_weight
 
 GOLDENS = Path(__file__).parent / "goldens"
-sys.path.insert(0, str(GOLDENS))
-from formula_weights import formula_weight  # noqa: E402  data beside the goldens, no package
-
 GOLDEN = json.loads((GOLDENS / "detr_tiny.json").read_text())
 SHAPES = {name: tuple(shape) for name, shape in GOLDEN["state_dict"].items()}
 MASK_PARTS = ("mask_head.", "bbox_attention.")

@@ -14,12 +14,18 @@ from transformers import (
 from .configuration_detr_panoptic import DetrPanopticConfig
 from .image_processing_detr_panoptic import DetrPanopticImageProcessor
 from .modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticModel
+from .pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline, register_pipeline
 
 AutoConfig.register(DetrPanopticConfig.model_type, DetrPanopticConfig)
-AutoImageProcessor.register(DetrPanopticConfig, DetrPanopticImageProcessor)
+AutoImageProcessor.register(DetrPanopticConfig, image_processor_classes={"torchvision": DetrPanopticImageProcessor})
 AutoModel.register(DetrPanopticConfig, DetrPanopticModel)
 AutoModelForImageSegmentation.register(DetrPanopticConfig, DetrPanopticForSegmentation)
 AutoModelForUniversalSegmentation.register(DetrPanopticConfig, DetrPanopticForSegmentation)
+register_pipeline()
+DetrPanopticConfig.register_for_auto_class()
+DetrPanopticImageProcessor.register_for_auto_class()
+DetrPanopticModel.register_for_auto_class("AutoModel")
+DetrPanopticForSegmentation.register_for_auto_class("AutoModelForImageSegmentation")
 
 __version__ = "0.1.0"
 
@@ -27,5 +33,6 @@ __all__ = [
     "DetrPanopticConfig",
     "DetrPanopticForSegmentation",
     "DetrPanopticImageProcessor",
+    "DetrPanopticImageSegmentationPipeline",
     "DetrPanopticModel",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 
 @strict
@@ -93,7 +94,14 @@ class DetrPanopticConfig(PreTrainedConfig):
             close = difflib.get_close_matches(key, names, n=1, cutoff=0.85)
             if close and key not in self.attribute_map and key not in dir(PreTrainedConfig):
                 raise ValueError(f"`{key}` is no field of DetrPanopticConfig; did you mean `{close[0]}`?")
+        if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
+            # The package's import registers the pipeline; to name it here as well would demand `trust_remote_code`.
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, and where the Auto classes and `pipeline` find the code that is saved beside them."""
+        return super().to_dict() | hub_code()
 
     def validate_sizes(self) -> None:
         """Every size is positive, and the heads divide the hidden size."""
@@ -140,6 +148,26 @@ class DetrPanopticConfig(PreTrainedConfig):
             "loss_mask": self.mask_loss_coefficient,
             "loss_dice": self.dice_loss_coefficient,
         }
+
+
+def hub_code() -> dict[str, Any]:
+    """The classes of the code in a Hub repository, for config.json."""
+    model = "modeling_detr_panoptic.DetrPanopticForSegmentation"
+    return {
+        "auto_map": {
+            "AutoConfig": "configuration_detr_panoptic.DetrPanopticConfig",
+            "AutoModel": "modeling_detr_panoptic.DetrPanopticModel",
+            "AutoModelForImageSegmentation": model,
+            "AutoModelForUniversalSegmentation": model,
+        },
+        "custom_pipelines": {
+            "image-segmentation": {
+                "impl": "pipeline_detr_panoptic.DetrPanopticImageSegmentationPipeline",
+                "pt": ["AutoModelForImageSegmentation"],
+                "type": "image",
+            }
+        },
+    }
 
 
 def check_mask_queries(mask_queries: str | int, num_queries: int) -> None:

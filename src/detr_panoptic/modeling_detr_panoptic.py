@@ -132,19 +132,33 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
         if pretrained_model_name_or_path is not None and "state_dict" not in kwargs:
             foreign = _foreign_checkpoint(pretrained_model_name_or_path, _hub_arguments(kwargs))
         if foreign is not None:
-            overrides = {k: kwargs.pop(k) for k in list(kwargs) if k in DetrPanopticConfig.__dataclass_fields__}
-            kwargs["config"] = DetrPanopticConfig(**(foreign.config_kwargs | overrides))
-            kwargs["state_dict"] = _select_for(cls, foreign.state_dict)
-            pretrained_model_name_or_path = None
-            for note in foreign.notes:
-                logger.warning(note)
-            if foreign.is_detection_only and cls is DetrPanopticForSegmentation:
-                logger.warning("The checkpoint has no mask head: a new one was made, which has to be trained.")
+            return cls.from_converted(foreign, *args, **kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
             if isinstance(module, Backbone):
                 module.freeze_stem()  # parameters from a checkpoint come back with gradients
         return loaded
+
+    @classmethod
+    def from_converted(cls, converted: ConvertedCheckpoint, *args: Any, **kwargs: Any) -> Any:
+        """Builds a model of a foreign checkpoint; takes the arguments of `from_pretrained`.
+
+        Fields of the configuration among them go before those of the checkpoint.
+
+        Raises:
+            ValueError: names of parameters are left over or missing; lists them.
+        """
+        overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in DetrPanopticConfig.__dataclass_fields__}
+        config = DetrPanopticConfig(**(converted.config_kwargs | overrides))
+        with torch.device("meta"):
+            converted.check_fit(DetrPanopticForSegmentation(config).state_dict())
+        for note in converted.notes:
+            logger.warning(note)
+        if converted.is_detection_only and cls is DetrPanopticForSegmentation:
+            logger.warning("The checkpoint has no mask head: a new one was made, which has to be trained.")
+        return cls.from_pretrained(
+            None, *args, config=config, state_dict=_select_for(cls, converted.state_dict), **kwargs
+        )
 
     def is_custom_code(self) -> bool:
         """False: transformers then lets modules without parameters of their own initialize their children.

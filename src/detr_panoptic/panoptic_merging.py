@@ -7,7 +7,8 @@ Letters: Q queries, N kept queries, K labels (class K of the logits is "no objec
     comes back as one segment 0 without an entry;
   * a padded batch's masks are cropped to the image before they are resized; the reference stretches the padded map;
   * only the pixels that the nearest resize to the target size picks are computed, and the mask logits are compared,
-    not their softmax over the queries: the same owner, without (N, H, W) floats.
+    not their softmax over the queries: the same owner (but for ties that the softmax's rounding makes), without
+    (N, H, W) floats.
 What it keeps, because the goldens show it: a stuff query that was fused into the first of its class has area 0, so it
 is dropped as too small, and the next pass has no mask of it: the pixels that only it covered go to whoever is next.
 (Keeping the siblings' masks for the next passes does not reproduce the reference's maps; this does, bit for bit.)
@@ -32,13 +33,12 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from .segment_ids import VOID_ID
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
-
-    from torch import Tensor
 
 MIN_SEGMENT_AREA = 4  # pixels; DETR drops segments of this size or smaller after merging
 STRIP_BYTES = 4 * 2**20  # of resized values held at once: stays in a CPU cache, 2x faster than 32 MiB

@@ -1,7 +1,9 @@
 """The image segmentation pipeline for DETR panoptic models.
 
 What differs from transformers' own `ImageSegmentationPipeline`:
-  * `batch_size` works for images of different sizes: a batch is padded, and each result is as if the image were alone;
+  * `batch_size` works for images of different sizes: a batch is padded, and each result is that of the image alone as
+    far as the backbone's convolutions at the padding's border allow;
+  * a semantic map is made of the masks of all queries, also those that see no object;
   * the thresholds default to the processor's, so that a call gives what the model was measured with;
   * arrays and tensors are images too, and the error about a broken file names it.
 """
@@ -37,8 +39,14 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
     """
 
     # What an image model never has. `pipeline` would try both, and for a repository with code ask whether to trust it.
-    _load_tokenizer = False
-    _load_video_processor = False
+    _load_tokenizer = False  # type: ignore[assignment]
+    _load_video_processor = False  # type: ignore[assignment]
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
+        if "subtask" in kwargs:
+            forward = {**forward, "mask_queries": "all" if kwargs["subtask"] == "semantic" else None}
+        return preprocess, forward, postprocess
 
     # The three steps take narrower arguments than the base class's, as those of ImageSegmentationPipeline do.
     def preprocess(  # type: ignore[override]
@@ -65,11 +73,13 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
         results.loader.loader.collate_fn = collate_padded
         return results
 
-    def _forward(self, model_inputs: Mapping[str, Tensor]) -> ModelOutput:  # type: ignore[override]
+    def _forward(  # type: ignore[override]
+        self, model_inputs: Mapping[str, Tensor], mask_queries: str | int | None = None
+    ) -> ModelOutput:
         """The tensors that post-processing reads, each with an entry per image: a batch is taken apart by entry."""
         inputs = dict(model_inputs)
         target_size = inputs.pop("target_size")
-        outputs = self.model(**inputs)
+        outputs = self.model(**inputs, mask_queries=mask_queries)
         names = ("logits", "pred_masks", "image_sizes", "canvas_sizes")
         return ModelOutput({name: outputs[name] for name in names} | {"target_size": target_size})
 
