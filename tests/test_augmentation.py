@@ -43,7 +43,7 @@ def test_picture_and_map_move_together(record):
         result = augment(record, seed)
         colors = ids_to_rgb(result["segmentation"]).astype(int)
         difference = np.abs(np.asarray(result["image"]).astype(int) - colors).max(-1)
-        # Only the seams between blocks may differ, by the filter's mixture: three quarters of a step after two resizes.
+        # Only the seams between blocks may differ, by the mixture: three quarters of a step after two resizes.
         assert (difference <= 2).mean() > 0.6
         assert difference.max() <= 30
 

@@ -15,7 +15,10 @@ from detr_panoptic import DetrPanopticConfig
         ({"bbox_cost": -1}, "`bbox_cost` must be a non-negative number, got -1"),
         ({"giou_loss_coefficient": float("inf")}, "`giou_loss_coefficient` must be a non-negative number, got inf"),
         ({"num_labels": 3, "stuff_label_ids": [0, 3]}, r"`stuff_label_ids` must be labels from 0 to 2, got \[3\]"),
-        ({"num_labels": 3, "category_ids": [7]}, "`category_ids` must name the category of each of the 3 labels, got 1"),
+        (
+            {"num_labels": 3, "category_ids": [7]},
+            "`category_ids` must name the category of each of the 3 labels, got 1",
+        ),
         ({"mask_queries": "some"}, '`mask_queries` must be "kept", "all" or a number from 0 to 100, got \'some\''),
         ({"mask_queries": 101}, "`mask_queries` must be .* a number from 0 to 100, got 101"),
         ({"hiden_size": 64}, "`hiden_size` is no field.*did you mean `hidden_size`"),
@@ -31,9 +34,10 @@ def test_saved_and_loaded_is_the_same(tmp_path):
         hidden_size=64, id2label={0: "cat", 1: "sky"}, stuff_label_ids=[1], category_ids=[17, 187], mask_queries=7
     )
     config.save_pretrained(tmp_path)
-    assert DetrPanopticConfig.from_pretrained(tmp_path).to_dict() == config.to_dict() | {
-        "_name_or_path": str(tmp_path)
-    } or DetrPanopticConfig.from_pretrained(tmp_path).to_diff_dict() == config.to_diff_dict()
+    assert (
+        DetrPanopticConfig.from_pretrained(tmp_path).to_dict() == config.to_dict() | {"_name_or_path": str(tmp_path)}
+        or DetrPanopticConfig.from_pretrained(tmp_path).to_diff_dict() == config.to_diff_dict()
+    )
 
 
 def test_two_configurations_do_not_share_their_lists():

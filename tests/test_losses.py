@@ -37,10 +37,12 @@ def all_masks(**options):
 
 def test_padding_is_not_background():
     """transformers and the reference count the canvas around an image as pixels that the mask must not have."""
-    logits, labels, matching = mask_problem()
+    logits, labels, _ = mask_problem()
     resized = F.interpolate(logits[:, None], size=CANVAS, mode="bilinear")[:, 0]
     chosen = [(0, labels[0]["masks"][1]), (1, labels[0]["masks"][0]), (2, labels[1]["masks"][1])]
-    pairs = [(resized[row, : mask.shape[0], : mask.shape[1]].flatten(), mask.flatten().double()) for row, mask in chosen]
+    pairs = [
+        (resized[row, : mask.shape[0], : mask.shape[1]].flatten(), mask.flatten().double()) for row, mask in chosen
+    ]
     expected = sum(focal_loss(*pair) for pair in pairs), sum(dice_loss(*pair) for pair in pairs)
     found = all_masks()
     torch.testing.assert_close((found["loss_mask"], found["loss_dice"]), expected)

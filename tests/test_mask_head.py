@@ -62,7 +62,7 @@ def test_chunks_change_nothing(monkeypatch):
         torch.testing.assert_close(head(*arguments), whole, atol=1e-12, rtol=0)
 
 
-def test_what_rows_share_is_computed_once_per_image(monkeypatch):
+def test_what_rows_share_is_computed_once_per_image():
     """The work does not grow with the rows where the reference's does: adapters see images, not queries."""
     head, *arguments = inputs([(3, 5), (6, 10), (12, 20), (24, 40)])
     seen = []

@@ -29,7 +29,9 @@ def test_no_other_assignment_costs_less(seed):
     logits, boxes, labels = problem(seed)
     for layer, matching in enumerate(match(logits, boxes, labels, **COSTS)):
         for image, first in ((0, 0), (1, 3)):
-            costs = matching_costs(logits[layer : layer + 1, image], boxes[layer : layer + 1, image], labels[image], **COSTS)
+            costs = matching_costs(
+                logits[layer : layer + 1, image], boxes[layer : layer + 1, image], labels[image], **COSTS
+            )
             of_image = matching.image == image
             chosen = costs[0, matching.query[of_image], matching.target[of_image] - first].sum()
             targets = range(costs.shape[2])

@@ -203,7 +203,7 @@ def test_bfloat16_trains(tiny_batch):
 # ------ padding
 
 
-def test_padding_reaches_no_further_than_the_backbone_lets_it(tiny_batch):
+def test_padding_reaches_no_further_than_the_backbone_lets_it():
     """Past the backbone an image in a batch is the image alone: positions, attention and boxes see real cells only."""
     model = build_tiny().double().eval()
     alone = torch.randn(1, 3, 64, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -212,7 +212,9 @@ def test_padding_reaches_no_further_than_the_backbone_lets_it(tiny_batch):
     maps = model.model.backbone(alone)
 
     def padded_maps(_pixel_values):
-        return [torch.nn.functional.pad(m, (0, 64 // s, 0, 32 // s)) for m, s in zip(maps, (4, 8, 16, 32), strict=True)]
+        return [
+            torch.nn.functional.pad(m, (0, 64 // s, 0, 32 // s)) for m, s in zip(maps, (4, 8, 16, 32), strict=True)
+        ]
 
     with torch.no_grad():
         single = model(alone)
@@ -259,7 +261,9 @@ def create(name, **options):
     import timm
 
     options.pop("dilation")
-    return timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1), in_chans=options.pop("num_channels"), **options)
+    return timm.create_model(
+        name, features_only=True, out_indices=(-4, -3, -2, -1), in_chans=options.pop("num_channels"), **options
+    )
 
 
 def test_initialization_leaves_the_backbone_as_timm_made_it():
@@ -318,16 +322,19 @@ def test_other_backbones(backbone, dilation):
 
 
 def test_a_backbone_without_four_maps_is_refused():
-    with pytest.raises(ValueError, match="`backbone` must .*vit_tiny"):
+    with pytest.raises(ValueError, match=r"`backbone` must .*vit_tiny"):
         Backbone("vit_tiny_patch16_224")
-    with pytest.raises(ValueError, match="`backbone` must be a timm model.*no_such_model"):
+    with pytest.raises(ValueError, match=r"`backbone` must be a timm model.*no_such_model"):
         Backbone("no_such_model")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pixel_values": torch.zeros(2, 1, 65, 97)}, r"`pixel_values` must have shape \(batch, 3, .*\(2, 1, 65, 97\)"),
+        (
+            {"pixel_values": torch.zeros(2, 1, 65, 97)},
+            r"`pixel_values` must have shape \(batch, 3, .*\(2, 1, 65, 97\)",
+        ),
         ({"pixel_mask": torch.ones(2, 65, 96)}, r"`pixel_mask` must have shape \(2, 65, 97\).*\(2, 65, 96\)"),
         ({"mask_queries": 6}, "`mask_queries` must be .* a number from 0 to 5, got 6"),
         ({"labels": []}, "`labels` must hold a target for each of the 2 images, got 0"),

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -119,7 +120,11 @@ def test_accumulated_batches_give_the_gradient_of_one_batch(tiny_batch):
     """Unequal numbers of targets: per-batch means would differ."""
     gradients = []
     halves = [
-        {"pixel_values": tiny_batch["pixel_values"][i : i + 1], "pixel_mask": tiny_batch["pixel_mask"][i : i + 1], "labels": tiny_batch["labels"][i : i + 1]}
+        {
+            "pixel_values": tiny_batch["pixel_values"][i : i + 1],
+            "pixel_mask": tiny_batch["pixel_mask"][i : i + 1],
+            "labels": tiny_batch["labels"][i : i + 1],
+        }
         for i in range(2)
     ]
     for window in ([tiny_batch], halves):
@@ -128,7 +133,9 @@ def test_accumulated_batches_give_the_gradient_of_one_batch(tiny_batch):
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         terms = train_step(model, window, optimizer, Accelerator(cpu=True), max_grad_norm=1e9)
-        gradients.append({name: before[name] - p.detach() for name, p in model.named_parameters()} | {"loss": terms["loss"]})
+        gradients.append(
+            {name: before[name] - p.detach() for name, p in model.named_parameters()} | {"loss": terms["loss"]}
+        )
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-5)
 
 
@@ -144,12 +151,27 @@ def test_train_writes_a_checkpoint_and_metrics(tmp_path):
     from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
     from detr_panoptic.cli import main
 
-    flags = (
-        "--data scenes --limit 4 --short-side 64 --long-side 64 --augmentation flip --workers 0 --backbone test_resnet "
-        "--hidden-size 32 --num-heads 4 --encoder-layers 1 --decoder-layers 2 --ffn-dim 32 --num-queries 12 "
-        "--batch-size 2 --epochs 2 --evaluate-every 2 --log-every 1"
-    ).split()
-    assert main(["train", *flags, "--output", str(tmp_path)]) == 0
+    options = {
+        "--data": "scenes",
+        "--limit": "4",
+        "--short-side": "64",
+        "--long-side": "64",
+        "--augmentation": "flip",
+        "--workers": "0",
+        "--backbone": "test_resnet",
+        "--hidden-size": "32",
+        "--num-heads": "4",
+        "--encoder-layers": "1",
+        "--decoder-layers": "2",
+        "--ffn-dim": "32",
+        "--num-queries": "12",
+        "--batch-size": "2",
+        "--epochs": "2",
+        "--evaluate-every": "2",
+        "--log-every": "1",
+        "--output": str(tmp_path),
+    }
+    assert main(["train", *itertools.chain.from_iterable(options.items())]) == 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
     assert 0 <= lines[-1]["pq"] <= 1

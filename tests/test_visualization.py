@@ -188,6 +188,12 @@ def test_a_label_sits_in_the_middle_of_a_disc():
     assert abs((top + bottom) / 2 - 40) <= 2
 
 
+def test_the_edge_of_the_picture_is_a_border_too():
+    ((left, top, right, bottom),) = place_labels(np.ones((101, 131), int), [1], [(21, 11)])
+    assert abs((left + right) / 2 - 65) <= 15
+    assert abs((top + bottom) / 2 - 50) <= 3
+
+
 def test_a_label_moves_aside_for_that_of_a_larger_segment():
     segmentation = np.ones((61, 101), int)
     segmentation[25:36, 40:61] = 2
@@ -201,8 +207,8 @@ def test_a_label_moves_aside_for_that_of_a_larger_segment():
 
 
 def test_the_smaller_segment_goes_without_where_there_is_room_for_one():
-    segmentation = np.ones((15, 50), int)
-    segmentation[:, 35:] = 2
+    segmentation = np.ones((15, 60), int)
+    segmentation[:, 35:] = 2  # either label would fit alone
     boxes = place_labels(segmentation, [2, 1], [(40, 13), (40, 13)])
     assert boxes[0] is None
     assert boxes[1] is not None

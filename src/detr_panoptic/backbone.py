@@ -8,6 +8,8 @@ Follows models/backbone.py of facebookresearch/detr (29901c5), with these differ
     were trained with another epsilon (tf_efficientnet: 1e-3) need their own.
 """
 
+from typing import Any
+
 import timm
 from timm.layers import Format, freeze_batch_norm_2d
 from torch import Tensor, nn
@@ -34,15 +36,14 @@ class Backbone(nn.Module):
         super().__init__()
         body = _create_feature_extractor(name, dilation=dilation, num_channels=num_channels, pretrained=pretrained)
         expected = DILATED_STRIDES if dilation else STRIDES
-        strides = tuple(body.feature_info.reduction())
+        features: Any = body.feature_info
+        strides = tuple(features.reduction())
         if strides != expected:
             raise ValueError(f"`backbone` must have feature maps of strides {expected}, got {strides} from {name!r}.")
-        self.image_statistics = {
-            "image_mean": list(body.pretrained_cfg["mean"]),
-            "image_std": list(body.pretrained_cfg["std"]),
-        }
-        self.channels: list[int] = body.feature_info.channels()
-        self._first_stage: str = body.feature_info.module_name()[0].replace(".", "_")
+        statistics: Any = body.pretrained_cfg
+        self.image_statistics = {"image_mean": list(statistics["mean"]), "image_std": list(statistics["std"])}
+        self.channels: list[int] = features.channels()
+        self._first_stage: str = features.module_name()[0].replace(".", "_")
         self._channels_last_output = getattr(body, "output_fmt", None) == Format.NHWC  # Swin and its kin
         self.body = freeze_batch_norm_2d(body)
         self.freeze_stem()
@@ -71,7 +72,7 @@ class Backbone(nn.Module):
 
 def _create_feature_extractor(name: str, *, dilation: bool, num_channels: int, pretrained: bool) -> nn.Module:
     # Not every architecture takes `output_stride`: ask for it only where it says something.
-    stride = {"output_stride": DILATED_STRIDES[-1]} if dilation else {}
+    stride: dict[str, Any] = {"output_stride": DILATED_STRIDES[-1]} if dilation else {}
     try:
         return timm.create_model(
             name,

@@ -6,13 +6,13 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from .commands import convert, predict, train
+from .commands import convert, demo, predict, train
 from .commands.frame import PROGRAM, USER_ERROR, CommandParser, HelpFormatter, explain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = (predict, train, convert)
+COMMANDS = (demo, predict, train, convert)
 INTERRUPTED = 130  # exit code of the shell after Ctrl-C
 DESCRIPTION = "DETR for panoptic segmentation: every pixel of a photograph gets its thing or stuff."
 EPILOG = f"`{PROGRAM} COMMAND --help` explains a command and shows examples."

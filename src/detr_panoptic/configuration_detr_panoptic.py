@@ -8,6 +8,17 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+SIZES = (
+    "num_channels",
+    "hidden_size",
+    "encoder_layers",
+    "decoder_layers",
+    "num_heads",
+    "ffn_dim",
+    "num_queries",
+    "num_labels",
+)
+
 
 @strict
 class DetrPanopticConfig(PreTrainedConfig):
@@ -39,9 +50,9 @@ class DetrPanopticConfig(PreTrainedConfig):
         mask_loss_coefficient: weight of the focal loss of masks.
         dice_loss_coefficient: weight of the Dice loss of masks.
         eos_coefficient: weight of the "no object" class in the classification loss.
-        mask_queries: which queries the mask head runs for at inference. "kept": those whose best class is an object (no
-            threshold can keep another); an integer k: the k most confident ones, a static shape for compilation and
-            export; "all". With labels it always runs for the matched queries.
+        mask_queries: which queries the mask head runs for at inference. "kept": those whose best class is an object
+            (no threshold can keep another); an integer k: the k most confident ones, a static shape for compilation
+            and export; "all". With labels it always runs for the matched queries.
         threshold: confidence below which post-processing drops a query; 0.85 in the paper's evaluation.
         stuff_label_ids: labels that are stuff: one segment per image at most.
         category_ids: the dataset's category id of each label; None where they are the same.
@@ -105,9 +116,7 @@ class DetrPanopticConfig(PreTrainedConfig):
 
     def validate_sizes(self) -> None:
         """Every size is positive, and the heads divide the hidden size."""
-        for name in (
-            "num_channels hidden_size encoder_layers decoder_layers num_heads ffn_dim num_queries num_labels"
-        ).split():
+        for name in SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         for divisor, reason in ((self.num_heads, "`num_heads`"), (16, "16, the last width of the mask head")):
@@ -129,12 +138,13 @@ class DetrPanopticConfig(PreTrainedConfig):
 
     def validate_labels(self) -> None:
         """Stuff and category ids agree with the number of labels."""
-        wrong = [label for label in self.stuff_label_ids if not 0 <= label < self.num_labels]
+        num_labels = len(self.id2label or {})
+        wrong = [label for label in self.stuff_label_ids if not 0 <= label < num_labels]
         if wrong:
-            raise ValueError(f"`stuff_label_ids` must be labels from 0 to {self.num_labels - 1}, got {wrong}.")
-        if self.category_ids is not None and len(self.category_ids) != self.num_labels:
+            raise ValueError(f"`stuff_label_ids` must be labels from 0 to {num_labels - 1}, got {wrong}.")
+        if self.category_ids is not None and len(self.category_ids) != num_labels:
             raise ValueError(
-                f"`category_ids` must name the category of each of the {self.num_labels} labels, "
+                f"`category_ids` must name the category of each of the {num_labels} labels, "
                 f"got {len(self.category_ids)} ids."
             )
 

@@ -1,7 +1,7 @@
 """The loss of DETR panoptic: classification, boxes and masks of matched pairs.
 
-Follows SetCriterion of models/detr.py and the mask losses of models/segmentation.py of facebookresearch/detr (29901c5),
-with these differences:
+Follows SetCriterion of models/detr.py and the mask losses of models/segmentation.py of facebookresearch/detr
+(29901c5), with these differences:
   * padding does not count as background in the mask losses; `count_padding=True` counts it as the reference does;
   * everything is float32 at least;
   * the normalizers come in as values: the training loop knows the other processes, this file does not;
@@ -51,7 +51,9 @@ def loss_normalizers(
     counts = [len(target["class_labels"]) for target in labels]
     matched = sum(min(count, num_queries) for count in counts)
     class_weight = matched + eos_coefficient * (num_queries * len(labels) - matched)
-    values = torch.tensor([max(sum(counts), least_targets), class_weight], dtype=torch.float64).to(device, torch.float32)
+    values = torch.tensor([max(sum(counts), least_targets), class_weight], dtype=torch.float64).to(
+        device, torch.float32
+    )
     return LossNormalizers(*values)
 
 

@@ -1,14 +1,14 @@
 """From object embeddings to masks: attention maps over the encoded image, then an FPN-style head.
 
-Follows MHAttentionMap and MaskHeadSmallConv of facebookresearch/detr (29901c5): the same weights give the same masks, to
-rounding. The arithmetic is arranged so that what queries share is computed once per image, and the head takes any list
-of (image, query) rows, not all B x Q of them:
+Follows MHAttentionMap and MaskHeadSmallConv of facebookresearch/detr (29901c5): the same weights give the same masks,
+to rounding. The arithmetic is arranged so that what queries share is computed once per image, and the head takes any
+list of (image, query) rows, not all B x Q of them:
   * conv([image, attention]) = conv(image) + conv(attention): the image's part once per image;
   * conv(adapter(skip) + up(x)) = conv(adapter(skip)) + conv(up(x)): the skip's part once per image;
   * a 3x3 convolution after nearest upsampling by two is a transposed 4x4 convolution of the small map with stride 2:
     every pixel of the large map sees 2x2 sources, so 4 products take the place of 9.
 
-Legend: B images, Q queries, N rows (pairs of image and query), D hidden size, M heads, (h, w) map of stride 32 (or 16).
+Legend: B images, Q queries, N rows (pairs of image and query), D hidden size, M heads, (h, w) map of stride 32 or 16.
 """
 
 import math

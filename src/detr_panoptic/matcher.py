@@ -1,8 +1,8 @@
 """Bipartite matching of queries and targets.
 
 Follows models/matcher.py of facebookresearch/detr (29901c5), with these differences:
-  * costs are float32 at least, whatever the model's precision, and the layers of the decoder are matched together, with one
-    transfer to the processor for all of them;
+  * costs are float32 at least, whatever the model's precision, and the layers of the decoder are matched together,
+    with one transfer to the processor for all of them;
   * costs and assignment are two functions.
 
 Legend: B images, Q queries, K labels, L decoder layers, T targets of one image.
@@ -16,8 +16,8 @@ from torch import Tensor
 
 try:  # a dependency of the package; code loaded from the Hub may run without it until it trains
     from scipy.optimize import linear_sum_assignment
-except ImportError:  # pragma: no cover
-    linear_sum_assignment = None
+except ImportError:
+    linear_sum_assignment = None  # type: ignore[assignment]
 
 from .box_ops import at_least_float32, cxcywh_to_xyxy, generalized_iou
 
@@ -86,7 +86,9 @@ def match(
     costs = [matching_costs(logits[:, i], boxes_cxcywh[:, i], t, **cost_weights) for i, t in enumerate(labels)]
     on_processor = torch.cat(costs, dim=-1).cpu()  # (L, Q, targets of all images)
     if not on_processor.isfinite().all():
-        raise FloatingPointError("Matching met logits or boxes that are not finite, in the predictions or the targets.")
+        raise FloatingPointError(
+            "Matching met logits or boxes that are not finite, in the predictions or the targets."
+        )
     return [_assign(layer, counts) for layer in on_processor]
 
 

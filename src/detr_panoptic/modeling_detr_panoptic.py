@@ -10,7 +10,7 @@ Legend: B images, Q queries, K labels, L decoder layers, D hidden size, M heads,
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
@@ -114,10 +114,10 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
     config_class = DetrPanopticConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ("Backbone", "EncoderLayer", "DecoderLayer", "MaskAttention", "MaskHead")
+    _no_split_modules = {"Backbone", "EncoderLayer", "DecoderLayer", "MaskAttention", "MaskHead"}  # noqa: RUF012
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -148,7 +148,9 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: names of parameters are left over or missing; lists them.
         """
-        overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in DetrPanopticConfig.__dataclass_fields__}
+        overrides = {
+            name: kwargs.pop(name) for name in list(kwargs) if name in DetrPanopticConfig.__dataclass_fields__
+        }
         config = DetrPanopticConfig(**(converted.config_kwargs | overrides))
         with torch.device("meta"):
             converted.check_fit(DetrPanopticForSegmentation(config).state_dict())
@@ -160,7 +162,8 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
             None, *args, config=config, state_dict=_select_for(cls, converted.state_dict), **kwargs
         )
 
-    def is_custom_code(self) -> bool:
+    @classmethod
+    def is_custom_code(cls) -> bool:
         """False: transformers then lets modules without parameters of their own initialize their children.
 
         What it guards custom code against, drawing loaded weights anew, `transformers.initialization` guards here.
@@ -170,7 +173,8 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Initializes one module as the reference does; children come before their parents."""
         if isinstance(module, (Attention, MaskAttention)):
-            for name, linear in module.named_children():
+            for name in [name for name, _ in module.named_children()]:
+                linear: nn.Linear = getattr(module, name)
                 # The reference draws the packed (3D, D) projection at once, which narrows q, k and v.
                 packed = isinstance(module, Attention) and name != "out_proj"
                 init.xavier_uniform_(linear.weight, gain=0.5**0.5 if packed else 1.0)
@@ -181,17 +185,10 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
         elif isinstance(module, MaskHead):
             for conv in [m for m in module.modules() if isinstance(m, nn.Conv2d)]:
                 init.kaiming_uniform_(conv.weight, a=1)
-                init.zeros_(conv.bias)
-        elif isinstance(module, (nn.Linear, nn.Conv2d)):
-            init.kaiming_uniform_(module.weight, a=5**0.5)  # PyTorch's own
-            if module.bias is not None:
-                bound = module.weight[0].numel() ** -0.5
-                init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight)
-        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
+                if conv.bias is not None:
+                    init.zeros_(conv.bias)
+        elif isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding, nn.LayerNorm, nn.GroupNorm)):
+            module.reset_parameters()  # PyTorch's own; transformers spares what was loaded
 
 
 class DetrPanopticModel(DetrPanopticPreTrainedModel):
@@ -199,7 +196,7 @@ class DetrPanopticModel(DetrPanopticPreTrainedModel):
 
     def __init__(self, config: DetrPanopticConfig) -> None:
         super().__init__(config)
-        transformer = {
+        transformer: dict[str, Any] = {
             "hidden_size": config.hidden_size,
             "num_heads": config.num_heads,
             "ffn_dim": config.ffn_dim,
@@ -296,7 +293,7 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
     def __init__(self, config: DetrPanopticConfig) -> None:
         super().__init__(config)
         self.model = DetrPanopticModel(config)
-        self.class_head = nn.Linear(config.hidden_size, config.num_labels + 1)
+        self.class_head = nn.Linear(config.hidden_size, len(config.id2label or {}) + 1)
         self.box_head = BoxHead(config.hidden_size)
         self.mask_attention = MaskAttention(config.hidden_size, config.num_heads)
         self.mask_head = MaskHead(config.hidden_size, config.num_heads, self.model.backbone.channels[-2::-1])
@@ -338,12 +335,10 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         states = features.intermediate_hidden_states
         # The last layer's heads run on their own, so that auxiliary losses cannot move a bit of the predictions.
         logits, boxes = self._detect(states[-1])
-        layers, matchings, matched = None, [], None
+        matched = None
         if labels is not None:
-            _check_labels(labels, batch=len(logits), num_labels=self.config.num_labels)
-            layers = self._detect_layers(states[:-1], logits, boxes)
-            matchings = self._match(*layers, labels)
-            matched = matchings[-1] if all("masks" in target for target in labels) else None
+            _check_labels(labels, batch=len(logits), num_labels=self.class_head.out_features - 1)
+            matched = self._match(labels, states[:-1], logits, boxes)
 
         attention_maps = self.mask_attention(
             features.last_hidden_state,
@@ -353,22 +348,10 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         rows = self._mask_rows(logits, mask_queries, matched)
         masks = self._segment(features, attention_maps, rows)
         sizes = _image_sizes(pixel_values, pixel_mask)
-
         loss_dict = None
-        if layers is not None:
-            normalizers = normalizers or self._normalizers(labels, logits.device)
-            loss_dict = detection_losses(
-                *layers, labels, matchings, eos_coefficient=self.config.eos_coefficient, normalizers=normalizers
-            )
         if matched is not None:
-            loss_dict |= mask_losses(
-                masks[torch.searchsorted(rows, self._row_index(matched).to(rows.device))],
-                labels,
-                matched,
-                canvas_size=pixel_values.shape[-2:],
-                image_sizes=sizes.tolist(),
-                num_targets=normalizers.num_targets,
-            )
+            canvas_size = (pixel_values.shape[-2], pixel_values.shape[-1])
+            loss_dict = self._losses(matched, masks, rows, canvas_size, sizes, normalizers)
         return DetrPanopticSegmentationOutput(
             loss=None if loss_dict is None else self._weighted_sum(loss_dict),
             loss_dict=loss_dict,
@@ -377,7 +360,7 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
             pred_masks=_spread_rows(masks, rows, logits.shape[:2]),
             image_sizes=sizes,
             canvas_sizes=torch.tensor(pixel_values.shape[-2:], device=logits.device).expand(len(logits), 2),
-            auxiliary_outputs=None if layers is None else _layer_outputs(*layers)[:-1],
+            auxiliary_outputs=None if matched is None else matched.auxiliary_outputs(),
             last_hidden_state=features.last_hidden_state,
             encoder_last_hidden_state=features.encoder_last_hidden_state,
             decoder_hidden_states=None if features.encoder_hidden_states is None else tuple(states),
@@ -392,49 +375,105 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         """Object embeddings (..., D) to logits (..., K+1) and boxes (..., 4)."""
         return self.class_head(embeddings), self.box_head(embeddings)
 
-    def _detect_layers(self, states: Tensor, logits: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Predictions of the layers that the loss uses, (L, B, Q, K+1) and (L, B, Q, 4), given the last layer's."""
-        if not self.config.auxiliary_loss or len(states) == 0:
-            return logits[None], boxes[None]
-        other_logits, other_boxes = self._detect(states)
-        return torch.cat((other_logits, logits[None])), torch.cat((other_boxes, boxes[None]))
-
-    def _match(self, logits: Tensor, boxes: Tensor, labels: Sequence[dict[str, Any]]) -> list[Matching]:
+    def _match(
+        self, labels: Sequence[dict[str, Any]], states: Tensor, logits: Tensor, boxes: Tensor
+    ) -> "MatchedPredictions":
+        """Matches the layers that the loss uses, given the other layers' states and the last one's predictions."""
+        all_logits, all_boxes = logits[None], boxes[None]
+        if self.config.auxiliary_loss and len(states):
+            other_logits, other_boxes = self._detect(states)
+            all_logits, all_boxes = torch.cat((other_logits, all_logits)), torch.cat((other_boxes, all_boxes))
         costs = {name: getattr(self.config, name) for name in ("class_cost", "bbox_cost", "giou_cost")}
-        return match(logits, boxes, labels, **costs)
+        return MatchedPredictions(labels, all_logits, all_boxes, match(all_logits, all_boxes, labels, **costs))
 
-    def _row_index(self, matching: Matching) -> Tensor:
-        """Matched pairs as rows of the batch's B*Q queries: (N,) ascending."""
-        return matching.image * self.config.num_queries + matching.query
-
-    def _mask_rows(self, logits: Tensor, mask_queries: str | int | None, matched: Matching | None) -> Tensor:
+    def _mask_rows(
+        self, logits: Tensor, mask_queries: str | int | None, matched: "MatchedPredictions | None"
+    ) -> Tensor:
         """The rows of the batch's B*Q queries that get masks: (N,) int64, ascending."""
-        if matched is not None and mask_queries is None and self.training:
-            rows = self._row_index(matched).to(logits.device)
-            # Without objects one row goes through all the same: every parameter has a gradient on every process.
-            return rows if len(rows) else rows.new_zeros(1)
+        matched_rows = None
+        if matched is not None and matched.has_masks:
+            matched_rows = matched.rows(self.config.num_queries).to(logits.device)
+            if self.training and mask_queries is None:
+                # Without objects one row goes through all the same: every parameter has a gradient on every process.
+                return matched_rows if len(matched_rows) else matched_rows.new_zeros(1)
         rows = select_rows(logits, self.config.mask_queries if mask_queries is None else mask_queries)
-        if matched is None:
-            return rows
-        return torch.cat((rows, self._row_index(matched).to(rows.device))).unique()
+        return rows if matched_rows is None else torch.cat((rows, matched_rows)).unique()
 
-    def _segment(self, features: DetrPanopticModelOutput, attention_maps: Tensor, rows: Tensor) -> Tensor:
-        """Masks (N, H/4, W/4) of the rows, given attention maps (B, Q, M, h, w)."""
+    def _losses(
+        self,
+        matched: "MatchedPredictions",
+        masks: Tensor,
+        rows: Tensor,
+        canvas_size: tuple[int, int],
+        image_sizes: Tensor,
+        normalizers: LossNormalizers | None,
+    ) -> dict[str, Tensor]:
+        """All loss terms, given the masks (N, H/4, W/4) of the rows."""
+        if normalizers is None:
+            normalizers = loss_normalizers(
+                matched.labels,
+                num_queries=self.config.num_queries,
+                eos_coefficient=self.config.eos_coefficient,
+                device=masks.device,
+            )
+        terms = detection_losses(
+            matched.logits,
+            matched.boxes,
+            matched.labels,
+            matched.matchings,
+            eos_coefficient=self.config.eos_coefficient,
+            normalizers=normalizers,
+        )
+        if matched.has_masks:
+            places = torch.searchsorted(rows, matched.rows(self.config.num_queries).to(rows.device))
+            terms |= mask_losses(
+                masks[places],
+                matched.labels,
+                matched.matchings[-1],
+                canvas_size=canvas_size,
+                image_sizes=image_sizes.tolist(),
+                num_targets=normalizers.num_targets,
+            )
+        return terms
+
+    def _segment(self, features: Any, attention_maps: Tensor, rows: Tensor) -> Tensor:
+        """Masks (N, H/4, W/4) of the rows, given the model's output and attention maps (B, Q, M, h, w)."""
         skips = features.feature_maps[-2::-1]
         if len(rows) == 0:
             return skips[-1].new_zeros(0, *skips[-1].shape[-2:])
         image_index = torch.div(rows, attention_maps.shape[1], rounding_mode="floor")
         return self.mask_head(features.projected, attention_maps.flatten(0, 1)[rows], image_index, skips)
 
-    def _normalizers(self, labels: Sequence[dict[str, Any]], device: torch.device) -> LossNormalizers:
-        return loss_normalizers(
-            labels, num_queries=self.config.num_queries, eos_coefficient=self.config.eos_coefficient, device=device
-        )
-
     def _weighted_sum(self, loss_dict: dict[str, Tensor]) -> Tensor:
         weights = self.config.loss_weights
         terms = [weights["_".join(name.split("_")[:2])] * value for name, value in loss_dict.items()]
         return torch.stack(terms).sum()
+
+
+class MatchedPredictions(NamedTuple):
+    """The predictions of the layers that the loss uses, and which of them belongs to which target."""
+
+    labels: Sequence[dict[str, Any]]
+    logits: Tensor
+    """(L, B, Q, K+1), the last layer last."""
+    boxes: Tensor
+    """(L, B, Q, 4)."""
+    matchings: list[Matching]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every target tells its masks."""
+        return all("masks" in target for target in self.labels)
+
+    def rows(self, num_queries: int) -> Tensor:
+        """The last layer's matched queries among the batch's B*Q: (N,) int64 on the processor, ascending."""
+        matching = self.matchings[-1]
+        return matching.image * num_queries + matching.query
+
+    def auxiliary_outputs(self) -> list[dict[str, Tensor]]:
+        """Predictions of each layer but the last."""
+        layers = zip(self.logits[:-1], self.boxes[:-1], strict=True)
+        return [{"logits": logits, "pred_boxes": boxes} for logits, boxes in layers]
 
 
 def select_rows(logits: Tensor, mask_queries: str | int) -> Tensor:
@@ -456,7 +495,9 @@ def select_rows(logits: Tensor, mask_queries: str | int) -> Tensor:
     kept = score > probs[..., -1]
     if mask_queries == "kept":
         return kept.flatten().nonzero()[:, 0]
-    best = (score + kept).topk(int(mask_queries), dim=1).indices  # a query that can be kept ranks before one that cannot
+    best = (
+        (score + kept).topk(int(mask_queries), dim=1).indices
+    )  # a query that can be kept ranks before one that cannot
     return (first + best.sort(dim=1).values).flatten()
 
 
@@ -467,10 +508,6 @@ def _spread_rows(masks: Tensor, rows: Tensor, shape: Sequence[int]) -> Tensor:
         return masks.unflatten(0, (batch, num_queries))
     spread = masks.new_full((batch * num_queries, *masks.shape[1:]), SKIPPED_MASK_LOGIT)
     return spread.index_copy(0, rows, masks).unflatten(0, (batch, num_queries))
-
-
-def _layer_outputs(logits: Tensor, boxes: Tensor) -> list[dict[str, Tensor]]:
-    return [{"logits": layer, "pred_boxes": layer_boxes} for layer, layer_boxes in zip(logits, boxes, strict=True)]
 
 
 def _image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
@@ -498,8 +535,8 @@ def _check_labels(labels: Sequence[dict[str, Any]], *, batch: int, num_labels: i
     wrong = classes[(classes < 0) | (classes >= num_labels)]
     if len(wrong):
         raise ValueError(
-            f"`class_labels` must lie between 0 and {num_labels - 1}, got {sorted(set(wrong.tolist()))}: the model has "
-            f"{num_labels} labels."
+            f"`class_labels` must lie between 0 and {num_labels - 1} in a model with {num_labels} labels, "
+            f"got {sorted(set(wrong.tolist()))}."
         )
 
 
@@ -509,7 +546,7 @@ def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _foreign_checkpoint(source: Any, hub_arguments: dict[str, Any]) -> ConvertedCheckpoint | None:
-    """Transformers' DETR in a folder or on the Hub, converted; None if it is none (or nothing: loading will say so)."""
+    """Transformers' DETR in a folder or on the Hub, converted; None if it is none, or nothing: loading will say so."""
     try:
         config, _ = PreTrainedConfig.get_config_dict(source, **hub_arguments)
     except OSError:

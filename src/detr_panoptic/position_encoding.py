@@ -1,7 +1,7 @@
 """Sine position encoding of a padded map.
 
-Follows PositionEmbeddingSine of facebookresearch/detr (29901c5), with this difference: the mask says True on the image,
-as everywhere here, and not on the padding.
+Follows PositionEmbeddingSine of facebookresearch/detr (29901c5), with this difference: the mask says True on the
+image, as everywhere here, and not on the padding.
 """
 
 import math

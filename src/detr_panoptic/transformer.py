@@ -147,7 +147,9 @@ class DecoderLayer(GradientCheckpointingLayer):
             or None each.
         """
         placed = x + query_position
-        attended, self_weights = self.self_attn(placed, placed, x, None, attention=attention, with_weights=with_weights)
+        attended, self_weights = self.self_attn(
+            placed, placed, x, None, attention=attention, with_weights=with_weights
+        )
         x = self.norm1(x + self.dropout(attended))
         attended, cross_weights = self.cross_attn(
             x + query_position, placed_memory, memory, mask, attention=attention, with_weights=with_weights
@@ -185,7 +187,7 @@ class Encoder(nn.Module):
             with_weights: also return the attention weights.
 
         Returns:
-            1 + layers maps (B, N, D), the input first, and the weights (B, M, N, N) of each layer (empty if not asked).
+            1 + layers maps (B, N, D), the input first, and each layer's weights (B, M, N, N), none if not asked for.
         """
         states, weights = [x], []
         for layer in self.layers:

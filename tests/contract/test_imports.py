@@ -25,7 +25,16 @@ LAYERS = [
     {"losses", "convert"},
     {"modeling_detr_panoptic", "image_processing_detr_panoptic"},
 ]
-THIRD_PARTY_ON_THE_HUB = {"torch", "torchvision", "timm", "transformers", "numpy", "PIL", "huggingface_hub", "safetensors"}
+THIRD_PARTY_ON_THE_HUB = {
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "numpy",
+    "PIL",
+    "huggingface_hub",
+    "safetensors",
+}
 TOP_LEVEL = sorted(path for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "cli"))
 FOLDERS = ("data", "evaluation", "training", "visualization")
 

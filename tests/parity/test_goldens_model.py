@@ -121,7 +121,8 @@ def test_logged_errors(trained, expected, labels):
         assert layer["cardinality_error"].item() == expected["losses"]["cardinality_error" + suffix]
 
 
-def test_gradient_norms(trained, model, expected):
+@pytest.mark.usefixtures("trained")
+def test_gradient_norms(model, expected):
     converted = _reference_gradients(model)
     assert converted.keys() == expected["gradient_norms"].keys()
     for name, norm in expected["gradient_norms"].items():

@@ -5,6 +5,7 @@ The one place where data, evaluation and training meet.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from ..categories import Categories
-    from ..configuration_detr_panoptic import DetrPanopticConfig
     from ..data import PanopticCollator, RandomAugmentation
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
@@ -163,7 +163,9 @@ def read_data(arguments: DataArguments, seed: int, *, validation: bool) -> tuple
 
         side = min(arguments.short_side, SCENE_SIZE_LIMIT)
         count = arguments.limit or 1000
-        return scenes_dataset(min(count, 100) if validation else count, seed=seed, height=side, width=side), SCENE_CATEGORIES
+        return scenes_dataset(
+            min(count, 100) if validation else count, seed=seed, height=side, width=side
+        ), SCENE_CATEGORIES
 
     from ..data.coco import find_coco_panoptic, read_coco_panoptic
 
@@ -184,7 +186,7 @@ def build_model(
 
     settings, data = arguments.model, arguments.data
     size = {"shortest_edge": data.short_side, "longest_edge": data.long_side}
-    labels = {
+    labels: dict[str, Any] = {
         "id2label": categories.id2label,
         "label2id": {name: label for label, name in categories.id2label.items()},
         "stuff_label_ids": categories.stuff_label_ids,
@@ -194,8 +196,9 @@ def build_model(
         model = DetrPanopticForSegmentation.from_pretrained(settings.model, **labels, ignore_mismatched_sizes=True)
         processor = DetrPanopticImageProcessor.from_pretrained(settings.model, size=size)
         return model, DetrPanopticImageProcessor.for_model(model.config, **_image_statistics(processor), size=size)
-    names = "backbone dilation hidden_size encoder_layers decoder_layers num_heads ffn_dim num_queries dropout".split()
-    config: DetrPanopticConfig = DetrPanopticConfig(**{name: getattr(settings, name) for name in names}, **labels)
+    fields = DetrPanopticConfig.__dataclass_fields__
+    architecture = {name: value for name, value in asdict(settings).items() if name in fields}
+    config = DetrPanopticConfig(**architecture, **labels)
     model = DetrPanopticForSegmentation(config)
     if settings.backbone_weights is not None:
         load_backbone_weights(model.model.backbone, settings.backbone, settings.backbone_weights)

@@ -141,7 +141,9 @@ class TrainingArguments:
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
     """One flag for every field, and `--config`, to be read by `read_training_arguments`."""
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with sections " + ", ".join(_sections()))
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="YAML file with sections " + ", ".join(_sections())
+    )
     for kind in _sections().values():
         group = parser.add_argument_group(str(kind.__doc__))
         types_of = get_type_hints(kind)
@@ -150,7 +152,13 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
             flag: dict[str, Any] = {"type": value_type, "metavar": value_type.__name__.upper()}
             if value_type is bool:
                 flag = {"action": argparse.BooleanOptionalAction}
-            shown = "" if f.default is None else f" (default: {f.default:.4g})" if isinstance(f.default, float) else f" (default: {f.default})"
+            shown = (
+                ""
+                if f.default is None
+                else f" (default: {f.default:.4g})"
+                if isinstance(f.default, float)
+                else f" (default: {f.default})"
+            )
             group.add_argument(
                 "--" + f.name.replace("_", "-"),
                 default=argparse.SUPPRESS,

@@ -48,7 +48,9 @@ def load_backbone_weights(backbone: Backbone, name: str, source: str) -> None:
         weights = _read_file(Path(source))
     wanted = backbone.body.state_dict()
     missing = sorted(wanted.keys() - weights.keys())
-    misfit = [f"{k} {tuple(weights[k].shape)}" for k, v in wanted.items() if k in weights and v.shape != weights[k].shape]
+    misfit = [
+        f"{k} {tuple(weights[k].shape)}" for k, v in wanted.items() if k in weights and v.shape != weights[k].shape
+    ]
     if missing or misfit:
         raise ValueError(
             f"`backbone_weights` {source!r} do not fit {name}: missing {missing[:5]}, of another shape {misfit[:5]} "
@@ -60,7 +62,9 @@ def load_backbone_weights(backbone: Backbone, name: str, source: str) -> None:
 def _read_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"`backbone_weights` must be a file, `timm` or `{EFFICIENTNET_LITE0}`, got {str(path)!r}.")
-    return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    return (
+        load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    )
 
 
 def _efficientnet_lite0() -> dict[str, Tensor]:

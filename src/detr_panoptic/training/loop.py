@@ -110,7 +110,9 @@ def train(
             step += 1
             if step % run.log_every == 0:
                 rate = schedule.get_last_lr()[0]
-                record(accelerator, run.output, {"step": step, "epoch": epoch, "rate": rate, **_mean(terms, accelerator)})
+                record(
+                    accelerator, run.output, {"step": step, "epoch": epoch, "rate": rate, **_mean(terms, accelerator)}
+                )
             if step == optimization.max_steps:
                 break
         is_last = epoch + 1 == optimization.epochs or step == optimization.max_steps

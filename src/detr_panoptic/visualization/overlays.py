@@ -131,17 +131,26 @@ def _paint(
     alpha: float,
 ) -> Image.Image:
     """Tint the segments of an (H, W, 3) uint8 photograph and draw their outlines; void keeps its values."""
-    index_map = np.zeros(segment_map.shape, dtype=np.int64)  # 0 is not drawn
-    for index, segment in enumerate(segments, start=1):
-        index_map[segment_map == segment["id"]] = index
+    index_map = _index_map(segment_map, [segment["id"] for segment in segments])
     drawn = index_map > 0
     palette = np.array([(0, 0, 0), *colors], dtype=np.float32)
-    tinted = (1 - alpha) * pixels[drawn] + alpha * palette[index_map[drawn]]
-    line = _outlines(index_map)[drawn, None]
-    outlined = (1 - OUTLINE_ALPHA) * tinted + OUTLINE_ALPHA * np.array(OUTLINE)
     painted = pixels.copy()
-    painted[drawn] = np.rint(np.where(line, outlined, tinted)).astype(np.uint8)
+    tinted = (1 - alpha) * painted[drawn].astype(np.float32) + alpha * palette[index_map[drawn]]
+    painted[drawn] = np.rint(tinted).astype(np.uint8)
+    line = drawn & _outlines(index_map)
+    outlined = (1 - OUTLINE_ALPHA) * painted[line].astype(np.float32) + OUTLINE_ALPHA * np.array(OUTLINE)
+    painted[line] = np.rint(outlined).astype(np.uint8)
     return Image.fromarray(painted)
+
+
+def _index_map(segment_map: np.ndarray, segment_ids: Sequence[int]) -> np.ndarray:
+    """(H, W) place of each pixel's segment in the list, from 1; 0 where it is not listed."""
+    if not segment_ids:
+        return np.zeros(segment_map.shape, dtype=np.int16)
+    ids = np.array(segment_ids)
+    order = ids.argsort()
+    place = np.searchsorted(ids[order], segment_map).clip(max=len(ids) - 1)
+    return np.where(ids[order][place] == segment_map, order[place] + 1, 0).astype(np.int16)
 
 
 def _outlines(index_map: np.ndarray) -> np.ndarray:

@@ -1,0 +1,34 @@
+"""Put a trained folder into the package, in half precision: what `detr-panoptic demo` loads.
+
+python scripts/ship_checkpoint.py outputs/scenes
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
+from detr_panoptic.commands.demo import SHIPPED_MODEL
+
+CODE_SUFFIX = ".py"  # the package has its own code: what is saved beside the weights for the Hub stays out
+
+
+def main() -> int:
+    """Reads one folder, writes the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="output of a training run")
+    source = parser.parse_args().folder
+    model = DetrPanopticForSegmentation.from_pretrained(source, dtype=torch.float16)
+    model.save_pretrained(SHIPPED_MODEL)
+    DetrPanopticImageProcessor.from_pretrained(source).save_pretrained(SHIPPED_MODEL)
+    for code in SHIPPED_MODEL.glob(f"*{CODE_SUFFIX}"):
+        code.unlink()
+    size = sum(path.stat().st_size for path in SHIPPED_MODEL.iterdir())
+    print(f"{SHIPPED_MODEL}: {size / 2**20:.1f} MiB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
