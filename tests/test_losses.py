@@ -63,6 +63,38 @@ def test_chunks_change_neither_loss_nor_gradient(monkeypatch):
     torch.testing.assert_close(*results, atol=1e-7, rtol=1e-5)
 
 
+def test_masks_of_their_own_resolution_are_read_at_the_centers_of_cells():
+    """A target that is constant in each 4x4 cell is the same at both sizes, wherever the image ends."""
+    logits, labels, matching = mask_problem()
+    cells = [torch.rand(2, -(-h // 4), -(-w // 4), generator=torch.Generator().manual_seed(7)) > 0.5 for h, w in SIZES]
+    for target, small, (height, width) in zip(labels, cells, SIZES, strict=True):
+        target["masks"] = small.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, :height, :width]
+    found = mask_losses(
+        logits,
+        labels,
+        matching,
+        canvas_size=CANVAS,
+        image_sizes=SIZES,
+        num_targets=torch.tensor(1.0),
+        resolution="mask",
+    )
+    chosen = [(0, cells[0][1]), (1, cells[0][0]), (2, cells[1][1])]
+    pairs = [(logits[row, : c.shape[0], : c.shape[1]].flatten(), c.flatten().double()) for row, c in chosen]
+    expected = sum(focal_loss(*pair) for pair in pairs), sum(dice_loss(*pair) for pair in pairs)
+    torch.testing.assert_close((found["loss_mask"], found["loss_dice"]), expected)
+
+
+def test_own_resolution_counts_padding_only_when_asked():
+    found, counted = all_masks(resolution="mask"), all_masks(resolution="mask", count_padding=True)
+    assert not torch.isclose(counted["loss_dice"], found["loss_dice"], atol=1e-3)
+
+
+def test_the_model_passes_the_resolution_on(tiny_batch):
+    losses_of = [build_tiny(mask_loss_resolution=r).eval()(**tiny_batch).loss_dict for r in ("image", "mask")]
+    assert losses_of[0]["loss_ce"] == losses_of[1]["loss_ce"]
+    assert losses_of[0]["loss_dice"] != losses_of[1]["loss_dice"]
+
+
 def test_normalizer_of_the_classification_is_the_sum_of_its_weights():
     torch.manual_seed(0)
     logits = torch.randn(2, 5, 4)

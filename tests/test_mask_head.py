@@ -1,6 +1,10 @@
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import detr_panoptic.mask_head as mask_head
 from detr_panoptic.mask_head import MaskAttention, MaskHead, upsampling_kernel
@@ -33,6 +37,8 @@ def inputs(sizes, rows=(0, 0, 1, 1, 1), dtype=torch.float64):
     [
         [(3, 5), (6, 10), (12, 20), (24, 40)],
         [(3, 5), (5, 9), (9, 17), (17, 33)],  # images whose sides 32 does not divide
+        [(3, 5), (6, 9), (11, 18), (22, 35)],  # one side at a time
+        [(1, 5), (2, 9), (3, 18), (6, 36)],  # a map of one row
         [(3, 5), (3, 5), (6, 10), (12, 20)],  # a dilated backbone
     ],
 )
@@ -57,19 +63,57 @@ def test_a_row_does_not_depend_on_the_others():
 def test_chunks_change_nothing(monkeypatch):
     head, *arguments = inputs([(3, 5), (6, 10), (12, 20), (24, 40)])
     whole = head(*arguments)
-    monkeypatch.setattr(mask_head, "ROWS_PER_CHUNK", 2)
+    monkeypatch.setitem(mask_head.CHUNK_BYTES, "cpu", 2 * 24 * 40 * 2 * 8)  # two rows
     with torch.no_grad():
         torch.testing.assert_close(head(*arguments), whole, atol=1e-12, rtol=0)
 
 
-def test_what_rows_share_is_computed_once_per_image():
+def test_what_rows_share_is_computed_once_per_image(monkeypatch):
     """The work does not grow with the rows where the reference's does: adapters see images, not queries."""
     head, *arguments = inputs([(3, 5), (6, 10), (12, 20), (24, 40)])
     seen = []
     for stage in head.stages:
         stage.adapter.register_forward_hook(lambda _module, args, _output: seen.append(len(args[0])))
-    head(*arguments)
+    monkeypatch.setitem(mask_head.CHUNK_BYTES, "cpu", 1)
+    with torch.no_grad(), FlopCounterMode(display=False) as chunked:
+        head(*arguments)
     assert seen == [2, 2, 2]  # images; 5 rows
+    with FlopCounterMode(display=False) as whole:
+        head(*arguments)
+    assert chunked.get_total_flops() == whole.get_total_flops()
+
+
+def multiplications(head, projected, attention, image_index, skips, rows):
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        head(projected, attention[:rows], image_index[:rows], skips)
+    return counter.get_total_flops() / 2
+
+
+@pytest.mark.parametrize("sizes", [[(3, 5), (6, 10), (12, 20), (24, 40)], [(3, 5), (5, 9), (9, 17), (17, 33)]])
+def test_a_row_costs_what_is_its_own(sizes):
+    """Of the first convolution the attention's channels, of a stage 16 products of a small map's pixel for 36."""
+    head, *arguments = inputs(sizes)
+    own = (4 * 36 * 9 + 36 * 16 * 9) * 3 * 5  # both blocks
+    for (c_in, c_out), (height, width) in zip([(16, 8), (8, 4), (4, 2)], sizes, strict=False):
+        own += c_in * c_out * 16 * height * width
+        own += c_in * c_out * 6 * sum(sizes[sizes.index((height, width)) + 1]) if sizes[1] == (5, 9) else 0
+    own += 2 * 9 * sizes[-1][0] * sizes[-1][1]
+    assert multiplications(head, *arguments, rows=5) - multiplications(head, *arguments, rows=4) == own
+
+
+def test_checkpointing_keeps_no_maps_and_changes_no_gradient():
+    head, *arguments = inputs([(3, 5), (6, 10), (12, 20), (24, 40)])
+    kept, gradients = [], []
+    for checkpointing in (False, True):
+        head.gradient_checkpointing = checkpointing
+        head._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.nbytes) or t, lambda t: t):
+            masks = head.train()(*arguments)
+        kept.append(sum(saved))
+        gradients.append(torch.autograd.grad(masks.square().sum(), list(head.parameters())))
+    torch.testing.assert_close(*gradients, atol=1e-9, rtol=1e-9)
+    assert kept[1] < kept[0] / 2
 
 
 def test_upsampling_kernel_is_upsampling_and_convolving():

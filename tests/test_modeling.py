@@ -347,5 +347,7 @@ def test_wrong_arguments_are_named(tiny_model, tiny_batch, change, message):
 
 def test_a_class_that_the_model_does_not_have_is_named(tiny_model, tiny_batch):
     tiny_batch["labels"][0]["class_labels"][1] = 3
-    with pytest.raises(ValueError, match=r"`class_labels` must lie between 0 and 2 in a model with 3 labels, got \[3\]"):
+    with pytest.raises(
+        ValueError, match=r"`class_labels` must lie between 0 and 2 in a model with 3 labels, got \[3\]"
+    ):
         tiny_model(**tiny_batch)

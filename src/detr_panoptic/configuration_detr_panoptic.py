@@ -50,6 +50,8 @@ class DetrPanopticConfig(PreTrainedConfig):
         mask_loss_coefficient: weight of the focal loss of masks.
         dice_loss_coefficient: weight of the Dice loss of masks.
         eos_coefficient: weight of the "no object" class in the classification loss.
+        mask_loss_resolution: "image" compares masks pixel by pixel, as the reference does; "mask" at their own stride
+            of 4, which costs less memory and time and is another loss.
         mask_queries: which queries the mask head runs for at inference. "kept": those whose best class is an object
             (no threshold can keep another); an integer k: the k most confident ones, a static shape for compilation
             and export; "all". With labels it always runs for the matched queries.
@@ -68,6 +70,13 @@ class DetrPanopticConfig(PreTrainedConfig):
         "decoder_ffn_dim": "ffn_dim",
         "num_hidden_layers": "encoder_layers",
     }
+    # What transformers' Trainer does not gather in evaluation; left are classes, boxes, masks and their sizes.
+    keys_to_ignore_at_inference = [  # noqa: RUF012  read by Trainer, never written
+        "loss_dict",
+        "auxiliary_outputs",
+        "last_hidden_state",
+        "encoder_last_hidden_state",
+    ]
 
     backbone: str = "resnet50"
     use_pretrained_backbone: bool = False
@@ -92,6 +101,7 @@ class DetrPanopticConfig(PreTrainedConfig):
     mask_loss_coefficient: float | int = 1
     dice_loss_coefficient: float | int = 1
     eos_coefficient: float | int = 0.1
+    mask_loss_resolution: str = "image"
 
     mask_queries: str | int = "kept"
     threshold: float | int = 0.85
@@ -135,6 +145,11 @@ class DetrPanopticConfig(PreTrainedConfig):
     def validate_mask_queries(self) -> None:
         """`mask_queries` is "kept", "all" or a number of queries."""
         check_mask_queries(self.mask_queries, self.num_queries)
+
+    def validate_mask_loss_resolution(self) -> None:
+        """`mask_loss_resolution` is "image" or "mask"."""
+        if self.mask_loss_resolution not in ("image", "mask"):
+            raise ValueError(f'`mask_loss_resolution` must be "image" or "mask", got {self.mask_loss_resolution!r}.')
 
     def validate_labels(self) -> None:
         """Stuff and category ids agree with the number of labels."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -157,6 +158,27 @@ def compact_classes(
     }
     heads = {name: state_dict[name][rows] for name in ("class_head.weight", "class_head.bias")}
     return config, {**state_dict, **heads}, report
+
+
+def fetch_checkpoint(name: str, **hub_arguments: Any) -> Path:
+    """Downloads a repository's checkpoint, unless the cache has it.
+
+    Args:
+        name: OWNER/NAME on the Hub.
+        **hub_arguments: `revision`, `token`, `cache_dir`, `local_files_only`.
+
+    Returns:
+        The folder in the cache.
+
+    Raises:
+        OSError: the repository cannot be reached.
+    """
+    # One kind of weights, not both: many repositories hold the same in either format.
+    for weights in ("*.safetensors", "*.bin"):
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", weights], **hub_arguments))
+        if any(folder.glob(weights)):
+            break
+    return folder
 
 
 def read_checkpoint(source: Path) -> tuple[StateDict, dict[str, Any] | None]:

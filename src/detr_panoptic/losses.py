@@ -117,8 +117,9 @@ def mask_losses(
     image_sizes: Sequence[Sequence[int]],
     num_targets: Tensor,
     count_padding: bool = False,
+    resolution: str = "image",
 ) -> dict[str, Tensor]:
-    """Focal and Dice losses of matched masks, at full resolution.
+    """Focal and Dice losses of matched masks.
 
     Args:
         mask_logits: (N, h, w), the masks of the matched pairs in their order.
@@ -128,6 +129,8 @@ def mask_losses(
         image_sizes: B sizes (H_i, W_i) of the images without padding.
         num_targets: to divide by.
         count_padding: take padding as background, as the reference does.
+        resolution: "image" resizes the logits to the canvas, as the reference does; "mask" compares them as they are
+            with the targets at the centers of their cells, a sixteenth of the pixels.
     """
     canvas_height, canvas_width = canvas_size
     focal = dice = at_least_float32(mask_logits[:0]).sum()  # 0, and connected to the graph where nothing matched
@@ -140,22 +143,40 @@ def mask_losses(
         for chunk in torch.arange(len(rows)).split(max(1, MASK_PIXELS_PER_CHUNK // (canvas_height * canvas_width))):
             masks = target["masks"][own[chunk].to(target["masks"].device)].to(mask_logits.device)
             terms = checkpoint(
-                _mask_loss_sums, mask_logits[rows[chunk]], masks, canvas_size, (height, width), use_reentrant=False
+                _mask_loss_sums,
+                mask_logits[rows[chunk]],
+                masks,
+                canvas_size,
+                (height, width),
+                resolution,
+                use_reentrant=False,
             )
             focal, dice = focal + terms[0], dice + terms[1]
     return {"loss_mask": focal / num_targets, "loss_dice": dice / num_targets}
 
 
 def _mask_loss_sums(
-    mask_logits: Tensor, masks: Tensor, canvas_size: tuple[int, int], size: Sequence[int]
+    mask_logits: Tensor, masks: Tensor, canvas_size: tuple[int, int], size: Sequence[int], resolution: str
 ) -> tuple[Tensor, Tensor]:
     """Sums of both losses over a chunk: (N, h, w) logits of the canvas, (N, ., .) masks, compared on `size` alone."""
     height, width = size
-    logits = F.interpolate(at_least_float32(mask_logits)[:, None], size=canvas_size, mode="bilinear")[:, 0]
-    logits = logits[:, :height, :width].flatten(1)
-    masks = masks[:, :height, :width].to(logits.dtype)
-    masks = F.pad(masks, (0, width - masks.shape[2], 0, height - masks.shape[1])).flatten(1)
-    return focal_loss(logits, masks).sum(), dice_loss(logits, masks).sum()
+    logits = at_least_float32(mask_logits)
+    masks = masks[:, :height, :width]
+    masks = F.pad(masks, (0, width - masks.shape[2], 0, height - masks.shape[1]))
+    if resolution == "mask":
+        shapes = zip(size, canvas_size, logits.shape[1:], strict=True)
+        rows, cols = (_cell_centers(*lengths, device=masks.device) for lengths in shapes)
+        logits, masks = logits[:, : len(rows), : len(cols)], masks[:, rows[:, None], cols]
+    else:
+        logits = F.interpolate(logits[:, None], size=canvas_size, mode="bilinear")[:, 0, :height, :width]
+    pairs = logits.flatten(1), masks.flatten(1).to(logits.dtype)
+    return focal_loss(*pairs).sum(), dice_loss(*pairs).sum()
+
+
+def _cell_centers(length: int, canvas: int, cells: int, *, device: torch.device) -> Tensor:
+    """The pixels at the centers of a canvas' cells, (n,) int64: of those cells whose center lies on the image."""
+    centers = ((torch.arange(cells, device=device) + 0.5) * (canvas / cells)).long()
+    return centers[centers < length]
 
 
 def detection_losses(

@@ -6,21 +6,25 @@ list of (image, query) rows, not all B x Q of them:
   * conv([image, attention]) = conv(image) + conv(attention): the image's part once per image;
   * conv(adapter(skip) + up(x)) = conv(adapter(skip)) + conv(up(x)): the skip's part once per image;
   * a 3x3 convolution after nearest upsampling by two is a transposed 4x4 convolution of the small map with stride 2:
-    every pixel of the large map sees 2x2 sources, so 4 products take the place of 9.
+    every pixel of the large map sees 2x2 sources, so 4 products take the place of 9;
+  * maps are channels-last in memory, as they come from the backbone.
 
 Legend: B images, Q queries, N rows (pairs of image and query), D hidden size, M heads, (h, w) map of stride 32 or 16.
 """
 
 import math
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 
-ROWS_PER_CHUNK = 8
-"""Rows that go through the head together when no gradient is kept: enough to keep the cores busy, few enough that the
-stride-4 maps stay in cache. At 800x1066 a row of R50's head keeps about 10 MB (docs/performance.md)."""
+CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
+"""The largest map of the rows that go through the head together when memory is to be saved, by type of device: enough
+to keep the cores busy, on a CPU few enough that the maps stay in its cache (docs/performance.md). A row of R50's head
+at 800x1066 has 3.4 MB."""
 
 
 class MaskAttention(nn.Module):
@@ -64,20 +68,23 @@ class ConvBlock(nn.Module):
         """(N, in, h, w) to (N, out, h, w)."""
         return self.norm(self.conv(x)).relu_()
 
-    def split(self, shared: Tensor, own: Tensor, image_index: Tensor) -> Tensor:
-        """The block on [shared, own] along the channels, with the shared part computed once per image.
+    def convolve_shared(self, shared: Tensor) -> Tensor:
+        """The image's share of the convolution: (B, C, h, w), the first C channels, to (B, out, h, w)."""
+        return F.conv2d(shared, self.conv.weight[:, : shared.shape[1]], self.conv.bias, padding=1)
+
+    def add_own(self, own: Tensor, convolved: Tensor, image_index: Tensor) -> Tensor:
+        """The block on [shared, own] along the channels.
 
         Args:
-            shared: (B, C, h, w) what the rows of an image share.
             own: (N, in - C, h, w) what is each row's own.
+            convolved: (B, out, h, w) what `convolve_shared` returned for the images.
             image_index: (N,) the image of each row.
 
         Returns:
             (N, out, h, w).
         """
-        weight_shared, weight_own = self.conv.weight.split((shared.shape[1], own.shape[1]), dim=1)
-        once = F.conv2d(shared, weight_shared, self.conv.bias, padding=1)
-        return self.norm(_add_rows(F.conv2d(own, weight_own, padding=1), once, image_index)).relu_()
+        convolved_own = F.conv2d(own, self.conv.weight[:, -own.shape[1] :], padding=1)
+        return self.norm(_add_rows(convolved_own, convolved, image_index)).relu_()
 
 
 class FusionStage(nn.Module):
@@ -95,11 +102,7 @@ class FusionStage(nn.Module):
 
     def forward(self, x: Tensor, convolved_skip: Tensor, image_index: Tensor) -> Tensor:
         """Rows (N, in, h, w) to (N, out, 2h, 2w), given what `convolve_skip` returned for their images."""
-        size = convolved_skip.shape[-2:]
-        if size == (2 * x.shape[-2], 2 * x.shape[-1]):
-            own = F.conv_transpose2d(x, upsampling_kernel(self.conv.weight), stride=2, padding=1)
-        else:  # odd sizes, and the first stage of a dilated backbone
-            own = F.conv2d(F.interpolate(x, size=size), self.conv.weight, padding=1)
+        own = convolve_upsampled(x, self.conv.weight, convolved_skip.shape[-2:])
         return self.norm(_add_rows(own, convolved_skip, image_index)).relu_()
 
 
@@ -122,6 +125,7 @@ class MaskHead(nn.Module):
             for c_in, c_skip, c_out in zip(widths[:-1], skip_channels, widths[1:], strict=True)
         )
         self.predictor = nn.Conv2d(widths[-1], 1, 3, padding=1)
+        self.gradient_checkpointing = False  # transformers sets it, and `_gradient_checkpointing_func` beside it
 
     def forward(self, projected: Tensor, attention: Tensor, image_index: Tensor, skips: Sequence[Tensor]) -> Tensor:
         """Mask logits of the given rows.
@@ -135,17 +139,54 @@ class MaskHead(nn.Module):
         Returns:
             (N, 8h, 8w) logits, of the last skip's size.
         """
-        convolved = [stage.convolve_skip(skip) for stage, skip in zip(self.stages, skips, strict=True)]
-        # Chunks save memory only where no gradient keeps what they make.
-        rows = len(attention) if torch.is_grad_enabled() else ROWS_PER_CHUNK
-        chunks = zip(attention.split(max(rows, 1)), image_index.split(max(rows, 1)), strict=True)
-        return torch.cat([self._rows(projected, maps, index, convolved) for maps, index in chunks])
+        shared = [self.blocks[0].convolve_shared(projected)]
+        shared += [stage.convolve_skip(skip) for stage, skip in zip(self.stages, skips, strict=True)]
+        compute: Any = self._rows
+        if self.gradient_checkpointing and self.training:
+            compute = partial(self._gradient_checkpointing_func, self._rows)
+        attention = attention.contiguous(memory_format=torch.channels_last)
+        count = self._rows_per_chunk(shared, len(attention))
+        chunks = zip(attention.split(count), image_index.split(count), strict=True)
+        return torch.cat([compute(maps, index, *shared) for maps, index in chunks])
 
-    def _rows(self, projected: Tensor, attention: Tensor, image_index: Tensor, convolved: list[Tensor]) -> Tensor:
-        x = self.blocks[1](self.blocks[0].split(projected, attention, image_index))
-        for stage, skip in zip(self.stages, convolved, strict=True):
-            x = stage(x, skip, image_index)
+    def _rows(self, attention: Tensor, image_index: Tensor, *shared: Tensor) -> Tensor:
+        """Mask logits (N, 8h, 8w) of some rows, given what each step shares."""
+        x = self.blocks[1](self.blocks[0].add_own(attention, shared[0], image_index))
+        for stage, convolved_skip in zip(self.stages, shared[1:], strict=True):
+            x = stage(x, convolved_skip, image_index)
         return self.predictor(x)[:, 0]
+
+    def _rows_per_chunk(self, shared: Sequence[Tensor], rows: int) -> int:
+        # Where a gradient keeps every map, chunks save nothing; a compiler fuses what they keep in cache, and would
+        # write each of them out.
+        kept = torch.is_grad_enabled() and not (self.gradient_checkpointing and self.training)
+        if kept or torch.compiler.is_compiling():
+            return max(rows, 1)
+        row_bytes = max(map_[0].nbytes for map_ in shared)
+        return max(1, CHUNK_BYTES.get(shared[0].device.type, CHUNK_BYTES["cpu"]) // row_bytes)
+
+
+def convolve_upsampled(x: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
+    """Upsamples to the nearest, then convolves: (N, in, h, w) to (N, out, H, W).
+
+    Args:
+        x: the small map.
+        weight: (out, in, 3, 3) of a convolution with padding 1.
+        size: (H, W), of any size. Fast for 2h or 2h - 1 and 2w or 2w - 1, which is all that strides of two make.
+    """
+    doubled = [2 * length for length in x.shape[-2:]]
+    odd = [full - length for full, length in zip(doubled, size, strict=True)]
+    if min(x.shape[-2:]) < 2 or not all(0 <= cut <= 1 for cut in odd):  # the first stage of a dilated backbone
+        return F.conv2d(F.interpolate(x, size=size), weight, padding=1)
+    y = F.conv_transpose2d(x, upsampling_kernel(weight), stride=2, padding=1)[..., : size[0], : size[1]]
+    # The map ends one pixel before the doubled one, and the last row or column has to see the border there.
+    if odd[0]:
+        last = F.interpolate(x[..., -2:, :], size=(2, size[1]))
+        y[..., -1:, :] = F.conv2d(last, weight[..., :2, :], padding=(0, 1))
+    if odd[1]:
+        last = F.interpolate(x[..., -2:], size=(size[0], 2))
+        y[..., -1:] = F.conv2d(last, weight[..., :2], padding=(1, 0))
+    return y
 
 
 def upsampling_kernel(weight: Tensor) -> Tensor:
@@ -158,14 +199,14 @@ def upsampling_kernel(weight: Tensor) -> Tensor:
         (in, out, 4, 4), for `conv_transpose2d` with stride 2 and padding 1: the 3x3 taps that fall on one source pixel
         are summed.
     """
-    ones = weight.new_ones(1, 1, 2, 2)
     flipped = weight.flip(-2, -1).transpose(0, 1)  # a transposed convolution runs the kernel backwards
-    return F.conv2d(flipped.reshape(-1, 1, 3, 3), ones, padding=1).unflatten(0, flipped.shape[:2])[:, :, 0]
+    rows = F.pad(flipped, (0, 0, 0, 1)) + F.pad(flipped, (0, 0, 1, 0))
+    return F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))
 
 
 def _add_rows(own: Tensor, once: Tensor, image_index: Tensor) -> Tensor:
     """Adds to each row (N, C, h, w) what its image (B, C, h, w) computed once."""
-    return own.add_(once if len(once) == 1 else once[image_index])
+    return own + (once if len(once) == 1 else once[image_index])
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
@@ -23,7 +22,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbone import Backbone, resize_mask
 from .configuration_detr_panoptic import DetrPanopticConfig, check_mask_queries
-from .convert import ConvertedCheckpoint, convert_checkpoint
+from .convert import ConvertedCheckpoint, convert_checkpoint, fetch_checkpoint
 from .losses import LossNormalizers, detection_losses, loss_normalizers, mask_losses
 from .mask_head import MaskAttention, MaskHead
 from .matcher import Matching, match
@@ -433,6 +432,7 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
                 canvas_size=canvas_size,
                 image_sizes=image_sizes.tolist(),
                 num_targets=normalizers.num_targets,
+                resolution=self.config.mask_loss_resolution,
             )
         return terms
 
@@ -554,14 +554,10 @@ def _foreign_checkpoint(source: Any, hub_arguments: dict[str, Any]) -> Converted
     if config.get("model_type") != "detr":
         return None
     folder = Path(source)
+    subfolder = hub_arguments.pop("subfolder", "")
     if not folder.is_dir():
-        hub_arguments = {name: value for name, value in hub_arguments.items() if name != "subfolder"}
-        for weights in ("*.safetensors", "*.bin"):
-            patterns = ["*.json", weights]
-            folder = Path(snapshot_download(str(source), allow_patterns=patterns, **hub_arguments))
-            if any(folder.glob(weights)):
-                break
-    return convert_checkpoint(folder)
+        folder = fetch_checkpoint(str(source), **hub_arguments)
+    return convert_checkpoint(folder / subfolder)
 
 
 def _select_for(cls: type[PreTrainedModel], state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

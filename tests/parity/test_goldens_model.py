@@ -126,7 +126,8 @@ def test_gradient_norms(model, expected):
     converted = _reference_gradients(model)
     assert converted.keys() == expected["gradient_norms"].keys()
     for name, norm in expected["gradient_norms"].items():
-        assert converted[name].norm().item() == pytest.approx(norm, rel=1e-3, abs=1e-6), name
+        # Three are zero but for rounding (a bias before a norm, queries of equal values); the next is 9e-4.
+        assert converted[name].norm().item() == pytest.approx(norm, rel=1e-3, abs=1e-5), name
 
 
 def test_frozen_parameters_are_those_of_the_reference(model, expected):

@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = DetrPanopticConfig(**converted.config_kwargs)
     processor = DetrPanopticImageProcessor.for_model(config, **_processor_settings(source))
     with without_progress_bars():
-        model = DetrPanopticForSegmentation.from_pretrained(None, config=config, state_dict=converted.state_dict)
+        model = DetrPanopticForSegmentation.from_converted(converted)
         model.save_pretrained(output)
     processor.save_pretrained(output)
     _print_notes(converted.notes, is_detection_only=converted.is_detection_only)
@@ -92,19 +92,14 @@ def _local(source: str) -> Path:
     if path.is_absolute() or len(path.parts) != HUB_NAME_PARTS or path.suffix in CHECKPOINT_SUFFIXES:
         raise CommandError(f"No such file or folder: {source}")
 
-    from huggingface_hub import snapshot_download
+    from ..convert import fetch_checkpoint
 
     try:
-        # One of the two, not both: many repositories hold the same weights in either format.
-        for weights in ("*.safetensors", "*.bin"):
-            folder = Path(snapshot_download(source, allow_patterns=["*.json", weights]))
-            if any(folder.glob(weights)):
-                break
+        return fetch_checkpoint(source)
     except (OSError, ValueError) as error:
         raise CommandError(
             f"{source} is neither here nor could it be fetched from the Hub: {explain(error)}"
         ) from error
-    return folder
 
 
 def _processor_settings(source: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
     from .frame import CommandParser
 
+CALIBRATION_IMAGES = 8
 SCENE_SIZE_LIMIT = 640  # pixels; larger scenes teach nothing more
 VALIDATION_SEED_OFFSET = 1_000_003  # scenes that are measured are never those that are learned
 DESCRIPTION = """
@@ -73,6 +74,7 @@ def train_from_arguments(arguments: TrainingArguments) -> dict[str, float]:
     from torch.utils.data import DataLoader
 
     from ..data import PanopticCollator
+    from ..training.calibration import calibrate_mask_head
     from ..training.loop import train
     from ..training.optimization import build_optimizer, build_schedule
 
@@ -92,6 +94,9 @@ def train_from_arguments(arguments: TrainingArguments) -> dict[str, float]:
         num_workers=arguments.data.workers,
         persistent_workers=arguments.data.workers > 0,
     )
+    if arguments.model.calibrate and arguments.model.model is None:
+        first = _collate(collator, [dataset[i] for i in range(min(CALIBRATION_IMAGES, len(dataset)))])
+        calibrate_mask_head(model, first["pixel_values"], first["pixel_mask"])
     optimizer = build_optimizer(model, arguments.optimization)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     updates_per_epoch = -(-len(loader) // arguments.optimization.gradient_accumulation_steps)

@@ -53,6 +53,9 @@ class ModelArguments:
     ffn_dim: int = option(2048, "width of the feed-forward networks")
     num_queries: int = option(100, "most objects per image")
     dropout: float = option(0.1, "dropout in the transformer")
+    calibrate: bool = option(
+        False, "scale a new mask head to the features and attention maps it gets: masks learn in far fewer steps"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,112 @@
+"""What the benchmarks share: the same weights in both models, the queries that are kept, timing in turns, tables."""
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import DetrConfig, DetrForSegmentation
+
+from detr_panoptic import DetrPanopticForSegmentation
+from detr_panoptic.convert import convert_state_dict
+
+NUM_LABELS = 250  # as the published panoptic checkpoints
+
+
+def parser(description: str, *, size: str) -> argparse.ArgumentParser:
+    """The arguments that every benchmark has."""
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    result.add_argument("--sizes", nargs="+", type=_size, default=[_size(size)], metavar="HxW")
+    result.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    result.add_argument("--repeats", type=int, default=3, help="timed runs of each contestant, in turns")
+    return result
+
+
+def transformers_model(**settings: object) -> DetrForSegmentation:
+    """Transformers' DETR-R50 with a mask head and random weights, the same every time."""
+    torch.manual_seed(0)
+    return DetrForSegmentation(DetrConfig(backbone="resnet50", num_labels=NUM_LABELS, **settings))
+
+
+def our_model(theirs: DetrForSegmentation) -> DetrPanopticForSegmentation:
+    """Our model with the same weights."""
+    return DetrPanopticForSegmentation.from_converted(
+        convert_state_dict(theirs.state_dict(), theirs.config.to_dict()), attn_implementation="sdpa"
+    )
+
+
+def random_images(batch: int, size: Sequence[int]) -> dict[str, Tensor]:
+    """A batch without padding, and the mask that says so."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "pixel_values": torch.randn(batch, 3, *size, generator=generator),
+        "pixel_mask": torch.ones(batch, *size, dtype=torch.int64),
+    }
+
+
+def bias_that_keeps(logits: Tensor, kept: int) -> float:
+    """What to add to the bias of "no object" so that `kept` queries per image, on average, see an object."""
+    margins = (logits[..., :-1].amax(-1) - logits[..., -1]).flatten().double().sort(descending=True).values
+    border = kept * len(logits)
+    if border == 0:
+        return margins[0].item() + 1
+    if border == len(margins):
+        return margins[-1].item() - 1
+    return margins[border - 1 : border + 1].mean().item()
+
+
+def time_in_turns(contestants: Mapping[str, Callable[[], object]], repeats: int, device: str) -> dict[str, list[float]]:
+    """Seconds of each run. Contestants take turns, so that what else the machine does meets all of them alike."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(repeats + 1):
+        for name, run in contestants.items():
+            _finish(device)
+            start = time.perf_counter()
+            run()
+            _finish(device)
+            if turn > 0:  # the first is for warming up
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def describe_run(device: str) -> str:
+    """Machine, versions and command, as a line above the tables."""
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine()
+    versions = f"PyTorch {torch.__version__}, transformers {transformers.__version__}"
+    command = " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+    return f"{name}, {torch.get_num_threads()} threads; {versions}; `{command}`\n"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; the first column is text, the others are numbers."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def median_and_range(times: Sequence[float]) -> str:
+    """As "1.23 (1.20 to 1.31)"."""
+    return f"{statistics.median(times):.3g} ({min(times):.3g} to {max(times):.3g})"
+
+
+def freeze_dropout(model: nn.Module) -> None:
+    """Takes the chance out of training, so that two models can be compared."""
+    for module in model.modules():
+        for name in ("dropout", "p"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, width = text.split("x")
+    return int(height), int(width)
+
+
+def _finish(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()

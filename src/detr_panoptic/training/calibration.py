@@ -1,0 +1,48 @@
+"""Initial weights of a new mask head, to the scale of what it gets.
+
+Not in the paper, whose backbone has features of about unit scale. A stage adds the adapted features of the image to
+the rows' maps and normalizes the sum: features ten times larger than the maps take nine tenths of the gradient at
+every stage, and attention maps, numbers near 0.001 beside the image's channels, take the rest. After three stages and
+gradient clipping nothing is left that the optimizer could see, and masks stay the same for every query for thousands
+of steps. Only first values change; the network and its checkpoints stay as they are.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+
+ADAPTED_STD = 0.5  # of the image's share in a fusion stage: that of a normalized and rectified map
+ATTENTION_SHARE = 0.1  # std of the attention's share in the first convolution, over that of the image's
+
+
+@torch.no_grad()
+def calibrate_mask_head(
+    model: DetrPanopticForSegmentation, pixel_values: Tensor, pixel_mask: Tensor | None = None
+) -> None:
+    """Scales the adapters, and the first convolution's weights of the attention channels.
+
+    Args:
+        model: new; its backbone has its weights.
+        pixel_values: (B, 3, H, W), some images of the training data.
+        pixel_mask: (B, H, W), 1 on the image; None without padding.
+    """
+    was_training = model.training
+    model.eval()
+    features = model.model(pixel_values, pixel_mask)
+    attention = model.mask_attention(
+        features.last_hidden_state,
+        features.encoder_last_hidden_state.unflatten(1, features.projected.shape[-2:]),
+        features.feature_mask,
+    )
+    head: Any = model.mask_head
+    for stage, skip in zip(head.stages, features.feature_maps[-2::-1], strict=True):
+        stage.adapter.weight *= ADAPTED_STD / stage.adapter(skip).std()
+    weight = head.blocks[0].conv.weight
+    channels = features.projected.shape[1]
+    image_share = features.projected.std() * channels**0.5
+    attention_share = attention.std() * (weight.shape[1] - channels) ** 0.5
+    weight[:, channels:] *= ATTENTION_SHARE * image_share / attention_share
+    model.train(was_training)
