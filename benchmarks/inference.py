@@ -1,7 +1,8 @@
-"""Time of a prediction: transformers' DetrForSegmentation, its detector alone, and ours, with the same weights.
+r"""Time of a prediction: transformers' DetrForSegmentation, its detector alone, and ours, with the same weights.
 
-    python benchmarks/inference.py                                     # a minute or two
-    python benchmarks/inference.py --sizes 800x1066 480x640 --batches 1 4 --kept 5 10 20 50 100 --dtypes float32 bfloat16
+    python benchmarks/inference.py          # a minute or two
+    python benchmarks/inference.py --sizes 800x1066 480x640 --batches 1 4 --kept 5 10 20 50 100 \
+        --dtypes float32 bfloat16 --compile --whole
 
 Their time does not depend on the queries that are kept, so they run once per size and batch, in float32.
 """
@@ -14,6 +15,10 @@ from functools import partial
 
 import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
+from transformers import DetrForSegmentation, pipeline
+
 from cases import (
     bias_that_keeps,
     describe_run,
@@ -25,10 +30,6 @@ from cases import (
     time_in_turns,
     transformers_model,
 )
-from PIL import Image
-from torch import Tensor
-from transformers import DetrForSegmentation, pipeline
-
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 
 THEIRS, DETECTOR = "transformers", "transformers, boxes only"
@@ -45,11 +46,11 @@ def main() -> None:
     print(describe_run(arguments.device))
     for size in arguments.sizes:
         for batch in arguments.batches:
-            print(f"### {batch} × {size[0]}×{size[1]}\n")
+            print(f"### {batch} x {size[0]}x{size[1]}\n")
             print(compare(theirs, ours, random_images(batch, size), arguments))
     if arguments.whole:
         for size in arguments.sizes:
-            print(f"### From picture to segments, {size[0]}×{size[1]}, {arguments.kept[-1]} kept\n")
+            print(f"### From picture to segments, {size[0]}x{size[1]}, {arguments.kept[-1]} kept\n")
             print(compare_whole(ours, size, arguments))
 
 
@@ -66,7 +67,7 @@ def compare(
         THEIRS: lambda: theirs(**images),
         DETECTOR: lambda: theirs.detr(**images),
     }
-    differences = {THEIRS: "–", DETECTOR: "–"}
+    differences = {THEIRS: "", DETECTOR: ""}
     for dtype in (getattr(torch, name) for name in arguments.dtypes):
         inputs = images | {"pixel_values": images["pixel_values"].to(dtype)}
         for kept in arguments.kept:
@@ -83,13 +84,19 @@ def compare(
         [
             name,
             median_and_range(values),
-            f"{middle[THEIRS] / middle[name]:.1f}×",
-            f"{middle[name] / middle[DETECTOR]:.2f}×",
+            f"{middle[THEIRS] / middle[name]:.1f}",
+            f"{middle[name] / middle[DETECTOR]:.2f}",
             differences[name],
         ]
         for name, values in times.items()
     ]
-    header = ["", "seconds: median (range)", "faster than transformers", "time over its detector's", "difference"]
+    header = [
+        "",
+        "seconds: median (range)",
+        "times as fast as transformers",
+        "time over that of its detector",
+        "difference",
+    ]
     return markdown_table(header, rows)
 
 

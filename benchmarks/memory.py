@@ -12,11 +12,11 @@ import subprocess
 import sys
 
 import torch
-from cases import NUM_LABELS, bias_that_keeps, describe_run, markdown_table, parser, random_images, transformers_model
 from torch import nn
-from training_step import training_batch, training_step
 
+from cases import NUM_LABELS, bias_that_keeps, describe_run, markdown_table, parser, random_images, transformers_model
 from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation
+from training_step import training_batch, training_step
 
 CASES = """
     import        nothing but the imports
@@ -42,7 +42,7 @@ def main() -> None:
             command = [sys.executable, __file__, "--alone", "--cases", case, "--sizes", "{}x{}".format(*size), *shared]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             rows.append([case, f"{int(output.split()[-1]) / 1e9:.2f}"])
-        print(f"### {arguments.batch} × {size[0]}×{size[1]}\n")
+        print(f"### {arguments.batch} x {size[0]}x{size[1]}\n")
         print(markdown_table(["", "peak, GB"], rows))
 
 

@@ -2,8 +2,9 @@
 
     python benchmarks/training_step.py --sizes 480x640 --batch 2 --objects 8
 
-Dropout is off and there are no auxiliary losses (with them transformers computes other predictions), so that the losses
-must be equal. Transformers trains the stem and the first stage of the backbone as well, where the paper freezes them.
+Dropout is off and there are no auxiliary losses (with them transformers computes other predictions), so that the
+losses must be equal. Transformers trains the stem and the first stage of the backbone as well, where the paper
+freezes them.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import statistics
 from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
+
 from cases import (
     NUM_LABELS,
     describe_run,
@@ -24,7 +27,6 @@ from cases import (
     time_in_turns,
     transformers_model,
 )
-from torch import Tensor, nn
 
 TERMS = ("loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
 TOLERANCE = 1e-4
@@ -45,11 +47,11 @@ def main() -> None:
         times = time_in_turns(runs, arguments.repeats, arguments.device)
         theirs_time = statistics.median(times["transformers"])
         rows = [
-            [name, median_and_range(values), f"{theirs_time / statistics.median(values):.1f}×"]
+            [name, median_and_range(values), f"{theirs_time / statistics.median(values):.1f}"]
             for name, values in times.items()
         ]
-        print(f"### {arguments.batch} × {size[0]}×{size[1]}, {arguments.objects} objects each\n")
-        print(markdown_table(["", "seconds: median (range)", "faster than transformers"], rows))
+        print(f"### {arguments.batch} x {size[0]}x{size[1]}, {arguments.objects} objects each\n")
+        print(markdown_table(["", "seconds: median (range)", "times as fast as transformers"], rows))
 
 
 def our_ways(ours: nn.Module) -> dict[str, nn.Module]:

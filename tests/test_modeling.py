@@ -351,3 +351,17 @@ def test_a_class_that_the_model_does_not_have_is_named(tiny_model, tiny_batch):
         ValueError, match=r"`class_labels` must lie between 0 and 2 in a model with 3 labels, got \[3\]"
     ):
         tiny_model(**tiny_batch)
+
+
+@pytest.mark.parametrize(
+    "options", [{"dtype": torch.bfloat16}, {"device_map": "cpu"}, {"device_map": {"": "cpu"}, "dtype": torch.float16}]
+)
+def test_loading_takes_device_maps_and_precisions(tmp_path, tiny_batch, options):
+    build_tiny().save_pretrained(tmp_path)
+    loaded = DetrPanopticForSegmentation.from_pretrained(tmp_path, **options)
+    dtype = options.get("dtype", torch.float32)
+    assert {p.dtype for p in loaded.parameters()} == {dtype}
+    tiny_batch["pixel_values"] = tiny_batch["pixel_values"].to(dtype)
+    output = predict(loaded, tiny_batch)
+    assert output.pred_masks.isfinite().all()
+    assert output.logits.dtype == dtype

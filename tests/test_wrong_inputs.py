@@ -71,7 +71,9 @@ def assert_consistent(result, size):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_picture_of_any_mode_has_the_segments_of_the_same_picture_in_rgb(kind, gray, tiny_model, processor, tmp_path):
+def test_a_picture_of_any_mode_has_the_segments_of_the_same_picture_in_rgb(
+    kind, gray, tiny_model, processor, tmp_path
+):
     suffix = "jpg" if kind == "CMYK" else "png"
     odd = in_mode(gray, kind)
     odd.save(tmp_path / f"odd.{suffix}", **({"quality": 100, "subsampling": 0} if kind == "CMYK" else {}))

@@ -12,6 +12,7 @@ Follows models/backbone.py of facebookresearch/detr (29901c5), with these differ
   * maps are channels-last in memory, which is how the fast kernels of CPU and GPU want them.
 """
 
+from collections import Counter
 from typing import Any
 
 import timm
@@ -82,15 +83,14 @@ class Backbone(nn.Module):
 class NormalizedConv2d(nn.Conv2d):
     """A convolution that does the affine part of the frozen batch norm after it."""
 
-    norms: tuple[nn.Module]
+    norms: tuple[Any]
     """The norm, in a tuple: it is registered where timm put it, and saved under that name alone."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, h, w) to (B, out, h', w'), normalized."""
         (norm,) = self.norms
-        weight, bias, mean, variance = map(
-            at_least_float32, (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        )
+        tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        weight, bias, mean, variance = (at_least_float32(tensor) for tensor in tensors)
         scale = weight * (variance + norm.eps).rsqrt()
         shift = bias - mean * scale
         if self.bias is not None:
@@ -122,7 +122,8 @@ def fold_frozen_norms(body: nn.Module) -> None:
     """
     applied = {FrozenBatchNorm2d: AppliedNorm2d, FrozenBatchNormAct2d: AppliedNormAct2d}
     for conv, norm in _normalized_convolutions(body):
-        conv.__class__, conv.norms = NormalizedConv2d, (norm,)
+        conv.__class__ = NormalizedConv2d
+        conv.norms = (norm,)
         norm.__class__ = applied[type(norm)]
 
 
@@ -135,22 +136,23 @@ class _Tracer(fx.Tracer):
         )
 
 
-def _normalized_convolutions(body: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
-    """Convolutions with the norm that reads their output, where nothing else does and each runs once."""
+def _normalized_convolutions(body: nn.Module) -> list[tuple[Any, Any]]:
+    """Convolutions with the frozen norm that reads their output, where nothing else does and each runs once."""
     try:
         nodes = [node for node in _Tracer().trace(body).nodes if node.op == "call_module"]
     except (fx.proxy.TraceError, TypeError, RuntimeError, AttributeError, ValueError):
         return []
-    modules = [body.get_submodule(str(node.target)) for node in nodes]
-    module_of = dict(zip(nodes, modules, strict=True))
+    module_of = {node: body.get_submodule(str(node.target)) for node in nodes}
+    runs = Counter(module_of.values())
     pairs = []
     for node, norm in module_of.items():
-        conv = module_of.get(node.args[0]) if node.args else None
-        is_pair = type(norm) in (FrozenBatchNorm2d, FrozenBatchNormAct2d) and type(conv) is nn.Conv2d
+        source: Any = node.args[0] if node.args else None
+        conv: Any = module_of.get(source)
+        is_pair = type(conv) is nn.Conv2d and type(norm) in (FrozenBatchNorm2d, FrozenBatchNormAct2d)
         # A hook may read what no node does: timm takes the maps of some models so.
-        if is_pair and len(node.args[0].users) == 1 and not conv._forward_hooks:
+        if is_pair and len(source.users) == runs[conv] == runs[norm] == 1 and not conv._forward_hooks:
             pairs.append((conv, norm))
-    return [pair for pair in pairs if all(modules.count(module) == 1 for module in pair)]
+    return pairs
 
 
 def _create_feature_extractor(name: str, *, dilation: bool, num_channels: int, pretrained: bool) -> nn.Module:

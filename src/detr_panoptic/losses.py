@@ -202,7 +202,7 @@ def detection_losses(
         `loss_ce`, `loss_bbox`, `loss_giou` of the last layer, the same with `_0 ... _{L-2}` of the others.
     """
     classes = torch.cat([target["class_labels"] for target in labels])
-    boxes = torch.cat([target["boxes"] for target in labels])
+    boxes = torch.cat([at_least_float32(target["boxes"]) for target in labels])
     terms = {}
     last = len(matchings) - 1
     for i, matching in enumerate(matchings):

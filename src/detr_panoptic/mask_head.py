@@ -119,13 +119,14 @@ class MaskHead(nn.Module):
         super().__init__()
         width = hidden_size + num_heads
         widths = [hidden_size // 2, hidden_size // 4, hidden_size // 8, hidden_size // 16]
-        self.blocks = nn.ModuleList([ConvBlock(width, width), ConvBlock(width, widths[0])])
-        self.stages = nn.ModuleList(
+        self.blocks: Any = nn.ModuleList([ConvBlock(width, width), ConvBlock(width, widths[0])])
+        self.stages: Any = nn.ModuleList(
             FusionStage(c_in, c_skip, c_out)
             for c_in, c_skip, c_out in zip(widths[:-1], skip_channels, widths[1:], strict=True)
         )
         self.predictor = nn.Conv2d(widths[-1], 1, 3, padding=1)
-        self.gradient_checkpointing = False  # transformers sets it, and `_gradient_checkpointing_func` beside it
+        self.gradient_checkpointing = False  # transformers sets it, and with it the next
+        self._gradient_checkpointing_func: Any = None
 
     def forward(self, projected: Tensor, attention: Tensor, image_index: Tensor, skips: Sequence[Tensor]) -> Tensor:
         """Mask logits of the given rows.
@@ -166,7 +167,7 @@ class MaskHead(nn.Module):
         return max(1, CHUNK_BYTES.get(shared[0].device.type, CHUNK_BYTES["cpu"]) // row_bytes)
 
 
-def convolve_upsampled(x: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
+def convolve_upsampled(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
     """Upsamples to the nearest, then convolves: (N, in, h, w) to (N, out, H, W).
 
     Args:

@@ -492,7 +492,7 @@ def select_rows(logits: Tensor, mask_queries: str | int) -> Tensor:
         return (first + torch.arange(num_queries, device=logits.device)).flatten()
     probs = logits.float().softmax(-1)
     score = probs[..., :-1].amax(-1)
-    kept = score > probs[..., -1]
+    kept = score >= probs[..., -1]
     if mask_queries == "kept":
         return kept.flatten().nonzero()[:, 0]
     best = (

@@ -50,6 +50,7 @@ def register(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
     parser = add_command(
         subparsers, "train", run, summary="train on your own images", description=DESCRIPTION, examples=EXAMPLES
     )
+    parser.usage = "%(prog)s --data DATA [--config FILE] [option ...]"  # all of them would fill a page
     add_training_options(parser)
 
 

@@ -148,24 +148,17 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, metavar="FILE", help="YAML file with sections " + ", ".join(_sections())
     )
     for kind in _sections().values():
-        group = parser.add_argument_group(str(kind.__doc__))
+        group = parser.add_argument_group(str(kind.__doc__).rstrip("."))
         types_of = get_type_hints(kind)
         for f in fields(kind):
             value_type, _ = _value_type(types_of[f.name])
             flag: dict[str, Any] = {"type": value_type, "metavar": value_type.__name__.upper()}
             if value_type is bool:
                 flag = {"action": argparse.BooleanOptionalAction}
-            shown = (
-                ""
-                if f.default is None
-                else f" (default: {f.default:.4g})"
-                if isinstance(f.default, float)
-                else f" (default: {f.default})"
-            )
             group.add_argument(
                 "--" + f.name.replace("_", "-"),
                 default=argparse.SUPPRESS,
-                help=f.metadata["help"] + shown,
+                help=f.metadata["help"] + _shown_default(f.default),
                 **flag,
             )
 
@@ -181,6 +174,12 @@ def read_training_arguments(parsed: argparse.Namespace) -> TrainingArguments:
         given = {f.name: getattr(parsed, f.name) for f in fields(kind) if hasattr(parsed, f.name)}
         sections[name] = {**(sections.get(name) or {}), **given}
     return TrainingArguments.from_dict(sections)
+
+
+def _shown_default(value: Any) -> str:
+    if value is None:
+        return ""
+    return f" (default: {value:.4g})" if isinstance(value, float) else f" (default: {value})"
 
 
 def _sections() -> dict[str, Any]:
