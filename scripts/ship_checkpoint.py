@@ -23,8 +23,11 @@ def main() -> int:
     model = DetrPanopticForSegmentation.from_pretrained(source, dtype=torch.float16)
     model.save_pretrained(SHIPPED_MODEL)
     DetrPanopticImageProcessor.from_pretrained(source).save_pretrained(SHIPPED_MODEL)
-    for code in SHIPPED_MODEL.glob(f"*{CODE_SUFFIX}"):
-        code.unlink()
+    for path in SHIPPED_MODEL.iterdir():
+        if path.suffix == CODE_SUFFIX:
+            path.unlink()
+        else:
+            path.chmod(0o644)  # who installs the package for all must let all read it
     size = sum(path.stat().st_size for path in SHIPPED_MODEL.iterdir())
     print(f"{SHIPPED_MODEL}: {size / 2**20:.1f} MiB")
     return 0

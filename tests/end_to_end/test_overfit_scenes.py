@@ -25,10 +25,10 @@ def quality(model, processor, scenes):
 
 def test_a_tiny_model_learns_two_scenes_by_heart():
     scenes = [make_scene(seed, height=SCENE_SIDE, width=SCENE_SIDE) for seed in SCENES]
-    torch.manual_seed(1)
+    torch.manual_seed(0)
     config = DetrPanopticConfig(
         backbone="test_resnet",
-        hidden_size=64,
+        hidden_size=128,
         encoder_layers=1,
         decoder_layers=2,
         num_heads=4,
@@ -47,7 +47,7 @@ def test_a_tiny_model_learns_two_scenes_by_heart():
     processor = DetrPanopticImageProcessor.for_model(config, size=size)
     batch = dict(PanopticCollator(processor)(scenes))
     arguments = OptimizationArguments(
-        learning_rate=2e-3, backbone_learning_rate=2e-3, schedule="cosine", warmup_steps=40, max_grad_norm=1.0
+        learning_rate=1e-3, backbone_learning_rate=1e-3, schedule="cosine", warmup_steps=40, max_grad_norm=1.0
     )
     accelerator = Accelerator(cpu=True)
     optimizer = build_optimizer(model, arguments)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 SHIPPED_MODEL = Path(__file__).parents[1] / "checkpoints" / "scenes"
 """A small model trained on generated scenes; configs/scenes.yaml makes it again."""
 UNSEEN_SEED = 77_000_000  # training draws its scenes from seeds below
-SHOWN = 6  # scenes in the picture
+SHOWN = 4  # scenes in the picture
+SCALE = 2  # enlargement, for readable labels
 ROW_GAP = 6  # pixels between them
 DESCRIPTION = """
 Segment generated scenes with the small model that ships with the package, measure PQ (panoptic quality), and write a
@@ -106,10 +107,11 @@ def draw_results(
     for scene in scenes:
         with torch.inference_mode():
             output = model(**processor(scene["image"], return_tensors="pt"))
-        size = scene["image"].size[::-1]
-        prediction = processor.post_process_panoptic_segmentation(output, target_sizes=[size])[0]
-        truth = {"segmentation": segmentation_ids(scene["segmentation"]), "segments_info": scene["segments_info"]}
-        rows.append(draw_side_by_side(scene["image"], truth, prediction, SCENE_CATEGORIES.id2label))
+        image = scene["image"].resize([SCALE * side for side in scene["image"].size], Image.Resampling.BICUBIC)
+        prediction = processor.post_process_panoptic_segmentation(output, target_sizes=[image.size[::-1]])[0]
+        ids = segmentation_ids(scene["segmentation"]).repeat(SCALE, 0).repeat(SCALE, 1)
+        truth = {"segmentation": ids, "segments_info": scene["segments_info"]}
+        rows.append(draw_side_by_side(image, truth, prediction, SCENE_CATEGORIES.id2label))
     sheet = Image.new("RGB", (rows[0].width, sum(row.height + ROW_GAP for row in rows) - ROW_GAP), "white")
     for i, row in enumerate(rows):
         sheet.paste(row, (0, i * (row.height + ROW_GAP)))
