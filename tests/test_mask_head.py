@@ -60,12 +60,16 @@ def test_a_row_does_not_depend_on_the_others():
     torch.testing.assert_close(together[3:4], alone, atol=1e-12, rtol=0)
 
 
-def test_chunks_change_nothing(monkeypatch):
+def test_chunks_bound_the_rows_and_change_nothing(monkeypatch):
     head, *arguments = inputs([(3, 5), (6, 10), (12, 20), (24, 40)])
     whole = head(*arguments)
-    monkeypatch.setitem(mask_head.CHUNK_BYTES, "cpu", 2 * 24 * 40 * 2 * 8)  # two rows
+    rows = []
+    head.predictor.register_forward_hook(lambda _module, args, _output: rows.append(len(args[0])))
+    monkeypatch.setitem(mask_head.CHUNK_BYTES, "cpu", 2 * 24 * 40 * 2 * 8)  # two rows of the last stage
     with torch.no_grad():
         torch.testing.assert_close(head(*arguments), whole, atol=1e-12, rtol=0)
+    head(*arguments)
+    assert rows == [2, 2, 1, 5]  # where a gradient keeps every map, chunks save nothing
 
 
 def test_what_rows_share_is_computed_once_per_image(monkeypatch):
