@@ -65,4 +65,4 @@ def coco_folder() -> Path:
     folder = os.environ.get("DETR_PANOPTIC_COCO")
     if folder is None:
         pytest.skip("DETR_PANOPTIC_COCO names no folder with COCO panoptic photographs")
-    return Path(folder)
+    return Path(folder) / "coco_panoptic_100"

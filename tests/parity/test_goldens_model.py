@@ -1,6 +1,8 @@
 """The whole model against numbers of facebookresearch/detr (tests/goldens/README.md)."""
 
+import copy
 import json
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -62,14 +64,17 @@ def prediction(model, tensors):
 
 @pytest.fixture(scope="module")
 def trained(model, tensors, labels):
-    """A forward and backward with the reference's way of counting padding."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(modeling, "mask_losses", partial(modeling.mask_losses, count_padding=True))
-    output = model.train()(tensors["pixel_values"], tensors["pixel_mask"], labels)
-    model.zero_grad()
-    output.loss.backward()
-    patch.undo()
-    return output
+    """A forward with the reference's way of counting padding."""
+    with count_padding():
+        return model.train()(tensors["pixel_values"], tensors["pixel_mask"], labels)
+
+
+@contextmanager
+def count_padding():
+    """The mask losses of the reference, which take padding for background."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modeling, "mask_losses", partial(modeling.mask_losses, count_padding=True))
+        yield
 
 
 def assert_near(actual: torch.Tensor, golden: torch.Tensor) -> None:
@@ -121,13 +126,18 @@ def test_logged_errors(trained, expected, labels):
         assert layer["cardinality_error"].item() == expected["losses"]["cardinality_error" + suffix]
 
 
-@pytest.mark.usefixtures("trained")
-def test_gradient_norms(model, expected):
-    converted = _reference_gradients(model)
+def test_gradient_norms(model, expected, tensors, labels):
+    # In float64: of the terms behind mask_head.gn3.bias little is left, in float32 up to 2e-3 off, by the threads.
+    exact = copy.deepcopy(model).double()
+    exact.zero_grad()
+    with count_padding():
+        targets = [target | {"boxes": target["boxes"].double()} for target in labels]
+        exact.train()(tensors["pixel_values"].double(), tensors["pixel_mask"], targets).loss.backward()
+    converted = _reference_gradients(exact)
     assert converted.keys() == expected["gradient_norms"].keys()
     for name, norm in expected["gradient_norms"].items():
-        # Three are zero but for rounding (a bias before a norm, queries of equal values); the next is 9e-4.
-        assert converted[name].norm().item() == pytest.approx(norm, rel=1e-3, abs=1e-5), name
+        # Three of them are zero but for the rounding of the reference.
+        assert converted[name].norm().item() == pytest.approx(norm, rel=1e-3, abs=2e-6), name
 
 
 def test_frozen_parameters_are_those_of_the_reference(model, expected):
