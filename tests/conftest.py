@@ -11,7 +11,7 @@ from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network, and none shall wait for it
 
 
-def build_tiny(**overrides) -> DetrPanopticForSegmentation:
+def build_tiny(*, seed: int = 0, **overrides) -> DetrPanopticForSegmentation:
     """A tiny model with weights that are the same every time."""
     settings = {
         "backbone": "test_resnet",
@@ -25,7 +25,7 @@ def build_tiny(**overrides) -> DetrPanopticForSegmentation:
         "stuff_label_ids": [2],
         "dropout": 0.0,
     }
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     return DetrPanopticForSegmentation(DetrPanopticConfig(**(settings | overrides)))
 
 

@@ -17,8 +17,9 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation, DetrPanopticImageProcessor
+from detr_panoptic import DetrPanopticImageProcessor
 from detr_panoptic.pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline, register_pipeline
+from tests.conftest import build_tiny
 
 SIZES = [(50, 70), (59, 62), (50, 70), (77, 46), (40, 40)]
 
@@ -40,19 +41,8 @@ def processor():
 @pytest.fixture(scope="module")
 def model(images, processor):
     """An untrained model whose queries have, on the first image, wanted classes and confidences."""
-    torch.manual_seed(0)
-    config = DetrPanopticConfig(
-        backbone="test_resnet",
-        hidden_size=32,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_heads=4,
-        ffn_dim=32,
-        num_queries=7,
-        id2label={0: "cat", 1: "sky", 2: "dog"},
-        stuff_label_ids=[1],
-    )
-    model = DetrPanopticForSegmentation(config).eval()
+    labels = {"id2label": {0: "cat", 1: "sky", 2: "dog"}, "stuff_label_ids": [1]}
+    model = build_tiny(num_queries=7, encoder_layers=1, ffn_dim=32, **labels).eval()
     wanted = torch.eye(4)[[0, 1, 2, 1, 2, 0, 3]] * torch.tensor([9, 9, 9, 9, 2, 2, 9])[:, None]
     with torch.no_grad():
         for layer in model.model.decoder.layers:  # queries look at different places, and see something there

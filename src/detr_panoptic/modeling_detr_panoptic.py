@@ -131,6 +131,10 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
         if pretrained_model_name_or_path is not None and "state_dict" not in kwargs:
             foreign = _foreign_checkpoint(pretrained_model_name_or_path, _hub_arguments(kwargs))
         if foreign is not None:
+            for note in foreign.notes:
+                logger.warning(note)
+            if foreign.is_detection_only and cls is DetrPanopticForSegmentation:
+                logger.warning("The checkpoint has no mask head: a new one was made, which has to be trained.")
             return cls.from_converted(foreign, *args, **kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
@@ -153,10 +157,6 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
         config = DetrPanopticConfig(**(converted.config_kwargs | overrides))
         with torch.device("meta"):
             converted.check_fit(DetrPanopticForSegmentation(config).state_dict())
-        for note in converted.notes:
-            logger.warning(note)
-        if converted.is_detection_only and cls is DetrPanopticForSegmentation:
-            logger.warning("The checkpoint has no mask head: a new one was made, which has to be trained.")
         return cls.from_pretrained(
             None, *args, config=config, state_dict=_select_for(cls, converted.state_dict), **kwargs
         )
@@ -339,11 +339,7 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
             _check_labels(labels, batch=len(logits), num_labels=self.class_head.out_features - 1)
             matched = self._match(labels, states[:-1], logits, boxes)
 
-        attention_maps = self.mask_attention(
-            features.last_hidden_state,
-            features.encoder_last_hidden_state.unflatten(1, features.projected.shape[-2:]),
-            None if pixel_mask is None else features.feature_mask,
-        )
+        attention_maps = self.attend(features, pixel_mask)
         rows = self._mask_rows(logits, mask_queries, matched)
         masks = self._segment(features, attention_maps, rows)
         sizes = _image_sizes(pixel_values, pixel_mask)
@@ -368,6 +364,14 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
             encoder_hidden_states=features.encoder_hidden_states,
             encoder_attentions=features.encoder_attentions,
             mask_attentions=None if features.cross_attentions is None else attention_maps,
+        )
+
+    def attend(self, features: Any, pixel_mask: Tensor | None) -> Tensor:
+        """Where each object looks: the model's output to attention maps (B, Q, M, h, w)."""
+        return self.mask_attention(
+            features.last_hidden_state,
+            features.encoder_last_hidden_state.unflatten(1, features.projected.shape[-2:]),
+            None if pixel_mask is None else features.feature_mask,
         )
 
     def _detect(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
@@ -495,9 +499,8 @@ def select_rows(logits: Tensor, mask_queries: str | int) -> Tensor:
     kept = score >= probs[..., -1]
     if mask_queries == "kept":
         return kept.flatten().nonzero()[:, 0]
-    best = (
-        (score + kept).topk(int(mask_queries), dim=1).indices
-    )  # a query that can be kept ranks before one that cannot
+    # A query that can be kept ranks before one that cannot.
+    best = (score + kept).topk(int(mask_queries), dim=1).indices
     return (first + best.sort(dim=1).values).flatten()
 
 

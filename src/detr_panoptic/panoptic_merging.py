@@ -35,6 +35,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .box_ops import at_least_float32
 from .segment_ids import VOID_ID
 
 if TYPE_CHECKING:
@@ -212,10 +213,10 @@ def semantic_scores(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Tensor:
 
 def _kept_queries(logits: Tensor, masks: Tensor, threshold: float) -> _KeptQueries:
     """Keep the queries whose best class is not "no object" and more probable than `threshold`."""
-    scores, labels = _at_least_float32(logits).softmax(-1).max(-1)
+    scores, labels = at_least_float32(logits).softmax(-1).max(-1)
     keep = (labels != logits.shape[-1] - 1) & (scores > threshold)
     # Queries last: a pixel's values lie side by side, and resizing copies whole runs of them (3x faster on a CPU).
-    maps = _at_least_float32(masks[keep]).permute(1, 2, 0).contiguous()
+    maps = at_least_float32(masks[keep]).permute(1, 2, 0).contiguous()
     return _KeptQueries(scores[keep], labels[keep], maps)
 
 
@@ -252,9 +253,9 @@ def _merge_weighted(
 
 def _semantic_strips(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Iterator[tuple[slice, Tensor]]:
     """Yield the rows of a strip and its (r, W, K) semantic scores."""
-    class_probs = _at_least_float32(logits).softmax(-1)[:, :-1]
+    class_probs = at_least_float32(logits).softmax(-1)[:, :-1]
     # Contiguous: sigmoid's last bits depend on the memory layout, and a crop has another one than the image alone.
-    mask_probs = _at_least_float32(_crop_to_image(masks, sizes)).contiguous().sigmoid()
+    mask_probs = at_least_float32(_crop_to_image(masks, sizes)).contiguous().sigmoid()
     maps = torch.einsum("qk,qhw->hwk", class_probs, mask_probs).contiguous()
     return _resized_strips(maps, *_target_taps(maps, sizes))
 
@@ -345,8 +346,3 @@ def _segments_info(labels: Tensor, scores: Tensor, areas: Tensor, is_fused: Tens
 def _nothing_found(sizes: ImageSizes, device: torch.device) -> Segmentation:
     """All void."""
     return {"segmentation": torch.full(sizes.target, VOID_ID, dtype=torch.int32, device=device), "segments_info": []}
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    """Half precision would make ties of close masks."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, pipeline
 
-from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation, DetrPanopticImageProcessor
+from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
+from tests.conftest import build_tiny
 
 # What a reader does who has never heard of the package. Arguments: the folder to load, the image, and where to put the
 # results and the fine-tuned model.
@@ -103,20 +104,8 @@ def run_stranger(tmp_path: Path, folder: Path, name: str) -> tuple[dict[str, tor
 
 
 def build(seed: int) -> DetrPanopticForSegmentation:
-    torch.manual_seed(seed)
-    config = DetrPanopticConfig(
-        backbone="test_resnet",
-        hidden_size=32,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_heads=4,
-        ffn_dim=32,
-        num_queries=5,
-        id2label={0: "cat", 1: "sky", 2: "dog"},
-        stuff_label_ids=[1],
-        threshold=0.3,
-    )
-    model = DetrPanopticForSegmentation(config).eval()
+    labels = {"id2label": {0: "cat", 1: "sky", 2: "dog"}, "stuff_label_ids": [1], "threshold": 0.3}
+    model = build_tiny(seed=seed, encoder_layers=1, ffn_dim=32, dropout=0.1, **labels).eval()
     with torch.no_grad():
         model.class_head.weight *= 9  # confident, so that there are segments to compare
         model.class_head.bias[-1] = -9

@@ -8,11 +8,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation, DetrPanopticImageProcessor
+from detr_panoptic import DetrPanopticImageProcessor
 from detr_panoptic.data import PanopticCollator, find_coco_panoptic, read_coco_panoptic, segmentation_ids
 from detr_panoptic.evaluation import evaluate_model
 from detr_panoptic.evaluation.panoptic_quality import PanopticStats, panoptic_quality, panoptic_stats
 from detr_panoptic.training.loop import train_step
+from tests.conftest import build_tiny
 
 COUNT = 6
 
@@ -56,21 +57,8 @@ def test_a_step_on_two_photographs_of_different_sizes_learns(photographs, proces
     dataset, categories = photographs
     sizes = [record["image"].size for record in dataset]
     other = next(i for i, size in enumerate(sizes) if size != sizes[0])
-    torch.manual_seed(0)
-    model = DetrPanopticForSegmentation(
-        DetrPanopticConfig(
-            backbone="test_resnet",
-            hidden_size=32,
-            encoder_layers=1,
-            decoder_layers=2,
-            num_heads=4,
-            ffn_dim=48,
-            num_queries=30,
-            dropout=0.0,
-            id2label=categories.id2label,
-            stuff_label_ids=categories.stuff_label_ids,
-        )
-    ).train()
+    labels = {"id2label": categories.id2label, "stuff_label_ids": categories.stuff_label_ids}
+    model = build_tiny(num_labels=len(categories), encoder_layers=1, num_queries=30, **labels).train()
     batch = dict(PanopticCollator(processor)([dataset[0], dataset[other]]))
     assert not batch["pixel_mask"].bool().all()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)

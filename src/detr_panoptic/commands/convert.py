@@ -67,20 +67,19 @@ def run(arguments: argparse.Namespace) -> int:
     if output.resolve() == source.resolve():
         raise CommandError("The model would be written over its source: name another folder.")
 
-    from ..configuration_detr_panoptic import DetrPanopticConfig
     from ..convert import convert_checkpoint
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
     converted = convert_checkpoint(source, dilation=arguments.dilation, compact=arguments.compact)
-    config = DetrPanopticConfig(**converted.config_kwargs)
-    processor = DetrPanopticImageProcessor.for_model(config, **_processor_settings(source))
+    settings = _processor_settings(source)
     with without_progress_bars():
         model = DetrPanopticForSegmentation.from_converted(converted)
         model.save_pretrained(output)
+    processor = DetrPanopticImageProcessor.for_model(model.config, **settings)
     processor.save_pretrained(output)
     _print_notes(converted.notes, is_detection_only=converted.is_detection_only)
-    _print_summary(config, output)
+    _print_summary(model.config, output)
     return 0
 
 

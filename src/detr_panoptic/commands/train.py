@@ -84,7 +84,8 @@ def train_from_arguments(arguments: TrainingArguments) -> dict[str, float]:
     accelerator = Accelerator(mixed_precision=arguments.run.mixed_precision)
     set_seed(arguments.run.seed)
     dataset, categories = read_data(arguments.data, arguments.run.seed, validation=False)
-    validation, _ = read_data(arguments.data, arguments.run.seed, validation=True)
+    measures_others = arguments.data.validation_data is not None or arguments.data.data == "scenes"
+    validation = read_data(arguments.data, arguments.run.seed, validation=True)[0] if measures_others else dataset
     model, processor = build_model(arguments, categories)
     collator = PanopticCollator(processor, build_augmentation(arguments.data), seed=arguments.run.seed)
     loader = DataLoader(
