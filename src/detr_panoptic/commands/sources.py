@@ -1,0 +1,48 @@
+"""Datasets as the user names them on the command line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import argparse
+
+    from ..data import PanopticData
+
+SCENES = "scenes"
+SCENE_COUNT = 1000
+SCENE_SIDE = 256  # pixels
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--split`, `--format` and `--limit`, to be read by `source_options`."""
+    parser.add_argument("--split", metavar="NAME", help="split of the data, where it has several: val2017")
+    parser.add_argument("--format", metavar="NAME", help="format of the data, if it is not recognized")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help=f"take only the first images; of `{SCENES}`, how many to make"
+    )
+
+
+def source_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_source_options` was given, as arguments of `read_source`."""
+    return {"split": arguments.split, "data_format": arguments.format, "limit": arguments.limit}
+
+
+def read_source(source: str, *, scene_side: int = SCENE_SIDE, scene_seed: int = 0, **options: Any) -> PanopticData:
+    """Records and categories of a dataset, or of generated pictures.
+
+    Args:
+        source: what `read_panoptic` takes, or `scenes`.
+        scene_side: height and width of scenes, pixels.
+        scene_seed: other scenes for another number.
+        options: of `read_panoptic`.
+
+    Raises:
+        ValueError: as `read_panoptic`.
+    """
+    from ..data import SCENE_CATEGORIES, PanopticData, read_panoptic, scenes_dataset
+
+    if source != SCENES:
+        return read_panoptic(source, **options)
+    count = options.get("limit") or SCENE_COUNT
+    return PanopticData(scenes_dataset(count, seed=scene_seed, height=scene_side, width=scene_side), SCENE_CATEGORIES)
