@@ -3,6 +3,7 @@
 import argparse
 import os
 import platform
+import random
 import statistics
 import sys
 import time
@@ -69,13 +70,17 @@ def bias_that_keeps(logits: Tensor, kept: int) -> float:
 def time_in_turns(
     contestants: Mapping[str, Callable[[], object]], repeats: int, device: str
 ) -> dict[str, list[float]]:
-    """Seconds of each run. Contestants take turns, so that what else the machine does meets all of them alike."""
+    """Seconds of each run. Contestants take turns, so that what else the machine does meets all of them alike.
+
+    Every turn has another order: a run leaves caches and freed memory to the next.
+    """
     times: dict[str, list[float]] = {name: [] for name in contestants}
+    order = random.Random(0)
     for turn in range(repeats + 1):
-        for name, run in contestants.items():
+        for name in order.sample(list(contestants), len(contestants)):
             _finish(device)
             start = time.perf_counter()
-            run()
+            contestants[name]()
             _finish(device)
             if turn > 0:  # the first is for warming up
                 times[name].append(time.perf_counter() - start)
