@@ -68,17 +68,19 @@ def bias_that_keeps(logits: Tensor, kept: int) -> float:
 
 
 def time_in_turns(
-    contestants: Mapping[str, Callable[[], object]], repeats: int, device: str
+    contestants: Mapping[str, Callable[[], object]], repeats: int, device: str, *, pause: float = 0.0
 ) -> dict[str, list[float]]:
     """Seconds of each run. Contestants take turns, so that what else the machine does meets all of them alike.
 
-    Every turn has another order: a run leaves caches and freed memory to the next.
+    Every turn has another order: a run leaves caches and freed memory to the next. Before each there are `pause`
+    seconds, for threads of another library to stop spinning.
     """
     times: dict[str, list[float]] = {name: [] for name in contestants}
     order = random.Random(0)
     for turn in range(repeats + 1):
         for name in order.sample(list(contestants), len(contestants)):
             _finish(device)
+            time.sleep(pause)
             start = time.perf_counter()
             contestants[name]()
             _finish(device)

@@ -3,12 +3,16 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation
+from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation, DetrPanopticImageProcessor
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network, and none shall wait for it
+NAMES = ("boat", "person", "sky-other-merged")  # labels of `model_folder`
+CATEGORY_IDS = [9, 1, 187]
 
 
 def build_tiny(*, seed: int = 0, **overrides) -> DetrPanopticForSegmentation:
@@ -57,6 +61,37 @@ def tiny_labels(generator: torch.Generator) -> list[dict[str, torch.Tensor]]:
             }
         )
     return labels
+
+
+def photo(size: tuple[int, int], *, seed: int) -> Image.Image:
+    """Smooth noise, which has regions; sizes are (width, height)."""
+    small = np.random.default_rng(seed).integers(256, size=(5, 7, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory) -> Path:
+    """A saved tiny model whose random queries disagree, so that photos get several segments."""
+    folder = tmp_path_factory.mktemp("model")
+    model = build_tiny(
+        num_queries=13,
+        id2label=dict(enumerate(NAMES)),
+        label2id={name: i for i, name in enumerate(NAMES)},
+        category_ids=CATEGORY_IDS,
+        threshold=0.3,
+    )
+    processor = DetrPanopticImageProcessor.for_model(model.config, size={"shortest_edge": 64, "longest_edge": 97})
+    photos = [processor(photo((71 + i, 53), seed=i), return_tensors="pt") for i in range(3)]
+    with torch.no_grad():
+        model.model.query_embeddings.weight.mul_(30)
+        model.class_head.weight.mul_(100)
+        model.mask_head.predictor.weight.mul_(400)
+        embeddings = torch.cat([model.eval().model(**inputs).last_hidden_state for inputs in photos], dim=1)
+        # Centered, so that the queries choose different classes.
+        model.class_head.bias.copy_(-model.class_head.weight @ embeddings[0].mean(0))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

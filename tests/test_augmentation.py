@@ -5,14 +5,18 @@ import copy
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from detr_panoptic.data.augmentation import RandomAugmentation, sample_seed
+from detr_panoptic.data.augmentation import LargeScaleJitter, RandomAugmentation, sample_seed
 from detr_panoptic.data.records import measure_segments
 from detr_panoptic.segment_ids import ids_to_rgb
 
 HEIGHT, WIDTH = 61, 83
 SMALL = {"scales": (48, 64, 80), "max_size": 110, "crop_scales": (50, 61), "crop_range": (23, 41)}
+
+BOTH = (RandomAugmentation(**SMALL), LargeScaleJitter(110, scale_range=(0.8, 2.0)))
 
 
 @pytest.fixture
@@ -37,8 +41,8 @@ def pixel_record(record):
     return record | {"segmentation": ids, "segments_info": []}
 
 
-def test_picture_and_map_move_together(record):
-    augment = RandomAugmentation(**SMALL)
+@pytest.mark.parametrize("augment", BOTH, ids=type)
+def test_picture_and_map_move_together(record, augment):
     for seed in range(20):
         result = augment(record, seed)
         colors = ids_to_rgb(result["segmentation"]).astype(int)
@@ -60,8 +64,8 @@ def test_segments_are_measured_on_what_is_left(record):
         assert all(labels[segment["id"]] == segment["label_id"] for segment in result["segments_info"])
 
 
-def test_the_seed_alone_decides(record):
-    augment = RandomAugmentation(**SMALL)
+@pytest.mark.parametrize("augment", BOTH, ids=type)
+def test_the_seed_alone_decides(record, augment):
     torch.manual_seed(1)
     first = [augment(record, seed)["image"].tobytes() for seed in range(8)]
     torch.manual_seed(2)
@@ -126,11 +130,79 @@ def test_flip_and_resize_change_places(pixel_record):
     assert np.abs(np.asarray(flipped["image"]).astype(int) - mirrored).max() <= 1
 
 
-def test_the_largest_id_survives(record):
+@pytest.mark.parametrize("augment", BOTH, ids=type)
+def test_the_largest_id_survives(record, augment):
     ids = np.full((HEIGHT, WIDTH), 2**24 - 1)
     ids[:, 40:] = 2**24 - 2
-    result = RandomAugmentation(**SMALL)(record | {"segmentation": ids, "segments_info": []}, 0)
+    result = augment(record | {"segmentation": ids, "segments_info": []}, 0)
     assert set(np.unique(result["segmentation"])) <= {2**24 - 1, 2**24 - 2}
+
+
+def test_jitter_scales_and_cuts_to_its_square(record):
+    sizes = set()
+    for seed in range(60):
+        result = LargeScaleJitter(70)(record, seed)
+        assert result["image"].size == result["segmentation"].shape[::-1]
+        sizes.add(result["image"].size)
+    widths, heights = (sorted(lengths) for lengths in zip(*sizes, strict=True))
+    # At a scale of 0.1 the longer side, 83, becomes 7; from 70 / 61 * 83 / 70 = 1.36 on both sides are cut.
+    assert 7 <= widths[0] <= 14
+    assert max(widths) == max(heights) == 70
+    assert (70, 70) in sizes
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 1.7])
+def test_jitter_keeps_the_scale_in_the_window(pixel_record, scale):
+    """What is seen is as much of the picture as the scale says, from anywhere in it, in its own proportions."""
+    jitter = LargeScaleJitter(70, scale_range=(scale, scale), flip_probability=0)
+    factor, tops, lefts = scale * 70 / WIDTH, set(), set()
+    for seed in range(40):
+        segmentation = jitter(pixel_record, seed)["segmentation"]
+        rows, columns = np.divmod(segmentation - 1, WIDTH)
+        for places, axis, side in ((rows, 0, HEIGHT), (columns, 1, WIDTH)):
+            expected = min(factor * side, 70)
+            assert abs(segmentation.shape[axis] - expected) <= 1
+            assert abs(np.ptp(places) + 1 - min(side, 70 / factor)) <= 1 + 1 / factor
+        tops.add(rows.min())
+        lefts.add(columns.min())
+    if scale == 1.7:
+        assert len(tops) > 10
+        assert len(lefts) > 10
+        assert abs(max(lefts) + 70 / factor - WIDTH) <= 3
+    else:
+        assert max(tops) <= 1
+        assert max(lefts) <= 1
+
+
+def test_jitter_finds_its_segments_anew(record):
+    jitter = LargeScaleJitter(70, scale_range=(1.5, 2.0))
+    for seed in range(10):
+        result = jitter(record, seed)
+        present = np.unique(result["segmentation"])
+        assert [s["id"] for s in result["segments_info"]] == [
+            s["id"] for s in record["segments_info"] if s["id"] in present
+        ]
+        assert result["segments_info"] == measure_segments(result["segmentation"], result["segments_info"])
+        assert len(present) < len(record["segments_info"])
+
+
+def mask_by_mask(ids, segments_info):
+    """`measure_segments`, written out: a mask per segment."""
+    for segment in segments_info:
+        rows, columns = np.nonzero(ids == segment["id"])
+        if len(rows):
+            x, y = columns.min(), rows.min()
+            bbox = [int(x), int(y), int(columns.max() + 1 - x), int(rows.max() + 1 - y)]
+            yield {**segment, "area": len(rows), "bbox": bbox}
+
+
+@given(st.integers(0, 2**31 - 1))
+def test_one_pass_measures_what_a_mask_per_segment_does(seed):
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, rng.integers(1, 9), rng.integers(0, 9, 2)).astype(rng.choice([np.int32, np.int64, np.uint8]))
+    ids = ids.repeat(rng.integers(1, 5), 1) if seed % 2 else ids.T
+    segments = [{"id": int(i), "label_id": 1} for i in rng.permutation(10)] + [{"id": 2, "label_id": 3}]
+    assert measure_segments(ids, segments) == list(mask_by_mask(ids, segments))
 
 
 def test_sample_seeds_differ_in_every_part():
@@ -152,6 +224,15 @@ def test_sample_seeds_differ_in_every_part():
 def test_bad_settings_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         RandomAugmentation(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"size": 0}, "`size`"), ({"scale_range": (0, 1)}, "`scale_range`"), ({"scale_range": (2, 1)}, "`scale_range`")],
+)
+def test_bad_settings_of_jitter_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        LargeScaleJitter(**options)
 
 
 def test_a_map_of_another_size_is_refused(record):

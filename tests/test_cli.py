@@ -10,47 +10,15 @@ from PIL import Image
 from transformers import DetrConfig, DetrForSegmentation
 
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
+from detr_panoptic.categories import Categories
 from detr_panoptic.cli import COMMANDS, main
 from detr_panoptic.commands.frame import explain
 from detr_panoptic.commands.predict import MAX_LISTED_IMAGES, output_stems
 from detr_panoptic.convert import convert_checkpoint
+from detr_panoptic.data import read_panoptic, segmentation_ids
 from detr_panoptic.segment_ids import rgb_to_ids
 
-from .conftest import build_tiny
-
-NAMES = ("boat", "person", "sky-other-merged")
-CATEGORY_IDS = [9, 1, 187]
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory) -> Path:
-    """A saved tiny model whose random queries disagree, so that images get several segments."""
-    folder = tmp_path_factory.mktemp("model")
-    model = build_tiny(
-        num_queries=13,
-        id2label=dict(enumerate(NAMES)),
-        label2id={name: i for i, name in enumerate(NAMES)},
-        category_ids=CATEGORY_IDS,
-        threshold=0.3,
-    )
-    processor = DetrPanopticImageProcessor.for_model(model.config, size={"shortest_edge": 64, "longest_edge": 97})
-    photos = [processor(photo((71 + i, 53), seed=i), return_tensors="pt") for i in range(3)]
-    with torch.no_grad():
-        model.model.query_embeddings.weight.mul_(30)
-        model.class_head.weight.mul_(100)
-        model.mask_head.predictor.weight.mul_(400)
-        embeddings = torch.cat([model.eval().model(**inputs).last_hidden_state for inputs in photos], dim=1)
-        # Centered, so that the queries choose different classes.
-        model.class_head.bias.copy_(-model.class_head.weight @ embeddings[0].mean(0))
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
-def photo(size: tuple[int, int], *, seed: int) -> Image.Image:
-    """Smooth noise, which has regions; sizes are (width, height)."""
-    small = np.random.default_rng(seed).integers(256, size=(5, 7, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
+from .conftest import CATEGORY_IDS, NAMES, photo
 
 
 def write_photo(path: Path, *, size: tuple[int, int] = (71, 53), seed: int = 0, **options) -> Path:
@@ -203,6 +171,114 @@ def test_the_table_says_how_many_images_it_leaves_out(tmp_path, model_folder, ca
     assert "photo09.png" in text
     assert "photo10.png" not in text
     assert "2 more images" in text
+
+
+@pytest.fixture
+def photos(tmp_path) -> list[Path]:
+    return [write_photo(tmp_path / "in" / f"{i}.png", size=(71 + i, 53), seed=i) for i in range(4)]
+
+
+def test_coco_format_holds_what_the_single_files_hold(tmp_path, model_folder, photos):
+    words = ("predict", *photos, "--model", model_folder)
+    assert run(*words, "--output", tmp_path / "files") == 0
+    assert run(*words, "--output", tmp_path / "coco", "--to", "coco-panoptic") == 0
+    contents = json.loads((tmp_path / "coco" / "panoptic.json").read_text())
+    assert contents["categories"] == [
+        {"id": i, "name": name, "isthing": int(name != NAMES[2])} for i, name in zip(CATEGORY_IDS, NAMES, strict=True)
+    ]
+    for index, (image, annotation) in enumerate(zip(contents["images"], contents["annotations"], strict=True)):
+        assert image == {"id": index + 1, "file_name": str(photos[index]), "height": 53, "width": 71 + index}
+        assert annotation["image_id"] == index + 1
+        ids, single = read(tmp_path / "files", str(index))
+        assert np.array_equal(rgb_to_ids(pixels(tmp_path / "coco" / "panoptic" / annotation["file_name"])), ids)
+        for segment, expected in zip(annotation["segments_info"], single["segments_info"], strict=True):
+            assert segment.pop("iscrowd") == 0
+            assert segment == {key: expected[key] for key in segment}
+
+
+def test_parquet_is_a_dataset_to_train_on(tmp_path, model_folder, photos):
+    words = ("predict", *photos, "--model", model_folder)
+    assert run(*words, "--output", tmp_path / "files") == 0
+    assert run(*words, "--output", tmp_path / "parquet", "--to", "parquet") == 0
+    assert sorted(path.name for path in (tmp_path / "parquet").iterdir()) == [".journal", "data"]
+    data = read_panoptic(tmp_path / "parquet")
+    assert data.categories == Categories(NAMES, (True, True, False), tuple(CATEGORY_IDS))
+    for index, record in enumerate(data.records):
+        assert np.array_equal(np.asarray(record["image"]), pixels(photos[index]))
+        ids, single = read(tmp_path / "files", str(index))
+        assert np.array_equal(segmentation_ids(record["segmentation"]), ids)
+        found = [(segment["id"], segment["label_id"]) for segment in record["segments_info"]]
+        assert found == [(segment["id"], segment["label_id"]) for segment in single["segments_info"]]
+    # Predicted once more, from the dataset itself, and packed: the same again.
+    words = ("predict", "--data", tmp_path / "parquet", "--model", model_folder, "--to", "parquet")
+    assert run(*words, "--output", tmp_path / "again") == 0
+    again = read_panoptic(tmp_path / "again").records
+    assert list(again["image_id"]) == list(data.records["image_id"])
+    assert [record["segmentation"] for record in again] == [record["segmentation"] for record in data.records]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # `datasets` leaves a file open
+@pytest.mark.parametrize("to", ["files", "coco-panoptic", "parquet"])
+def test_an_interrupted_prediction_goes_on(tmp_path, model_folder, photos, capsys, to):
+    words = ("predict", tmp_path / "in", "--model", model_folder, "--to", to, "--on-error", "stop")
+    assert run(*words, "--output", tmp_path / "alone") == 0
+    whole = photos[2].read_bytes()
+    photos[2].write_bytes(whole[:90])
+    out = tmp_path / "out"
+    assert run(*words, "--output", out) == 2
+    assert "2.png" in only_line(capsys.readouterr().err)
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    assert len(written) == (4 if to == "files" else 2)
+    photos[2].write_bytes(whole)
+    assert run(*words, "--output", out) == 0
+    assert "2 of them by earlier runs" in capsys.readouterr().out
+    if to != "parquet":  # which takes the maps away in the end
+        assert {path: path.stat().st_mtime_ns for path in written} == written
+    files = [
+        path.relative_to(out) for path in sorted(out.rglob("*")) if path.is_file() and ".journal" not in path.parts
+    ]
+    assert files == [
+        path.relative_to(tmp_path / "alone")
+        for path in sorted((tmp_path / "alone").rglob("*"))
+        if path.is_file() and ".journal" not in path.parts
+    ]
+    assert all((out / name).read_bytes() == (tmp_path / "alone" / name).read_bytes() for name in files)
+
+
+def test_an_unfinished_run_is_not_mixed_with_another(tmp_path, model_folder, photos, capsys):
+    words = ("predict", tmp_path / "in", "--model", model_folder, "--output", tmp_path / "out", "--on-error", "stop")
+    whole = photos[2].read_bytes()
+    photos[2].write_bytes(whole[:90])
+    assert run(*words) == 2
+    assert run(*words, "--threshold", 0.4) == 2
+    assert "`threshold` None, expected 0.4" in capsys.readouterr().err
+    photos[2].write_bytes(whole)
+    assert run(*words) == 0
+    assert run(*words, "--threshold", 0.4) == 0  # the first is finished: its files are written anew, as ever
+
+
+def test_a_skipped_image_of_a_packed_dataset_can_be_added(tmp_path, model_folder, photos):
+    words = ("predict", tmp_path / "in", "--model", model_folder, "--output", tmp_path / "out", "--to", "parquet")
+    whole = photos[1].read_bytes()
+    photos[1].write_bytes(whole[:90])
+    assert run(*words) == 2
+    assert list(read_panoptic(tmp_path / "out").records["image_id"]) == [1, 3, 4]
+    photos[1].write_bytes(whole)
+    assert run(*words) == 0
+    assert list(read_panoptic(tmp_path / "out").records["image_id"]) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ([], "Name either"),
+        (["photo.png", "--data", "scenes"], "Name either"),
+        (["photo.png", "--limit", "3"], "--limit"),
+    ],
+)
+def test_images_and_datasets_are_not_mixed(tmp_path, model_folder, capsys, words, part):
+    assert run("predict", *words, "--model", model_folder, "--output", tmp_path / "out") == 2
+    assert part in only_line(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from detr_panoptic.data.augmentation import RandomAugmentation
+from detr_panoptic.box_ops import cxcywh_to_xyxy, masks_to_boxes
+from detr_panoptic.data.augmentation import LargeScaleJitter, RandomAugmentation
 from detr_panoptic.data.collation import PanopticCollator
 from detr_panoptic.data.scenes import make_scene
 from detr_panoptic.image_processing_detr_panoptic import DetrPanopticImageProcessor
@@ -78,3 +79,44 @@ def test_workers_that_stay_see_the_epoch(processor, augmentation, records):
         collate.set_epoch(epoch)
         (from_worker,) = loader
         assert same_batch(from_worker, collate(records))
+
+
+def everything(batch):
+    """All tensors of a batch."""
+    yield from (batch["pixel_values"], batch["pixel_mask"])
+    for target in batch["labels"]:
+        yield from target.values()
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
+@pytest.mark.parametrize("jitter", [False, True])
+def test_the_number_of_workers_changes_no_batch(processor, augmentation, records, jitter):
+    collate = PanopticCollator(processor, LargeScaleJitter(80) if jitter else augmentation, seed=3)
+    collate.set_epoch(2)
+    expected = [list(everything(collate(records[start : start + 2]))) for start in (0, 2)]
+    for workers in (0, 1, 2):
+        torch.manual_seed(workers)  # the loader's own random numbers must not count
+        loader = DataLoader(records, batch_size=2, num_workers=workers, collate_fn=collate)
+        for batch, tensors in zip(loader, expected, strict=True):
+            assert all(torch.equal(ours, theirs) for ours, theirs in zip(everything(batch), tensors, strict=True))
+
+
+def test_boxes_are_those_of_the_masks(processor, records):
+    batch = PanopticCollator(processor, LargeScaleJitter(80), seed=5)(records)
+    for target in batch["labels"]:
+        height, width = target["masks"].shape[1:]
+        assert target["size"].tolist() == [height, width]
+        corners = cxcywh_to_xyxy(target["boxes"]) * torch.tensor([width, height, width, height])
+        assert torch.allclose(corners, masks_to_boxes(target["masks"]), atol=1e-4)
+        assert torch.equal(target["area"], target["masks"].sum((1, 2)).float())
+
+
+def test_a_fixed_square_makes_batches_of_one_size(records):
+    processor = DetrPanopticImageProcessor(pad_size={"height": 80, "width": 80})
+    collate = PanopticCollator(processor, LargeScaleJitter(80))
+    for epoch in range(4):
+        collate.set_epoch(epoch)
+        batch = collate(records)
+        assert batch["pixel_values"].shape == (3, 3, 80, 80)
+        assert batch["pixel_mask"].sum((1, 2)).tolist() == [int(t["size"].prod()) for t in batch["labels"]]
+        assert not (batch["pixel_values"] * (1 - batch["pixel_mask"][:, None])).any()

@@ -11,7 +11,9 @@ from datasets import load_from_disk
 from PIL import Image
 
 from detr_panoptic.categories import COCO_PANOPTIC
-from detr_panoptic.data.coco import find_coco_panoptic, read_coco_panoptic
+from detr_panoptic.data.coco import find_coco_panoptic
+from detr_panoptic.data.lazy_records import image_id_of
+from detr_panoptic.data.reading import read_panoptic
 from detr_panoptic.data.records import measure_segments, segmentation_ids
 from detr_panoptic.segment_ids import ids_to_rgb
 
@@ -45,7 +47,7 @@ def write(folder, contents):
 
 
 def read(folder, **options):
-    return read_coco_panoptic(*find_coco_panoptic(folder), **options)
+    return read_panoptic(folder, data_format="coco-panoptic", **options)
 
 
 def test_rows_are_matched_by_image_id_with_contiguous_labels(folder):
@@ -80,6 +82,31 @@ def test_a_saved_dataset_needs_no_file_beside_it(folder, tmp_path):
     assert all(np.array_equal(first, second) for first, second in zip(before, after, strict=True))
 
 
+def test_measures_that_the_file_does_not_give_are_made(folder):
+    complete = list(read(folder).records)
+    contents = json.loads((folder / "panoptic.json").read_text())
+    first, second = contents["annotations"][0]["segments_info"]
+    del first["area"], first["bbox"]
+    second["area"] = 99.0  # what is there stays, also if it is wrong
+    write(folder, contents)
+    for streaming in (False, True):
+        records, _ = read(folder, streaming=streaming)
+        segments = next(iter(records))["segments_info"]
+        assert segments[0] == complete[0]["segments_info"][0]
+        assert segments[1] == {**complete[0]["segments_info"][1], "area": 99}
+
+
+def test_images_may_be_named_by_text(folder):
+    contents = json.loads((folder / "panoptic.json").read_text())
+    names = {31: "000031", 4: "harbor"}
+    for entry, key in [(entry, "id") for entry in contents["images"]] + [
+        (entry, "image_id") for entry in contents["annotations"]
+    ]:
+        entry[key] = names[entry[key]]
+    write(folder, contents)
+    assert list(read(folder).records["image_id"]) == [31, image_id_of("harbor")]
+
+
 def break_image_id(contents):
     contents["annotations"][1]["image_id"] = 555
 
@@ -108,6 +135,26 @@ def drop_categories(contents):
     del contents["categories"]
 
 
+def repeat_annotation(contents):
+    contents["annotations"][1]["image_id"] = 31
+
+
+def repeat_image(contents):
+    contents["images"][1]["id"] = 4
+
+
+def drop_segment_id(contents):
+    del contents["annotations"][0]["segments_info"][1]["id"]
+
+
+def half_a_pixel(contents):
+    contents["annotations"][0]["segments_info"][1]["area"] = 2.5
+
+
+def three_corners(contents):
+    contents["annotations"][0]["segments_info"][1]["bbox"] = [0, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -118,6 +165,11 @@ def drop_categories(contents):
         (leave_upward, r"inside .*panoptic, got '\.\./panoptic/map31\.png'"),
         (leave_by_windows_path, r"inside .*images, got"),
         (drop_categories, r"\['categories'\] not found"),
+        (repeat_annotation, r"panoptic\.json: expected each `image_id` once, got 31 twice"),
+        (repeat_image, r"panoptic\.json: expected each `id` once, got 4 twice"),
+        (drop_segment_id, r"annotation of image 31: a segment must have `id` and `category_id`, \['id'\] not found"),
+        (half_a_pixel, r"image 31, segment 70001: `area` must be in whole pixels, got 2\.5"),
+        (three_corners, r"image 31, segment 70001: `bbox` must be \[x, y, width, height\], got \[0, 0, 1\]"),
     ],
 )
 def test_broken_files_are_named(folder, spoil, message):
@@ -135,7 +187,7 @@ def test_the_official_layout_is_found(folder, maps):
     (folder / "panoptic.json").rename(folder / "annotations" / "panoptic_val2017.json")
     (folder / "panoptic").rename(folder / maps)
     (folder / "images").rename(folder / "val2017")
-    official, _ = read_coco_panoptic(*find_coco_panoptic(folder, split="val2017"))
+    official, _ = read_panoptic(folder, split="val2017")
     assert list(official["segments_info"]) == list(plain["segments_info"])
     with pytest.raises(ValueError, match=r"panoptic\.json"):
         find_coco_panoptic(folder)

@@ -17,7 +17,9 @@ from detr_panoptic.evaluation import (
     evaluate_files,
     panoptic_stats,
     write_coco_panoptic,
+    write_segmentation,
 )
+from detr_panoptic.evaluation.files import read_ids
 from detr_panoptic.evaluation.panoptic_quality import panoptic_quality
 from detr_panoptic.segment_ids import ids_to_rgb, rgb_to_ids
 
@@ -233,6 +235,31 @@ def test_a_map_that_is_no_rgb_image_is_an_error(tmp_path):
     Image.fromarray(np.ones((1, 2), np.uint8)).save(tmp_path / "b" / "panoptic" / "40.png")
     with pytest.raises(ValueError, match=r"40\.png must be an RGB image, got mode L"):
         evaluate_files(truth, prediction)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (2100, 2003)])  # Pillow holds the large one in two blocks of memory
+def test_ids_survive_a_file(tmp_path, shape):
+    ids = np.random.default_rng(0).integers(2**24, size=(5, 7)).repeat(shape[0] // 5, 0).repeat(shape[1] // 7, 1)
+    ids = np.pad(ids, [(0, length - short) for length, short in zip(shape, ids.shape, strict=True)])
+    write_segmentation(tmp_path / "map.png", ids)
+    read = read_ids(tmp_path / "map.png")
+    assert read.dtype == np.int32
+    assert np.array_equal(read, ids)
+
+
+@pytest.mark.parametrize("contents", [b"", b"no picture"])
+def test_a_map_that_is_no_picture_is_named(tmp_path, contents):
+    (tmp_path / "map.png").write_bytes(contents)
+    with pytest.raises(ValueError, match=r"Cannot read .*map\.png"):
+        read_ids(tmp_path / "map.png")
+
+
+def test_half_a_map_is_named(tmp_path):
+    write_segmentation(tmp_path / "map.png", np.random.default_rng(0).integers(2**24, size=(31, 37)))
+    whole = (tmp_path / "map.png").read_bytes()
+    (tmp_path / "map.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"Cannot read .*map\.png"):
+        read_ids(tmp_path / "map.png")
 
 
 @given(seed=SEEDS)

@@ -9,13 +9,14 @@ from safetensors.torch import save_file
 
 from detr_panoptic.backbone import Backbone
 from detr_panoptic.cli import build_parser
-from detr_panoptic.commands.train import build_augmentation
+from detr_panoptic.commands.training_setup import build_augmentation
 from detr_panoptic.data import SCENE_CATEGORIES
-from detr_panoptic.training.arguments import OptimizationArguments, TrainingArguments, read_training_arguments
+from detr_panoptic.training.arguments import OptimizationArguments, TrainingArguments
 from detr_panoptic.training.backbone_weights import load_backbone_weights
 from detr_panoptic.training.calibration import ADAPTED_STD, calibrate_mask_head
 from detr_panoptic.training.loop import train_step
 from detr_panoptic.training.optimization import build_optimizer, build_schedule
+from detr_panoptic.training.options import read_training_arguments
 from tests.conftest import build_tiny
 
 
@@ -51,7 +52,10 @@ def test_written_arguments_read_back_the_same(tmp_path):
         ({"optimization": {"learning_rate": "fast"}}, "`learning_rate` must be of type float, got 'fast'"),
         ({"optimization": {"batch_size": 0}}, "`batch_size` must be at least 1, got 0"),
         ({"optimization": {"schedule": "linear"}}, "`schedule` must be one of constant, step, cosine, got 'linear'"),
-        ({"data": {"augmentation": "mosaic"}}, "`augmentation` must be one of none, flip, paper, got 'mosaic'"),
+        (
+            {"data": {"augmentation": "mosaic"}},
+            "`augmentation` must be one of none, .*, jitter, got 'mosaic'",
+        ),
         ({"data": {"short_side": 800, "long_side": 600}}, "`long_side` must be at least 800, got 600"),
         ({"run": {"mixed_precision": "int8"}}, "`mixed_precision` must be one of no, bf16, fp16, got 'int8'"),
     ],
@@ -69,12 +73,14 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path, content):
         parse("--config", str(path))
 
 
-@pytest.mark.parametrize("kind", ["none", "flip", "paper"])
+@pytest.mark.parametrize("kind", ["none", "flip", "paper", "jitter"])
 def test_augmentation_keeps_to_the_size_of_the_settings(kind):
     arguments = TrainingArguments.from_dict({"data": {"augmentation": kind, "short_side": 400, "long_side": 666}})
     augmentation = build_augmentation(arguments.data)
     if kind == "none":
         assert augmentation is None
+    elif kind == "jitter":
+        assert augmentation.size == 666
     else:
         assert max(augmentation.scales) == 400
         assert augmentation.max_size == 666

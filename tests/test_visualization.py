@@ -1,4 +1,4 @@
-"""Pictures of segmentations: what may change in the photograph, colors, and where labels go."""
+"""Pictures of segmentations: what may change in the photograph, legends, and where labels go."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from detr_panoptic.visualization import color_of, draw_segments, draw_side_by_side, place_labels
-from detr_panoptic.visualization.overlays import label_text
+from detr_panoptic.visualization import color_of, draw_segments, draw_side_by_side, place_labels, shade
 
-ID2LABEL = {0: "boat", 1: "sky-other-merged", 2: "sea"}
+ID2LABEL = {0: "ship", 1: "sky-other-merged", 2: "sea"}
 
 
 def photograph(height: int = 97, width: int = 131) -> Image.Image:
@@ -56,9 +55,9 @@ def test_full_opacity_shows_the_colors_and_two_boats_differ():
     segmentation, segments = scene()
     picture = draw_segments(photograph(), segmentation, segments, ID2LABEL, alpha=1, show_labels=False)
     first, second, sky = (picture.getpixel(point) for point in ((30, 35), (85, 35), (120, 5)))
-    assert first == color_of(0, 0)
-    assert second == color_of(0, 1)
-    assert sky == color_of(1, 0)
+    assert first == color_of(0)
+    assert second == shade(color_of(0), 1)
+    assert sky == color_of(1)
     assert first != second
 
 
@@ -115,7 +114,11 @@ def test_panels_stand_side_by_side_at_full_size():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"segmentation": np.zeros((131, 97), int)}, "`segmentation` must"), ({"alpha": 1.5}, "`alpha` must")],
+    [
+        ({"segmentation": np.zeros((131, 97), int)}, "`segmentation` must"),
+        ({"alpha": 1.5}, "`alpha` must"),
+        ({"segments_info": [{"id": 1, "label_id": 3}]}, r"no name of \[3\]"),
+    ],
 )
 def test_arguments_are_checked(change, message):
     arguments = {"segmentation": np.zeros((97, 131), int), "segments_info": [], "id2label": ID2LABEL} | change
@@ -123,28 +126,33 @@ def test_arguments_are_checked(change, message):
         draw_segments(photograph(), **arguments)
 
 
-def test_label_text_drops_bookkeeping_and_missing_scores():
-    assert label_text({"label_id": 1}, ID2LABEL) == "sky"
-    assert label_text({"label_id": 0, "score": 0.971}, ID2LABEL) == "boat 0.97"
+def test_a_legend_goes_below_and_leaves_the_picture_as_it_is():
+    segmentation, segments = scene()
+    plain = draw_segments(photograph(), segmentation, segments, ID2LABEL)
+    with_legend = draw_segments(photograph(), segmentation, segments, ID2LABEL, show_legend=True)
+    assert with_legend.width == plain.width
+    assert np.array_equal(np.asarray(with_legend.crop((0, 0, 131, 97))), np.asarray(plain))
+    legend = np.asarray(with_legend.crop((0, 97, 131, with_legend.height))).reshape(-1, 3)
+    assert (legend == color_of(0)).all(-1).sum() > 30
+    assert (legend == color_of(1)).all(-1).sum() > 30
+    assert not (legend == color_of(2)).all(-1).any()  # no sea in the picture
+    assert not (legend == shade(color_of(0), 1)).all(-1).any()  # one entry per class
 
 
-def test_all_classes_of_coco_and_twenty_instances_of_each_have_their_own_color():
-    first = [color_of(label_id) for label_id in range(133)]
-    assert len(set(first)) == 133
-    for label_id in range(133):
-        assert len({color_of(label_id, instance) for instance in range(20)}) == 20
+def test_without_segments_there_is_no_legend():
+    picture = draw_segments(photograph(), np.zeros((97, 131), int), [], ID2LABEL, show_legend=True)
+    assert picture.size == (131, 97)
 
 
-def test_the_first_instances_of_a_class_can_be_told_apart():
-    for label_id in range(133):
-        colors = np.array([color_of(label_id, instance) for instance in range(4)], dtype=int)
-        distances = np.abs(colors[:, None] - colors).sum(-1) + 1000 * np.eye(4)
-        assert distances.min() > 20
-
-
-def test_colors_need_ids_from_zero():
-    with pytest.raises(ValueError, match="must not be negative"):
-        color_of(-1)
+def test_the_legend_of_both_sides_has_the_classes_of_both():
+    segmentation, segments = scene()
+    truth = {"segmentation": segmentation, "segments_info": segments[:1]}
+    prediction = {"segmentation": segmentation, "segments_info": segments[2:]}
+    plain = draw_side_by_side(photograph(), truth, prediction, ID2LABEL)
+    sheet = draw_side_by_side(photograph(), truth, prediction, ID2LABEL, show_legend=True)
+    legend = np.asarray(sheet.crop((0, plain.height, sheet.width, sheet.height))).reshape(-1, 3)
+    for label_id in (0, 1):
+        assert (legend == color_of(label_id)).all(-1).sum() > 30
 
 
 @settings(max_examples=60, deadline=None)

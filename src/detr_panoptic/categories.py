@@ -86,6 +86,24 @@ class Categories:
             category_ids=tuple(int(category["id"]) for category in categories),
         )
 
+    @classmethod
+    def from_labels(
+        cls, id2label: Mapping[int, str], stuff_label_ids: Iterable[int], category_ids: Iterable[int] | None = None
+    ) -> "Categories":
+        """Labels as a model's configuration holds them; category ids are the label ids if there are none.
+
+        Raises:
+            ValueError: the label ids are not 0, 1, 2 …, or a name or an id occurs twice.
+        """
+        if sorted(id2label) != list(range(len(id2label))):
+            raise ValueError(f"`id2label` must name the labels from 0 to {len(id2label) - 1}, got {sorted(id2label)}.")
+        stuff = set(stuff_label_ids)
+        return cls(
+            names=tuple(id2label[label_id] for label_id in range(len(id2label))),
+            is_thing=tuple(label_id not in stuff for label_id in range(len(id2label))),
+            category_ids=tuple(range(len(id2label)) if category_ids is None else category_ids),
+        )
+
     def to_coco(self) -> list[dict[str, Any]]:
         """`categories` of a COCO panoptic file, in the order of label ids."""
         return [

@@ -6,13 +6,14 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from .commands import convert, demo, predict, train
-from .commands.frame import PROGRAM, USER_ERROR, CommandParser, HelpFormatter, explain
+from .commands import convert, data, demo, evaluate, explain, predict, train
+from .commands.frame import PROGRAM, USER_ERROR, CommandParser, HelpFormatter
+from .commands.frame import explain as explain_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = (demo, predict, train, convert)
+COMMANDS = (demo, predict, explain, train, evaluate, convert, data)
 INTERRUPTED = 130  # exit code of the shell after Ctrl-C
 DESCRIPTION = "DETR for panoptic segmentation: every pixel of a photograph gets its thing or stuff."
 EPILOG = f"`{PROGRAM} COMMAND --help` explains a command and shows examples."
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # the last stop: nobody above could do more than show it
         if arguments.debug:
             traceback.print_exc()
-        print(f"{PROGRAM} {arguments.command}: error: {explain(error)}", file=sys.stderr)
+        print(f"{PROGRAM} {arguments.command}: error: {explain_error(error)}", file=sys.stderr)
         return USER_ERROR
 
 

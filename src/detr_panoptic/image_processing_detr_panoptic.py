@@ -11,7 +11,7 @@ Names and habits are those of transformers' `DetrImageProcessor`, with these dif
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -244,8 +244,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     def _stack(self, images: list[Tensor], *, do_pad: bool, pad_size: SizeDict | None, **_: Any) -> dict[str, Tensor]:
         """Images (3, h, w) as a batch, padded at the right and the bottom if the settings say so."""
         if do_pad:
-            padded, masks = self.pad(images, pad_size=pad_size, return_mask=True)  # type: ignore[arg-type]  # its default
-            return {"pixel_values": torch.stack(padded), "pixel_mask": torch.stack(masks)}  # type: ignore[arg-type]
+            return _padded_batch(images, pad_size)
         sizes = [_size_of(image) for image in images]
         if len(set(sizes)) > 1:
             raise ValueError(f"`do_pad` must be True for images of different sizes, got False and {sizes}.")
@@ -394,6 +393,30 @@ def _images(
     targets = processed if target_sizes is None else _pairs("target_sizes", target_sizes, count)
     sizes = [ImageSizes(*each) for each in zip(processed, canvas, targets, strict=True)]
     return zip(outputs.logits, outputs.pred_masks, sizes, strict=True)
+
+
+def _padded_batch(images: list[Tensor], pad_size: SizeDict | None) -> dict[str, Tensor]:
+    """Images (3, h, w) at the upper left of one canvas, and the mask that says where they are.
+
+    Every pixel is written once: the base class's `pad` copies three times and makes a mask for each channel, which
+    took half of the time of a training batch.
+    """
+    sizes = [_size_of(image) for image in images]
+    largest = max(height for height, _ in sizes), max(width for _, width in sizes)
+    canvas = largest
+    if pad_size is not None:
+        if not (pad_size.height and pad_size.width):
+            raise ValueError(f"`pad_size` must have `height` and `width`, got {pad_size}.")
+        canvas = pad_size.height, pad_size.width
+        if canvas[0] < largest[0] or canvas[1] < largest[1]:
+            raise ValueError(f"`pad_size` must be at least the images' {largest}, got {canvas}.")
+    dtype = reduce(torch.promote_types, (image.dtype for image in images))
+    pixels = images[0].new_zeros((len(images), 3, *canvas), dtype=dtype)
+    mask = images[0].new_zeros((len(images), *canvas), dtype=torch.int64)
+    for i, (image, (height, width)) in enumerate(zip(images, sizes, strict=True)):
+        pixels[i, :, :height, :width] = image
+        mask[i, :height, :width] = 1
+    return {"pixel_values": pixels, "pixel_mask": mask}
 
 
 def _size_of(image: Tensor) -> tuple[int, int]:

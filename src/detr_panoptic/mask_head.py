@@ -146,7 +146,9 @@ class MaskHead(nn.Module):
         if self.gradient_checkpointing and self.training:
             compute = partial(self._gradient_checkpointing_func, self._rows)
         attention = attention.contiguous(memory_format=torch.channels_last)
-        count = self._rows_per_chunk(shared, len(attention))
+        count = self._rows_per_chunk(shared, attention.shape[0])
+        if count >= attention.shape[0]:  # nothing to split, and no number of chunks that an export would fix
+            return compute(attention, image_index, *shared)
         chunks = zip(attention.split(count), image_index.split(count), strict=True)
         return torch.cat([compute(maps, index, *shared) for maps, index in chunks])
 
@@ -183,10 +185,19 @@ def convolve_upsampled(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor
     # The map ends one pixel before the doubled one, and the last row or column has to see the border there.
     if odd[0]:
         last = F.interpolate(x[..., -2:, :], size=(2, size[1]))
-        y[..., -1:, :] = F.conv2d(last, weight[..., :2, :], padding=(0, 1))
+        y = _replace_last(y, F.conv2d(last, weight[..., :2, :], padding=(0, 1)), dim=-2)
     if odd[1]:
         last = F.interpolate(x[..., -2:], size=(size[0], 2))
-        y[..., -1:] = F.conv2d(last, weight[..., :2], padding=(1, 0))
+        y = _replace_last(y, F.conv2d(last, weight[..., :2], padding=(1, 0)), dim=-1)
+    return y
+
+
+def _replace_last(y: Tensor, last: Tensor, *, dim: int) -> Tensor:
+    """`y`, its own to change, with the last row or column of `dim` replaced."""
+    kept = y.narrow(dim, 0, y.shape[dim] - 1)
+    if torch.compiler.is_compiling():  # a graph would write the whole map anew, and in ONNX turn it twice before
+        return torch.cat((kept, last), dim)
+    y.narrow(dim, -1, 1).copy_(last)
     return y
 
 
@@ -207,7 +218,7 @@ def upsampling_kernel(weight: Tensor) -> Tensor:
 
 def _add_rows(own: Tensor, once: Tensor, image_index: Tensor) -> Tensor:
     """Adds to each row (N, C, h, w) what its image (B, C, h, w) computed once."""
-    return own + (once if len(once) == 1 else once[image_index])
+    return own + (once if once.shape[0] == 1 else once[image_index])
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:

@@ -206,7 +206,7 @@ class DetrPanopticModel(DetrPanopticPreTrainedModel):
             dilation=config.dilation,
             num_channels=config.num_channels,
             # On the meta device a checkpoint is being loaded, and the backbone's weights are in it.
-            pretrained=config.use_pretrained_backbone and torch.get_default_device().type != "meta",
+            pretrained=config.use_pretrained_backbone and not torch.empty(0).is_meta,
         )
         self.input_projection = nn.Conv2d(self.backbone.channels[-1], config.hidden_size, 1)
         self.query_embeddings = nn.Embedding(config.num_queries, config.hidden_size)
@@ -354,7 +354,7 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
             pred_boxes=boxes,
             pred_masks=_spread_rows(masks, rows, logits.shape[:2]),
             image_sizes=sizes,
-            canvas_sizes=torch.tensor(pixel_values.shape[-2:], device=logits.device).expand(len(logits), 2),
+            canvas_sizes=torch.tensor(pixel_values.shape[-2:], device=logits.device).expand(logits.shape[0], 2),
             auxiliary_outputs=None if matched is None else matched.auxiliary_outputs(),
             last_hidden_state=features.last_hidden_state,
             encoder_last_hidden_state=features.encoder_last_hidden_state,
@@ -443,7 +443,7 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
     def _segment(self, features: Any, attention_maps: Tensor, rows: Tensor) -> Tensor:
         """Masks (N, H/4, W/4) of the rows, given the model's output and attention maps (B, Q, M, h, w)."""
         skips = features.feature_maps[-2::-1]
-        if len(rows) == 0:
+        if rows.shape[0] == 0:
             return skips[-1].new_zeros(0, *skips[-1].shape[-2:])
         image_index = torch.div(rows, attention_maps.shape[1], rounding_mode="floor")
         return self.mask_head(features.projected, attention_maps.flatten(0, 1)[rows], image_index, skips)
@@ -507,7 +507,7 @@ def select_rows(logits: Tensor, mask_queries: str | int) -> Tensor:
 def _spread_rows(masks: Tensor, rows: Tensor, shape: Sequence[int]) -> Tensor:
     """Masks (N, h, w) of the rows to (B, Q, h, w), the lowest logit elsewhere."""
     batch, num_queries = shape
-    if len(rows) == batch * num_queries:
+    if rows.shape[0] == batch * num_queries:
         return masks.unflatten(0, (batch, num_queries))
     spread = masks.new_full((batch * num_queries, *masks.shape[1:]), SKIPPED_MASK_LOGIT)
     return spread.index_copy(0, rows, masks).unflatten(0, (batch, num_queries))

@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  the field's name for it
 
 from .box_ops import at_least_float32
 from .segment_ids import VOID_ID
@@ -211,6 +212,31 @@ def semantic_scores(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Tensor:
     return torch.cat([values for _, values in _semantic_strips(logits, masks, sizes)]).permute(2, 0, 1)
 
 
+@torch.no_grad()
+def query_masks(masks: Tensor, sizes: ImageSizes) -> Tensor:
+    """Each query's own mask, whatever the others claim: what the reference measures its mask AP on.
+
+    After PostProcessSegm of facebookresearch/detr: a probability above one half at the processed size, and the nearest
+    pixel of it at the target size; here masks of a padded batch are cropped to the image before they are resized.
+
+    Args:
+        masks: (N, h, w) mask logits of the padded canvas.
+        sizes: the image's sizes.
+
+    Returns:
+        (H, W, N) bool, of the target size.
+    """
+    maps = at_least_float32(_crop_to_image(masks, sizes)).permute(1, 2, 0).contiguous()
+    taps = [
+        _taps(length, processed, _interpolated_nearest(processed, target), like=maps)
+        for length, processed, target in zip(maps.shape[:2], sizes.processed, sizes.target, strict=True)
+    ]
+    result = torch.empty(*sizes.target, len(masks), dtype=torch.bool, device=maps.device)
+    for strip, values in _resized_strips(maps, *taps):
+        result[strip] = values > 0  # the logit of one half
+    return result
+
+
 def _kept_queries(logits: Tensor, masks: Tensor, threshold: float) -> _KeptQueries:
     """Keep the queries whose best class is not "no object" and more probable than `threshold`."""
     scores, labels = at_least_float32(logits).softmax(-1).max(-1)
@@ -303,6 +329,12 @@ def _nearest_positions(length: int, resized_length: int) -> Tensor:
     line = Image.fromarray(np.arange(length, dtype=np.int32)[None])
     resized = line.resize((resized_length, 1), Image.Resampling.NEAREST)
     return torch.from_numpy(np.array(resized)[0]).long()
+
+
+def _interpolated_nearest(length: int, resized_length: int) -> Tensor:
+    """The position that F.interpolate (nearest) reads for each of `resized_length` positions, int64."""
+    line = torch.arange(length, dtype=torch.float32)[None, None]
+    return F.interpolate(line, size=resized_length, mode="nearest")[0, 0].long()
 
 
 def _resized_strips(maps: Tensor, rows: _Taps, cols: _Taps) -> Iterator[tuple[slice, Tensor]]:

@@ -8,7 +8,7 @@ After datasets/coco_panoptic.py of facebookresearch/detr (29901c5), with these d
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .box_ops import masks_to_boxes, xyxy_to_cxcywh
-from .segment_ids import VOID_ID, rgb_to_ids
+from .box_ops import xyxy_to_cxcywh
+from .segment_ids import VOID_ID, nearest_positions, rgb_to_ids, segment_extents
 
 
 def panoptic_target(
@@ -54,29 +54,33 @@ def panoptic_target(
         raise ValueError(
             f"Image {image_id}: `segmentation` must have the image's size {tuple(image_size)}, got {tuple(ids.shape)}."
         )
-    _check_ids(ids, [int(segment["id"]) for segment in segments], image_id)
+    found = segment_extents(ids)
+    _check_ids(found.ids.tolist(), [int(segment["id"]) for segment in segments], image_id)
     labels = [_label_id(segment, category_ids, image_id) for segment in segments]
 
     height, width = processed_size
-    ids = ids[_nearest(ids.shape[0], height)][:, _nearest(ids.shape[1], width)]
-    segment_ids = torch.tensor([int(segment["id"]) for segment in segments], dtype=torch.int64)
-    masks = ids == segment_ids[:, None, None]
-    kept = masks.flatten(1).any(1)
-    masks = masks[kept]
+    if ids.shape != (height, width):
+        ids = ids[nearest_positions(ids.shape[0], height)][:, nearest_positions(ids.shape[1], width)]
+        found = segment_extents(ids)
+    places = {segment_id: place for place, segment_id in enumerate(found.ids.tolist())}
+    kept = [i for i, segment in enumerate(segments) if int(segment["id"]) in places]
+    where = [places[int(segments[i]["id"])] for i in kept]
+    x, y, box_width, box_height = torch.from_numpy(found.boxes[where]).float().unbind(-1)
+    boxes_xyxy = torch.stack((x, y, x + box_width, y + box_height), dim=-1)
     return {
-        "class_labels": torch.tensor(labels, dtype=torch.int64)[kept],
-        "boxes": xyxy_to_cxcywh(masks_to_boxes(masks)) / torch.tensor([width, height, width, height]),
-        "masks": masks,
-        "area": masks.sum((1, 2)).float(),
-        "iscrowd": torch.tensor([int(segment.get("iscrowd", 0)) for segment in segments], dtype=torch.int64)[kept],
+        "class_labels": torch.tensor([labels[i] for i in kept], dtype=torch.int64),
+        "boxes": xyxy_to_cxcywh(boxes_xyxy) / torch.tensor([width, height, width, height]),
+        "masks": torch.from_numpy(ids == found.ids[where][:, None, None]),
+        "area": torch.from_numpy(found.areas[where]).float(),
+        "iscrowd": torch.tensor([int(segments[i].get("iscrowd", 0)) for i in kept], dtype=torch.int64),
         "image_id": torch.tensor([int(image_id)]),
         "size": torch.tensor([height, width]),
         "orig_size": torch.tensor(image_size),
     }
 
 
-def _id_map(segmentation: Image.Image | np.ndarray | Tensor, image_id: int) -> Tensor:
-    """Id map (H, W) int64 of whatever an annotation may hold."""
+def _id_map(segmentation: Image.Image | np.ndarray | Tensor, image_id: int) -> np.ndarray:
+    """Id map (H, W) int32 or int64 of whatever an annotation may hold."""
     if isinstance(segmentation, Image.Image) and segmentation.mode not in ("RGB", "L", "I", "I;16"):
         raise ValueError(
             f"Image {image_id}: `segmentation` must be a picture of mode RGB, or L, I, I;16 for an id map, "
@@ -90,17 +94,17 @@ def _id_map(segmentation: Image.Image | np.ndarray | Tensor, image_id: int) -> T
             f"Image {image_id}: `segmentation` must be an (H, W) map of integers or (H, W, 3) uint8 colors, got shape "
             f"{ids.shape} of {ids.dtype}."
         )
-    return torch.from_numpy(ids.astype(np.int64))
+    return ids if ids.dtype == np.int32 else ids.astype(np.int64)
 
 
-def _check_ids(ids: Tensor, listed: list[int], image_id: int) -> None:
+def _check_ids(in_map: Collection[int], listed: list[int], image_id: int) -> None:
     """Raises ValueError unless map and entries hold the same ids, each once."""
     repeated = [segment_id for segment_id, count in Counter(listed).items() if count > 1]
     if repeated:
         raise ValueError(f"Image {image_id}: `segments_info` must list each id once, got {repeated} more than once.")
     if VOID_ID in listed:
         raise ValueError(f"Image {image_id}: `segments_info` must list ids from 1, {VOID_ID} is void, got {VOID_ID}.")
-    in_map = set(ids.unique().tolist()) - {VOID_ID}
+    in_map = set(in_map) - {VOID_ID}
     for wrong, expected, came in (
         (in_map - set(listed), "an entry in `segments_info`", "none"),
         (set(listed) - in_map, "pixels in `segmentation`", "none"),
@@ -127,8 +131,3 @@ def _label_id(segment: Mapping[str, Any], category_ids: Sequence[int] | None, im
     if category not in category_ids:
         raise ValueError(f"{name} must have a `category_id` out of {list(category_ids)}, got {category}.")
     return list(category_ids).index(category)
-
-
-def _nearest(length: int, resized_length: int) -> Tensor:
-    """Which of `length` pixels has its center nearest to that of each of `resized_length`, int64."""
-    return ((torch.arange(resized_length, dtype=torch.float64) + 0.5) * (length / resized_length)).long()

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from detr_panoptic import DetrPanopticImageProcessor
-from detr_panoptic.data import PanopticCollator, find_coco_panoptic, read_coco_panoptic, segmentation_ids
+from detr_panoptic.data import PanopticCollator, find_coco_panoptic, read_panoptic, segmentation_ids
 from detr_panoptic.evaluation import evaluate_model
 from detr_panoptic.evaluation.panoptic_quality import PanopticStats, panoptic_quality, panoptic_stats
 from detr_panoptic.training.loop import train_step
@@ -20,7 +20,7 @@ COUNT = 6
 
 @pytest.fixture(scope="module")
 def photographs(coco_folder):
-    return read_coco_panoptic(*find_coco_panoptic(coco_folder), limit=COUNT)
+    return read_panoptic(coco_folder, limit=COUNT)
 
 
 @pytest.fixture(scope="module")

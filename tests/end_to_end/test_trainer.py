@@ -1,47 +1,24 @@
 """transformers' Trainer trains and measures the model with nothing but public parts."""
 
+import re
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.data import SCENE_CATEGORIES, PanopticCollator, scenes_dataset
 from detr_panoptic.evaluation import evaluate_model
-from detr_panoptic.evaluation.panoptic_quality import PanopticStats, panoptic_quality, panoptic_stats
-from detr_panoptic.modeling_detr_panoptic import DetrPanopticSegmentationOutput
+from detr_panoptic.evaluation.panoptic_quality import panoptic_quality
+from detr_panoptic.evaluation.trainer_metrics import TrainerPanopticQuality
+from tests.conftest import build_tiny
+from tests.test_training_wrong_input import write_data
 
 SIDE = 64
-
-
-class PanopticQuality:
-    """`compute_metrics` of one process: adds up PQ batch by batch, at the size that the model sees.
-
-    The truth is that of the inputs: Trainer's own `label_ids` lose segments in the last batch, where Accelerate cuts
-    every tensor, those inside a target too, to the number of images that are left.
-    """
-
-    names = ("logits", "pred_boxes", "pred_masks", "image_sizes", "canvas_sizes")
-
-    def __init__(self, processor, categories):
-        self.processor, self.categories = processor, categories
-        self.stats = PanopticStats.zeros(len(categories))
-
-    def __call__(self, batch: EvalPrediction, compute_result: bool):
-        outputs = DetrPanopticSegmentationOutput(**dict(zip(self.names, batch.predictions, strict=True)))
-        results = self.processor.post_process_panoptic_segmentation(outputs)
-        for target, result in zip(batch.inputs["labels"], results, strict=True):
-            ids = torch.arange(1, len(target["masks"]) + 1)
-            truth = (target["masks"].cpu() * ids[:, None, None]).sum(0)
-            columns = (ids.tolist(), target["class_labels"].tolist(), target["iscrowd"].tolist())
-            segments = [{"id": i, "label_id": c, "iscrowd": crowd} for i, c, crowd in zip(*columns, strict=True)]
-            self.stats += panoptic_stats(
-                truth, segments, result["segmentation"].cpu(), result["segments_info"], self.categories.category_ids
-            )
-        if not compute_result:
-            return {}
-        stats, self.stats = self.stats, PanopticStats.zeros(len(self.categories))
-        quality = panoptic_quality(stats, category_ids=self.categories.category_ids, is_thing=self.categories.is_thing)
-        return {"pq": quality["All"]["pq"], "predicted": int((stats.tp + stats.fp).sum())}
+GUIDE = Path(__file__).parents[2] / "docs" / "training.md"
+MOST_LINES = 25  # what a reader takes in at a glance; 20 and the imports' blank lines
 
 
 @pytest.fixture
@@ -82,7 +59,7 @@ def trainer(tmp_path):
         train_dataset=scenes,
         eval_dataset=scenes,
         processing_class=processor,
-        compute_metrics=PanopticQuality(processor, categories),
+        compute_metrics=TrainerPanopticQuality(processor, categories),
     )
 
 
@@ -101,10 +78,38 @@ def test_trainer_takes_steps_and_measures_quality(trainer, tmp_path):
     expected = evaluate_model(
         trainer.model, trainer.processing_class, trainer.eval_dataset, SCENE_CATEGORIES, batch_size=2
     )
-    assert metrics["eval_predicted"] == int((expected.tp + expected.fp).sum()) > 0
-    assert metrics["eval_pq"] == pytest.approx(float(expected.pq().nan_to_num(0).sum() / (expected.pq() >= 0).sum()))
+    assert int((expected.tp + expected.fp).sum()) > 0
+    quality = panoptic_quality(
+        expected, category_ids=SCENE_CATEGORIES.category_ids, is_thing=SCENE_CATEGORIES.is_thing
+    )
+    assert metrics["eval_pq"] == pytest.approx(quality["All"]["pq"])
+    assert metrics["eval_pq_stuff"] == pytest.approx(quality["Stuff"]["pq"])
 
     trainer.save_model(str(tmp_path))
     loaded = DetrPanopticForSegmentation.from_pretrained(tmp_path)
     assert all(torch.equal(value, after[name]) for name, value in loaded.state_dict().items())
     assert DetrPanopticImageProcessor.from_pretrained(tmp_path).threshold == 0.0
+
+
+def test_the_lines_of_the_guide_run(tmp_path, monkeypatch, capsys):
+    """As they stand there, but for the checkpoint, the size, the device and the length."""
+    section = GUIDE.read_text().split("## The trainer of transformers")[1]
+    (code,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    assert len(code.splitlines()) <= MOST_LINES
+    build_tiny(num_queries=12).save_pretrained(tmp_path / "checkpoint")
+    for name in ("train", "held_out"):
+        write_data(tmp_path / "my_data" / name)
+    for written, here in (
+        ("facebook/detr-resnet-50-panoptic", "checkpoint"),
+        ('{"shortest_edge": 800, "longest_edge": 1333}', str({"shortest_edge": SIDE, "longest_edge": SIDE})),
+        ("num_train_epochs=50", 'num_train_epochs=1, use_cpu=True, report_to="none"'),
+    ):
+        assert code.count(written) == 1
+        code = code.replace(written, here)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["guide"])
+    exec(compile(code, str(GUIDE), "exec"), {})
+    printed = capsys.readouterr().out
+    assert "eval_pq_stuff" in printed
+    model = DetrPanopticForSegmentation.from_pretrained(next((tmp_path / "my_model").glob("checkpoint-*")))
+    assert model.config.id2label == SCENE_CATEGORIES.id2label

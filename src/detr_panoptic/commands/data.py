@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from . import data_check, data_complete, data_convert
 from .frame import USER_ERROR, CommandParser, add_command
 
 if TYPE_CHECKING:
     import argparse
     from types import ModuleType
 
-COMMANDS: tuple[ModuleType, ...] = ()
+COMMANDS: tuple[ModuleType, ...] = (data_check, data_convert, data_complete)
 """Modules of this folder, `data_*.py`, each with a `register`."""
 DESCRIPTION = "Look at datasets, check them, convert them."
 EXAMPLES = "detr-panoptic data --help"

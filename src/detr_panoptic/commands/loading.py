@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..training.recipes import COCO_CHECKPOINT
 from .frame import HUB_NAME_PARTS, PROGRAM, CommandError, explain
 
 if TYPE_CHECKING:
@@ -13,9 +16,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
+    from transformers import PreTrainedConfig
 
+    from ..categories import Categories
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+
+LOADED_TYPES = ("detr_panoptic", "detr")  # `model_type` of our configurations, and of transformers' DETR
+
+
+def add_model_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--model`, by default the published model for photographs, to be read by `load_model`."""
+    parser.add_argument(
+        "--model",
+        default=COCO_CHECKPOINT,
+        metavar="MODEL",
+        help="folder of a saved model, or its name on the Hugging Face Hub, from which it is fetched once",
+    )
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
@@ -66,12 +83,15 @@ def without_progress_bars() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def load_model(source: str, device: torch.device) -> tuple[DetrPanopticForSegmentation, DetrPanopticImageProcessor]:
+def load_model(
+    source: str, device: torch.device, *, dtype: str = "float32"
+) -> tuple[DetrPanopticForSegmentation, DetrPanopticImageProcessor]:
     """A model in evaluation mode on its device, and its image processor.
 
     Args:
         source: a folder with a saved model, or the name of a repository on the Hugging Face Hub.
         device: where the model goes.
+        dtype: name of the torch type it computes in, whatever it was saved in.
 
     Raises:
         CommandError: there is no model, or it is another one.
@@ -86,12 +106,19 @@ def load_model(source: str, device: torch.device) -> tuple[DetrPanopticForSegmen
     if not folder.is_dir() and (folder.is_absolute() or len(folder.parts) != HUB_NAME_PARTS):
         raise CommandError(f"`--model {source}` is no folder here, and no name on the Hub (those read OWNER/NAME).")
 
+    import torch
+    from transformers import PreTrainedConfig
+
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
     try:
+        model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+        if model_type not in LOADED_TYPES:  # transformers would go on with random weights
+            raise CommandError(f"`--model {source}` is of type {model_type!r}, not {' or '.join(LOADED_TYPES)}.")
         with without_progress_bars():
-            model = DetrPanopticForSegmentation.from_pretrained(source)
+            # Unasked, a checkpoint saved in half precision would be loaded in it.
+            model = DetrPanopticForSegmentation.from_pretrained(source, dtype=getattr(torch, dtype))
         # The model knows its labels best: a processor saved by another program may not tell stuff from things.
         processor = DetrPanopticImageProcessor.from_pretrained(
             source, stuff_label_ids=model.config.stuff_label_ids, category_ids=model.config.category_ids
@@ -100,5 +127,32 @@ def load_model(source: str, device: torch.device) -> tuple[DetrPanopticForSegmen
         if folder.is_dir():
             raise
         message = f"`--model {source}` is no folder here, and could not be fetched from the Hub: {explain(error)}"
+        if source == COCO_CHECKPOINT:  # nobody may have asked for it
+            message = (
+                f"{source}, the model for photographs, could not be fetched from the Hub; "
+                f"`--model FOLDER` takes another. {explain(error)}"
+            )
         raise CommandError(message) from error
     return model.to(device).eval(), processor
+
+
+def model_categories(config: PreTrainedConfig) -> Categories:
+    """Names, kinds and category ids of a model's labels."""
+    from ..categories import Categories
+
+    id2label = {int(label): name for label, name in (config.id2label or {}).items()}
+    return Categories.from_labels(id2label, config.stuff_label_ids, config.category_ids)
+
+
+def fingerprint(model: DetrPanopticForSegmentation, processor: DetrPanopticImageProcessor) -> str:
+    """A text that another one has as soon as a weight, a label or a setting of the image processor differs."""
+    import torch
+
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    config = model.config
+    for value in (config.id2label, config.stuff_label_ids, config.category_ids, processor.to_dict()):
+        digest.update(json.dumps(value, sort_keys=True, default=str).encode())
+    return digest.hexdigest()

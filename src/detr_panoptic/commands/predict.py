@@ -5,36 +5,45 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .frame import USER_ERROR, CommandError, add_command, explain, report
-from .loading import add_device_option, load_model, resolve_device
+from .frame import USER_ERROR, CommandError, add_command, report
+from .loading import fingerprint, load_model
+from .long_runs import add_run_options, check_run_options, journal_folder, processes, run_over
+from .sources import add_source_options, read_source, source_options
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from PIL import Image
+    from collections.abc import Sequence
 
     from .frame import CommandParser
+    from .pictures import DatasetPictures, ImageFiles
     from .prediction import Prediction
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 OUTPUT_ENDINGS = ("_overlay.png", ".png", ".json")  # what `write_prediction` adds to a stem
 MAX_LISTED_IMAGES = 10  # in the table; the files hold all
 TASKS = ("panoptic", "instance", "semantic")
+FILES, COCO, PARQUET = "files", "coco-panoptic", "parquet"
 DESCRIPTION = """
-Find the things and the stuff in photographs. For each image NAME.jpg the output folder gets
+Find the things and the stuff in photographs: image files, folders, or a dataset (--data). The output folder gets
 
-  NAME_overlay.png  the photograph with colored, labeled segments
-  NAME.png          the segment of each pixel, in COCO's panoptic format: id = R + 256 G + 256² B, 0 is void
-  NAME.json         the segments: id, label, score, area in pixels and box [x, y, width, height]
+  --to files          for each image NAME.jpg
+                      NAME_overlay.png  the photograph with colored, labeled segments
+                      NAME.png          the segment of each pixel, as in COCO's panoptic format:
+                                        id = R + 256 G + 256² B, 0 is void
+                      NAME.json         the segments: id, label, score, area in pixels and box [x, y, width, height]
+  --to coco-panoptic  panoptic.json and the maps in panoptic/, COCO's panoptic format
+  --to parquet        data/*.parquet, a dataset with pictures, maps and segments that `train --data` reads
 
 Images of the same name are numbered. An image that cannot be read is reported and the others are done; the exit code
-is 2 then.
+is 2 then. On several processes: accelerate launch scripts/predict.py with the same options. A run that was interrupted
+goes on where it was when it is started again.
 """
 EXAMPLES = """
 detr-panoptic predict photo.jpg --model my_model
 detr-panoptic predict holiday/ portrait.png --model my_model --output segments --batch-size 4
 detr-panoptic predict street.jpg --model my_model --task instance --threshold 0.7 --device cuda
+detr-panoptic predict million/ --model my_model --to coco-panoptic --workers 8 --batch-size 16
+detr-panoptic predict --data coco --split unlabeled2017 --model my_model --to parquet
 """
 
 
@@ -49,14 +58,17 @@ def register(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
         examples=EXAMPLES,
     )
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="image files, and folders whose images are all taken"
+        "images", nargs="*", metavar="IMAGE", help="image files, and folders whose images are all taken"
     )
+    parser.add_argument("--data", metavar="SOURCE", help="instead of images: what `train --data` takes")
+    add_source_options(parser)
     parser.add_argument(
         "--model", required=True, metavar="MODEL", help="folder of a saved model, or its name on the Hugging Face Hub"
     )
     parser.add_argument(
         "--output", type=Path, default=Path("predictions"), metavar="DIR", help="folder for the results"
     )
+    parser.add_argument("--to", choices=(FILES, COCO, PARQUET), default=FILES, help="how the results are written")
     parser.add_argument(
         "--task",
         choices=TASKS,
@@ -69,42 +81,58 @@ def register(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
         metavar="SCORE",
         help="drop segments with a lower score, 0 to 1; not for the semantic task (default: the model's own)",
     )
-    parser.add_argument(
-        "--batch-size", type=int, default=1, metavar="N", help="images that go through the model at once"
-    )
-    add_device_option(parser)
+    add_run_options(parser, on_error="skip")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; 0 if every image was done."""
     _check(arguments)
-    paths, missing = expand_images(arguments.images, output=arguments.output)
+    pictures, missing = _pictures(arguments)
     for message in missing:
         report(message)
-    if not paths:
+    if not len(pictures):
         return USER_ERROR
-    model, processor = load_model(arguments.model, resolve_device(arguments.device))
+    with processes(arguments.device) as (state, device):
+        model, processor = load_model(arguments.model, device, dtype=arguments.dtype)
 
-    from .prediction import Prediction, describe_segments, segment, write_prediction
+        from ..evaluation.journal import Journal
+        from .prediction import MASK_QUERIES
+        from .prediction_writers import CocoWriter, FileWriter, ParquetWriter
 
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    stems = output_stems(paths, arguments.output)
-    first: list[Prediction] = []
-    num_done = 0
-    for pictures in _with_progress(_read_batches(paths, arguments.batch_size), total=len(paths)):
-        images = list(pictures.values())
-        results = segment(images, model, processor, task=arguments.task, threshold=arguments.threshold)
-        for (index, image), result in zip(pictures.items(), results, strict=True):
-            segmentation = result["segmentation"].cpu().numpy()
-            segments_info = describe_segments(segmentation, result["segments_info"], model.config)
-            prediction = Prediction(paths[index].name, image, segmentation, segments_info)
-            write_prediction(prediction, arguments.output, stems[index])
-            num_done += 1
-            if len(first) < MAX_LISTED_IMAGES:
-                first.append(prediction)
-    if num_done:
-        _print_table(first, num_done=num_done, output=arguments.output)
-    return 0 if num_done == len(paths) and not missing else USER_ERROR
+        writers = {FILES: FileWriter, COCO: CocoWriter, PARQUET: ParquetWriter}
+        settings = {
+            "command": "predict",
+            "model": fingerprint(model, processor),
+            "images": pictures.fingerprint(),
+            **{name: getattr(arguments, name) for name in ("to", "task", "threshold", "batch_size")},
+            "dtype": str(model.dtype),
+        }
+        journal = Journal(
+            journal_folder(arguments.output), settings, length=len(pictures), process=state.process_index
+        )
+        done_before = len(journal)
+        writer = writers[arguments.to](arguments.output, pictures, model, processor, arguments)
+        run_over(pictures, model, processor, journal, state, arguments, writer, MASK_QUERIES.get(arguments.task))
+        if state.is_main_process:
+            writer.finish(journal)
+            if len(journal):
+                print_table(writer.first, num_done=len(journal), done_before=done_before, output=arguments.output)
+        state.wait_for_everyone()
+    return USER_ERROR if missing or journal.failures else 0
+
+
+def _pictures(arguments: argparse.Namespace) -> tuple[ImageFiles | DatasetPictures, list[str]]:
+    """All images, and a line for each name that means none."""
+    if arguments.data is None:
+        paths, missing = expand_images(arguments.images, output=arguments.output)
+
+        from .pictures import ImageFiles
+
+        return ImageFiles(paths), missing
+
+    from .pictures import DatasetPictures
+
+    return DatasetPictures(read_source(arguments.data, **source_options(arguments)).records, with_truth=False), []
 
 
 def expand_images(names: Sequence[str], *, output: Path) -> tuple[list[Path], list[str]]:
@@ -159,58 +187,18 @@ def output_stems(paths: Sequence[Path], output: Path) -> list[str]:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuse numbers out of range before anything is loaded."""
-    if arguments.output.is_file():
-        raise CommandError(f"`--output {arguments.output}` is a file: name a folder for the results.")
-    if arguments.batch_size < 1:
-        raise CommandError(f"`--batch-size` must be at least 1, got {arguments.batch_size}.")
-    if arguments.threshold is None:
-        return
-    if not 0 <= arguments.threshold <= 1:
-        raise CommandError(f"`--threshold` must be from 0 to 1, got {arguments.threshold}.")
-    if arguments.task == "semantic":
+    """Refuse what makes no sense before anything is loaded."""
+    if bool(arguments.images) == (arguments.data is not None):
+        raise CommandError("Name either images and folders, or a dataset with `--data`.")
+    for name in ("split", "format", "limit"):
+        if arguments.data is None and getattr(arguments, name) is not None:
+            raise CommandError(f"`--{name}` has no meaning without `--data`.")
+    check_run_options(arguments)
+    if arguments.threshold is not None and arguments.task == "semantic":
         raise CommandError("`--threshold` has no meaning for the semantic task: every pixel gets its best class.")
 
 
-def _read_batches(paths: Sequence[Path], batch_size: int) -> Iterator[dict[int, Image.Image]]:
-    """Up to `batch_size` pictures at a time, by their place in `paths`; those that cannot be read are reported."""
-    for start in range(0, len(paths), batch_size):
-        pictures = {}
-        for index, path in enumerate(paths[start : start + batch_size], start=start):
-            picture = _read_or_report(path)
-            if picture is not None:
-                pictures[index] = picture
-        if pictures:
-            yield pictures
-
-
-def _read_or_report(path: Path) -> Image.Image | None:
-    from .prediction import read_image
-
-    try:
-        return read_image(path)
-    except ValueError as error:
-        report(explain(error))
-        return None
-
-
-def _with_progress(batches: Iterable[dict[int, Image.Image]], *, total: int) -> Iterator[dict[int, Image.Image]]:
-    """The batches again, with a bar on the terminal if there are several images."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=total == 1 or not console.is_terminal
-    ) as progress:
-        task = progress.add_task("", total=total)
-        for batch in batches:
-            yield batch
-            progress.update(task, completed=max(batch) + 1)
-
-
-def _print_table(predictions: Sequence[Prediction], *, num_done: int, output: Path) -> None:
+def print_table(predictions: Sequence[Prediction], *, num_done: int, done_before: int, output: Path) -> None:
     """Show the segments of the first images, and say where the results are."""
     from rich.console import Console
     from rich.markup import escape
@@ -230,7 +218,9 @@ def _print_table(predictions: Sequence[Prediction], *, num_done: int, output: Pa
             table.add_row(name, "nothing above the threshold", "", "")
         table.add_section()
     console = Console()
-    console.print(table)
-    if num_done > len(predictions):
+    if predictions:
+        console.print(table)
+    if predictions and num_done > len(predictions):
         console.print(f"... and {num_done - len(predictions)} more images")
-    console.print(f"Images done: {num_done}. Results are in {output}", markup=False, soft_wrap=True)
+    earlier = f", {done_before} of them by earlier runs" if done_before else ""
+    console.print(f"Images done: {num_done}{earlier}. Results are in {output}", markup=False, soft_wrap=True)

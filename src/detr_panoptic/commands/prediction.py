@@ -13,11 +13,16 @@ from scipy import ndimage
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from ..evaluation.journal import written_whole
 from ..evaluation.results import write_segmentation
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..image_reading import picture_to_tensor, read_picture
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from ..visualization import draw_segments
+
+# By task, where it is not what the model's configuration says: in the semantic map the queries add up, also those
+# whose best class is "no object".
+MASK_QUERIES = {"semantic": "all"}
 
 
 @dataclass(frozen=True)
@@ -67,18 +72,28 @@ def segment(
     Returns:
         For each image `segmentation` (H, W) int32 of its own size, 0 is void and ids run from 1, and `segments_info`.
     """
-    inputs = processor(images=list(images), return_tensors="pt").to(model.device)
-    sizes = [(image.height, image.width) for image in images]
-    # In the semantic map the queries add up, also those whose best class is "no object".
-    mask_queries = "all" if task == "semantic" else None
+    inputs = processor(images=list(images), return_tensors="pt").to(device=model.device, dtype=model.dtype)
     with torch.inference_mode():
-        outputs = model(**inputs, mask_queries=mask_queries)
-        if task == "semantic":
-            label_maps: Any = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
-            return [_segments_of_labels(label_map) for label_map in label_maps]
-        if task == "instance":
-            return list(processor.post_process_instance_segmentation(outputs, threshold, target_sizes=sizes))
-        return list(processor.post_process_panoptic_segmentation(outputs, threshold, target_sizes=sizes))
+        outputs = model(**inputs, mask_queries=MASK_QUERIES.get(task))
+    sizes = [(image.height, image.width) for image in images]
+    return segments_of(outputs, processor, sizes, task=task, threshold=threshold)
+
+
+def segments_of(
+    outputs: Any,
+    processor: DetrPanopticImageProcessor,
+    sizes: Sequence[tuple[int, int]],
+    *,
+    task: str,
+    threshold: float | None,
+) -> list[Mapping[str, Any]]:
+    """The segments of a batch's outputs, as `segment` returns them; `sizes` are (height, width) of the images."""
+    if task == "semantic":
+        label_maps: Any = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+        return [_segments_of_labels(label_map) for label_map in label_maps]
+    if task == "instance":
+        return list(processor.post_process_instance_segmentation(outputs, threshold, target_sizes=sizes))
+    return list(processor.post_process_panoptic_segmentation(outputs, threshold, target_sizes=sizes))
 
 
 def describe_segments(
@@ -116,11 +131,18 @@ def describe_segments(
     return entries
 
 
-def write_prediction(prediction: Prediction, folder: Path, stem: str) -> None:
-    """Write the overlay, the id map and the JSON file of one image, `STEM_overlay.png`, `STEM.png` and `STEM.json`."""
-    id2label = {entry["label_id"]: entry["label"] for entry in prediction.segments_info}
+def write_prediction(prediction: Prediction, folder: Path, stem: str, id2label: Mapping[int, str]) -> None:
+    """Write the overlay, the id map and the JSON file of one image, `STEM_overlay.png`, `STEM.png` and `STEM.json`.
+
+    Args:
+        prediction: of the image.
+        folder: that exists.
+        stem: of the files' names.
+        id2label: name of each label id of the model; all of them decide on the colors.
+    """
     overlay = draw_segments(prediction.image, prediction.segmentation, prediction.segments_info, id2label)
-    overlay.save(folder / f"{stem}_overlay.png")
+    with written_whole(folder / f"{stem}_overlay.png") as part:
+        overlay.save(part, format="PNG")
     write_segmentation(folder / f"{stem}.png", prediction.segmentation)
     content = {
         "image": prediction.name,
@@ -129,7 +151,9 @@ def write_prediction(prediction: Prediction, folder: Path, stem: str) -> None:
         "segmentation": f"{stem}.png",
         "segments_info": prediction.segments_info,
     }
-    (folder / f"{stem}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    with written_whole(folder / f"{stem}.json") as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def _segments_of_labels(label_map: Tensor) -> dict[str, Any]:

@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 SCENES = "scenes"
 SCENE_COUNT = 1000
 SCENE_SIDE = 256  # pixels
+FORMATS = ("coco-panoptic", "rows", "two-channel", "coco-instances", "cityscapes", "semantic")  # of `..data`
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     """Add `--split`, `--format` and `--limit`, to be read by `source_options`."""
     parser.add_argument("--split", metavar="NAME", help="split of the data, where it has several: val2017")
-    parser.add_argument("--format", metavar="NAME", help="format of the data, if it is not recognized")
+    parser.add_argument("--format", metavar="NAME", help=f"{', '.join(FORMATS)}, if it is not recognized")
     parser.add_argument(
         "--limit", type=int, metavar="N", help=f"take only the first images; of `{SCENES}`, how many to make"
     )

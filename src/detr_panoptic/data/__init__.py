@@ -1,27 +1,36 @@
 """Panoptic data: the canonical record, readers, generated scenes, augmentation and batches."""
 
-from .augmentation import RandomAugmentation, sample_seed
-from .coco import CocoPanopticPaths, find_coco_panoptic, read_coco_panoptic
+from .augmentation import Augmentation, LargeScaleJitter, RandomAugmentation, sample_seed
+from .coco import CocoPanopticPaths, find_coco_panoptic
 from .collation import PanopticCollator
+from .folders import IMAGE_SUFFIXES, read_categories
 from .reading import FORMATS, PanopticData, read_panoptic
-from .records import Record, measure_segments, panoptic_features, segmentation_ids
+from .records import Record, categories_of, measure_segments, panoptic_features, segmentation_ids
 from .scenes import SCENE_CATEGORIES, make_scene, scenes_dataset
+from .writing import save_dataset, write_coco_panoptic_dataset, write_parquet
 
 __all__ = [
     "FORMATS",
+    "IMAGE_SUFFIXES",
     "SCENE_CATEGORIES",
+    "Augmentation",
     "CocoPanopticPaths",
+    "LargeScaleJitter",
     "PanopticCollator",
     "PanopticData",
     "RandomAugmentation",
     "Record",
+    "categories_of",
     "find_coco_panoptic",
     "make_scene",
     "measure_segments",
     "panoptic_features",
-    "read_coco_panoptic",
+    "read_categories",
     "read_panoptic",
     "sample_seed",
+    "save_dataset",
     "scenes_dataset",
     "segmentation_ids",
+    "write_coco_panoptic_dataset",
+    "write_parquet",
 ]

@@ -1,13 +1,19 @@
-"""The paper's training augmentation on canonical records.
+"""Training augmentation of canonical records: the paper's, and large-scale jitter.
 
-Follows `make_coco_transforms` of facebookresearch/detr (29901c5): flip; then resize to a random scale, or resize,
-random crop and resize. Differences:
+The paper's follows `make_coco_transforms` of facebookresearch/detr (29901c5): flip; then resize to a random scale, or
+resize, random crop and resize. Differences:
   * every choice is drawn from the seed alone, so workers and batch order change nothing;
   * boxes and areas are measured on the map after the crop; the reference clips the old boxes, which leaves them loose;
   * the id map is resized to the nearest *center*, as the picture's bilinear filter is aligned; the reference's
     "nearest" is off by up to half a pixel.
+
+Large-scale jitter follows Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance
+Segmentation" (arXiv 2012.07177), without the copies that gave it its name. Difference: the window is cut out of the
+picture before it is resized, not after, which saves resizing what is then thrown away; the filter sees nothing beyond
+the window's border.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,19 +21,59 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F  # noqa: N812  torchvision's own name for it
 
+from ..segment_ids import nearest_positions
 from .records import Record, measure_segments, segmentation_ids
 
 PAPER_SCALES = tuple(range(480, 801, 32))
 PAPER_MAX_SIZE = 1333
 PAPER_CROP_SCALES = (400, 500, 600)
 PAPER_CROP_RANGE = (384, 600)
+JITTER_SIZE = 1024
+JITTER_RANGE = (0.1, 2.0)
 
 
-class RandomAugmentation:
-    """Flip, resize and crop a record at random; the same seed gives the same result.
+class Augmentation(ABC):
+    """Changes a record at random; the same seed gives the same result."""
+
+    def __call__(self, record: Record, seed: int) -> Record:
+        """Augment one record.
+
+        Args:
+            record: a canonical record; it stays as it is.
+            seed: of every choice, such as `sample_seed` makes it.
+
+        Returns:
+            A record with `image` as PIL picture, `segmentation` as (H, W) id map of integers, and the segments that
+            are still seen, measured anew.
+
+        Raises:
+            ValueError: if `image` and `segmentation` differ in size.
+        """
+        image: Tensor = tv_tensors.Image(F.pil_to_tensor(record["image"].convert("RGB")))
+        ids: Tensor = tv_tensors.Mask(torch.from_numpy(segmentation_ids(record["segmentation"])))
+        if image.shape[-2:] != ids.shape:
+            raise ValueError(
+                f"`segmentation` of image {record['image_id']} must be as large as `image`, "
+                f"{tuple(image.shape[-2:])}, got {tuple(ids.shape)}."
+            )
+        image, ids = self._transform(image, ids, torch.Generator().manual_seed(seed))
+        segmentation = ids.numpy()
+        return {
+            **record,
+            "image": F.to_pil_image(image),
+            "segmentation": segmentation,
+            "segments_info": measure_segments(segmentation, record["segments_info"]),
+        }
+
+    @abstractmethod
+    def _transform(self, image: Tensor, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A picture (3, H, W) uint8 and its id map (H, W), changed alike."""
+
+
+class RandomAugmentation(Augmentation):
+    """The paper's: flip, resize and crop at random.
 
     Args:
         scales: lengths of the short side to choose from, pixels.
@@ -65,50 +111,59 @@ class RandomAugmentation:
         self.flip_probability = flip_probability
         self.crop_probability = crop_probability
 
-    def __call__(self, record: Record, seed: int) -> Record:
-        """Augment one record.
-
-        Args:
-            record: a canonical record; it stays as it is.
-            seed: of every choice, such as `sample_seed` makes it.
-
-        Returns:
-            A record with `image` as PIL picture, `segmentation` as (H, W) int64 id map, and the segments that are
-            still seen, measured anew.
-
-        Raises:
-            ValueError: if `image` and `segmentation` differ in size.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        image: Tensor = tv_tensors.Image(F.pil_to_tensor(record["image"].convert("RGB")))
-        ids: Tensor = tv_tensors.Mask(torch.from_numpy(segmentation_ids(record["segmentation"]))[None])
-        if image.shape[-2:] != ids.shape[-2:]:
-            raise ValueError(
-                f"`segmentation` of image {record['image_id']} must be as large as `image`, "
-                f"{tuple(image.shape[-2:])}, got {tuple(ids.shape[-2:])}."
-            )
+    def _transform(self, image: Tensor, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         if _chance(self.flip_probability, generator):
             image, ids = F.horizontal_flip(image), F.horizontal_flip(ids)
         if _chance(self.crop_probability, generator):
-            image, ids = _resize(image, ids, _choose(self.crop_scales, generator))
+            image, ids = _resize(image, ids, [_choose(self.crop_scales, generator)])
             image, ids = self._crop(image, ids, generator)
-        image, ids = _resize(image, ids, _choose(self.scales, generator), self.max_size)
-        segmentation = ids[0].numpy()
-        return {
-            **record,
-            "image": F.to_pil_image(image),
-            "segmentation": segmentation,
-            "segments_info": measure_segments(segmentation, record["segments_info"]),
-        }
+        return _resize(image, ids, [_choose(self.scales, generator)], max_size=self.max_size)
 
     def _crop(self, image: Tensor, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        height, width = image.shape[-2:]
         least, greatest = self.crop_range
-        crop_height = _integer(min(least, height), min(greatest, height), generator)
-        crop_width = _integer(min(least, width), min(greatest, width), generator)
-        top = _integer(0, height - crop_height, generator)
-        left = _integer(0, width - crop_width, generator)
-        return F.crop(image, top, left, crop_height, crop_width), F.crop(ids, top, left, crop_height, crop_width)
+        height, width = (_integer(min(least, side), min(greatest, side), generator) for side in ids.shape)
+        return _random_window(image, ids, (height, width), generator)
+
+
+class LargeScaleJitter(Augmentation):
+    """Flip, resize by a random factor, and cut to a square that a small result does not fill.
+
+    Padding is the image processor's: its `pad_size` of the same square gives all batches one size.
+
+    Args:
+        size: side of the square, pixels; at a scale of 1 the image just fits into it.
+        scale_range: least and greatest scale.
+        flip_probability: of mirroring left and right.
+
+    Raises:
+        ValueError: if `size` is not positive or `scale_range` is empty.
+    """
+
+    def __init__(
+        self,
+        size: int = JITTER_SIZE,
+        *,
+        scale_range: tuple[float, float] = JITTER_RANGE,
+        flip_probability: float = 0.5,
+    ) -> None:
+        """Check and keep the settings."""
+        if size < 1:
+            raise ValueError(f"`size` must be at least 1, got {size}.")
+        if not 0 < scale_range[0] <= scale_range[1]:
+            raise ValueError(f"`scale_range` must be (least, greatest) above 0, got {scale_range}.")
+        self.size = size
+        self.scale_range = scale_range
+        self.flip_probability = flip_probability
+
+    def _transform(self, image: Tensor, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        if _chance(self.flip_probability, generator):
+            image, ids = F.horizontal_flip(image), F.horizontal_flip(ids)
+        least, greatest = self.scale_range
+        scale = least + (greatest - least) * float(torch.rand((), generator=generator))
+        factor = scale * self.size / max(ids.shape)  # of the picture's own lengths
+        height, width = (min(side, max(round(self.size / factor), 1)) for side in ids.shape)
+        image, ids = _random_window(image, ids, (height, width), generator)
+        return _resize(image, ids, [min(max(round(factor * side), 1), self.size) for side in ids.shape])
 
 
 def sample_seed(seed: int, epoch: int, image_id: int) -> int:
@@ -116,12 +171,21 @@ def sample_seed(seed: int, epoch: int, image_id: int) -> int:
     return int(np.random.SeedSequence((seed, epoch, image_id)).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _resize(image: Tensor, ids: Tensor, short_side: int, max_size: int | None = None) -> tuple[Tensor, Tensor]:
-    size: dict[str, Any] = {"size": [short_side], "max_size": max_size}
-    # torchvision resizes integers other than uint8 through float32, which holds every id of 24 bits exactly.
-    # Its kernel for masks knows no other interpolation than the misaligned one, so the map goes as a plain tensor.
-    nearest = F.resize(ids.as_subclass(Tensor), interpolation=InterpolationMode.NEAREST_EXACT, **size)
-    return F.resize(image, antialias=True, **size), tv_tensors.Mask(nearest)
+def _random_window(
+    image: Tensor, ids: Tensor, size: tuple[int, int], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """A window (height, width) of both, anywhere inside."""
+    top, left = (_integer(0, side - length, generator) for side, length in zip(ids.shape, size, strict=True))
+    return F.crop(image, top, left, *size), F.crop(ids, top, left, *size)
+
+
+def _resize(image: Tensor, ids: Tensor, size: list[int], **options: Any) -> tuple[Tensor, Tensor]:
+    """Both resized, to the short side or (height, width) that `size` is."""
+    image = F.resize(image, size, antialias=True, **options)
+    # By index: torchvision's kernel for masks knows the misaligned nearest only, and goes through float32.
+    for axis, length in enumerate(image.shape[-2:]):
+        ids = ids.index_select(axis, torch.from_numpy(nearest_positions(ids.shape[axis], length)))
+    return image, tv_tensors.Mask(ids)
 
 
 def _chance(probability: float, generator: torch.Generator) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import BatchFeature
 
-from .augmentation import RandomAugmentation, sample_seed
+from .augmentation import Augmentation, sample_seed
 from .records import Record
 
 
@@ -20,7 +20,7 @@ class PanopticCollator:
         seed: of the augmentation, together with the epoch and each record's `image_id`.
     """
 
-    def __init__(self, processor: Any, augmentation: RandomAugmentation | None = None, *, seed: int = 0) -> None:
+    def __init__(self, processor: Any, augmentation: Augmentation | None = None, *, seed: int = 0) -> None:
         """Keep the parts; the epoch is 0."""
         self.processor = processor
         self.augmentation = augmentation

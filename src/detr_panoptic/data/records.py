@@ -1,46 +1,78 @@
 """The canonical record: what every reader of a dataset returns and the image processor takes.
 
 `image` is an RGB picture, `segmentation` its id map as an RGB picture of the same size (id = R + 256 G + 256² B,
-0 = void), and `segments_info` has one entry per segment of the map. Nothing in a record is a path that must exist
-beside the dataset.
+0 = void), and `segments_info` has one entry per segment of the map. `image_id` is a number, `file_name` the picture's
+name in its source, or None. Nothing in a record is a path that must exist beside the dataset.
+
+What the label ids mean travels with the features, so it stays with a dataset through `save_to_disk`, `to_parquet` and
+`push_to_hub`: names as those of a `ClassLabel`, which the Hub shows; things and category ids as JSON in its `id`.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from datasets import Features, Image, List, Value
+from datasets import ClassLabel, Features, Image, List, Value
 from PIL import Image as PILImage
 
-from ..segment_ids import rgb_to_ids
+from ..categories import Categories
+from ..segment_ids import rgb_to_ids, segment_extents
 
 Record = dict[str, Any]
 
 
-def panoptic_features() -> Features:
-    """Columns of the canonical record, for `datasets`."""
+def panoptic_features(categories: Categories | None = None, *, with_scores: bool = False) -> Features:
+    """Columns of the canonical record, for `datasets`.
+
+    Args:
+        categories: what label ids mean; None leaves it open.
+        with_scores: of predictions: segments have a `score`, too.
+    """
     return Features(
         {
             "image": Image(mode="RGB"),  # grayscale photographs exist in COCO
             "image_id": Value("int64"),
+            "file_name": Value("string"),
             "segmentation": Image(mode="RGB"),
             "segments_info": List(
                 {
                     "id": Value("int64"),
-                    "label_id": Value("int64"),
+                    "label_id": Value("int64") if categories is None else _label_feature(categories),
                     "iscrowd": Value("int64"),
                     "area": Value("int64"),
                     "bbox": List(Value("int64"), length=4),
+                    **({"score": Value("float32")} if with_scores else {}),
                 }
             ),
         }
     )
 
 
+def _label_feature(categories: Categories) -> ClassLabel:
+    kinds = {"is_thing": [int(thing) for thing in categories.is_thing], "category_ids": list(categories.category_ids)}
+    return ClassLabel(names=list(categories.names), id=json.dumps(kinds))
+
+
+def categories_of(features: Features | None) -> Categories | None:
+    """What `panoptic_features` was given, read back from the features of a dataset; None if they do not say."""
+    segments = (features or {}).get("segments_info")
+    entry = segments.feature if isinstance(segments, List) else None
+    label = entry.get("label_id") if isinstance(entry, dict) else None
+    if not isinstance(label, ClassLabel) or not label.id:
+        return None
+    kinds = json.loads(label.id)
+    return Categories(
+        names=tuple(label.names),
+        is_thing=tuple(bool(thing) for thing in kinds["is_thing"]),
+        category_ids=tuple(kinds["category_ids"]),
+    )
+
+
 def segmentation_ids(segmentation: PILImage.Image | np.ndarray) -> np.ndarray:
-    """Id map (H, W) int64 of a record's `segmentation`: an RGB picture, or an id map already."""
+    """Id map (H, W) of a record's `segmentation`: int32 of an RGB picture, int64 of what is an id map already."""
     if isinstance(segmentation, PILImage.Image):
-        return np.asarray(rgb_to_ids(np.asarray(segmentation.convert("RGB")))).astype(np.int64)
+        return rgb_to_ids(np.asarray(segmentation.convert("RGB")))
     return np.asarray(segmentation).astype(np.int64)
 
 
@@ -54,14 +86,25 @@ def measure_segments(ids: np.ndarray, segments_info: Iterable[Mapping[str, Any]]
     Returns:
         New entries in the same order, without those of which no pixel is left.
     """
-    measured = []
-    for segment in segments_info:
-        mask = ids == segment["id"]
-        columns = np.flatnonzero(mask.any(axis=0))
-        if not columns.size:
-            continue
-        rows = np.flatnonzero(mask.any(axis=1))
-        x, y = int(columns[0]), int(rows[0])
-        bbox = [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
-        measured.append({**segment, "area": int(np.count_nonzero(mask)), "bbox": bbox})
-    return measured
+    found = segment_extents(ids)
+    places = {segment_id: place for place, segment_id in enumerate(found.ids.tolist())}
+    areas, boxes = found.areas.tolist(), found.boxes.tolist()
+    kept = [(segment, places[segment["id"]]) for segment in segments_info if segment["id"] in places]
+    return [{**segment, "area": areas[place], "bbox": boxes[place]} for segment, place in kept]
+
+
+def fill_measures(ids: np.ndarray, segments_info: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Entries with the `area` and `bbox` that they lack or have as None; those that are there stay as they are.
+
+    A segment without pixels stays too, with an area of 0: to find it is the business of a check.
+    """
+    entries = [dict(segment) for segment in segments_info]
+    if all(entry.get("area") is not None and entry.get("bbox") is not None for entry in entries):
+        return entries
+    nothing: dict[str, Any] = {"area": 0, "bbox": [0, 0, 0, 0]}
+    measured = {entry["id"]: entry for entry in measure_segments(ids, entries)}
+    for entry in entries:
+        for key, value in nothing.items():
+            if entry.get(key) is None:
+                entry[key] = measured.get(entry["id"], {key: value})[key]
+    return entries

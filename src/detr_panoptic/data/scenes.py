@@ -117,6 +117,7 @@ def compose_scene(layers: Sequence[Layer], rng: np.random.Generator, *, image_id
     return {
         "image": _paint(layers, rng, height, width),
         "image_id": image_id,
+        "file_name": f"scene_{image_id}.png",
         "segmentation": Image.fromarray(ids_to_rgb(ids)),
         "segments_info": segments,
     }

@@ -1,11 +1,13 @@
-"""PQ of a model on records."""
+"""A model run over records: the one loop, and PQ as the simplest thing to do with it."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from transformers import BatchFeature
 
 from ..categories import Categories
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
@@ -14,7 +16,49 @@ from ..segment_ids import rgb_to_ids
 from .panoptic_quality import PanopticStats, panoptic_stats
 
 
+class Batch(NamedTuple):
+    """Images that go through the model at once.
+
+    Args:
+        records: B mappings with at least an `image`, RGB and upright.
+        inputs: `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W) of them.
+    """
+
+    records: Sequence[Mapping[str, Any]]
+    inputs: BatchFeature
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each image as it came."""
+        return [(record["image"].height, record["image"].width) for record in self.records]
+
+
+def make_batch(processor: DetrPanopticImageProcessor, records: Sequence[Mapping[str, Any]]) -> Batch:
+    """Prepare the images of some records for the model."""
+    return Batch(records, processor([record["image"] for record in records], return_tensors="pt"))
+
+
 @torch.no_grad()
+def run_model(
+    model: DetrPanopticForSegmentation, batches: Iterable[Batch], *, mask_queries: str | int | None = None
+) -> Iterator[tuple[Batch, Any]]:
+    """Each batch and the model's outputs for it; post-processing is the caller's.
+
+    Args:
+        model: put into evaluation mode, and back into its own after.
+        batches: what `make_batch` returns; gone through once.
+        mask_queries: which queries get masks; None: as the model's configuration says.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            inputs = batch.inputs.to(device=model.device, dtype=model.dtype)
+            yield batch, model(**inputs, mask_queries=mask_queries)
+    finally:
+        model.train(was_training)
+
+
 def evaluate_model(
     model: DetrPanopticForSegmentation,
     processor: DetrPanopticImageProcessor,
@@ -34,16 +78,14 @@ def evaluate_model(
         batch_size: images per forward.
         sum_over_processes: adds a tensor up over processes; None for a single one.
     """
-    was_training = model.training
-    model.eval()
     stats = PanopticStats.zeros(len(categories))
-    for batch in _batches(records, batch_size):
-        truths = [_ids(record["segmentation"]) for record in batch]
-        inputs = processor([record["image"] for record in batch], return_tensors="pt").to(model.device)
+    batches = (make_batch(processor, some) for some in _groups(records, batch_size))
+    for batch, outputs in run_model(model, batches):
+        truths = [truth_ids(record) for record in batch.records]
         predictions = processor.post_process_panoptic_segmentation(
-            model(**inputs), target_sizes=[truth.shape for truth in truths]
+            outputs, target_sizes=[truth.shape for truth in truths]
         )
-        for record, truth, prediction in zip(batch, truths, predictions, strict=True):
+        for record, truth, prediction in zip(batch.records, truths, predictions, strict=True):
             stats = stats + panoptic_stats(
                 truth,
                 record["segments_info"],
@@ -51,22 +93,25 @@ def evaluate_model(
                 prediction["segments_info"],
                 categories.category_ids,
             )
-    model.train(was_training)
     if sum_over_processes is None:
         return stats
     return PanopticStats.from_tensor(sum_over_processes(stats.to_tensor().to(model.device)))
 
 
-def _batches(records: Iterable[Mapping[str, Any]], size: int) -> Iterable[Sequence[Mapping[str, Any]]]:
-    batch = []
+def truth_ids(record: Mapping[str, Any]) -> np.ndarray:
+    """The annotated id map (H, W) of a canonical record, an RGB picture or an array of ids."""
+    segmentation = record["segmentation"]
+    if isinstance(segmentation, Image.Image):
+        return rgb_to_ids(np.asarray(segmentation.convert("RGB")))
+    return np.asarray(segmentation)
+
+
+def _groups(records: Iterable[Mapping[str, Any]], size: int) -> Iterator[list[Mapping[str, Any]]]:
+    group = []
     for record in records:
-        batch.append(record)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _ids(segmentation: Any) -> np.ndarray:
-    return segmentation if isinstance(segmentation, np.ndarray) else rgb_to_ids(segmentation)
+        group.append(record)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group

@@ -16,26 +16,22 @@ Differences:
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ..segment_ids import VOID_ID, rgb_to_ids
+from ..segment_ids import VOID_ID
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
 
 MATCH_IOU = 0.5  # two matches of one segment cannot both exceed it, so matching needs no assignment
 IGNORED_SHARE = 0.5  # of a wrong prediction's area in void or crowd, above which it is not counted
@@ -91,7 +87,7 @@ class _Segment(NamedTuple):
     is_crowd: bool
 
 
-class _ImageCounts(NamedTuple):
+class ImageCounts(NamedTuple):
     """What one image adds: (class, IoU) of each match, and the classes of wrong predictions and missed segments."""
 
     matches: list[tuple[int, float]]
@@ -119,8 +115,8 @@ def panoptic_stats(
     Raises:
         ValueError: if shapes differ, a category is unknown, or the prediction's map and segments differ in their ids.
     """
-    counts = _compare(truth_map, truth_segments, prediction_map, prediction_segments, category_ids)
-    return _add_up([counts], num_classes=len(category_ids))
+    counts = count_image(truth_map, truth_segments, prediction_map, prediction_segments, category_ids)
+    return _add_matches([counts], len(category_ids))
 
 
 def panoptic_quality(
@@ -155,75 +151,14 @@ def panoptic_quality(
     }
 
 
-def evaluate_files(
-    truth_json: str | Path,
-    prediction_json: str | Path,
-    truth_dir: str | Path | None = None,
-    prediction_dir: str | Path | None = None,
-) -> dict[str, dict[Any, Any]]:
-    """Panoptic quality of files in COCO's panoptic format.
-
-    Args:
-        truth_json: annotations and categories.
-        prediction_json: annotations; those of images that the truth does not have are ignored.
-        truth_dir: the folder of the PNG files; the JSON's name without its ending if not given.
-        prediction_dir: alike.
-
-    Returns:
-        What `panoptic_quality` returns.
-
-    Raises:
-        ValueError: if an image has no prediction, or for what `panoptic_stats` finds; the image and file are named.
-        FileNotFoundError: if a JSON or PNG file is missing.
-    """
-    truth_json, prediction_json = Path(truth_json), Path(prediction_json)
-    truth_dir = Path(truth_dir or truth_json.with_suffix(""))
-    prediction_dir = Path(prediction_dir or prediction_json.with_suffix(""))
-    truth = json.loads(truth_json.read_text())
-    predictions = {entry["image_id"]: entry for entry in json.loads(prediction_json.read_text())["annotations"]}
-    missing = [entry["image_id"] for entry in truth["annotations"] if entry["image_id"] not in predictions]
-    if missing:
-        raise ValueError(
-            f"No prediction for the image with id {missing[0]} ({len(missing)} missing) in {prediction_json}."
-        )
-    is_thing = {category["id"]: category["isthing"] == 1 for category in truth["categories"]}
-
-    def compare(entry: Mapping[str, Any]) -> _ImageCounts:
-        prediction = predictions[entry["image_id"]]
-        files = (truth_dir / entry["file_name"], prediction_dir / prediction["file_name"])
-        truth_map, prediction_map = (_read_ids(file) for file in files)
-        try:
-            return _compare(
-                truth_map, entry["segments_info"], prediction_map, prediction["segments_info"], list(is_thing)
-            )
-        except ValueError as error:
-            raise ValueError(f"Image {entry['image_id']} ({files[1]}): {error}") from error
-
-    with ThreadPoolExecutor() as threads:  # most of the time goes into decoding PNG, which holds no interpreter lock
-        images = list(threads.map(compare, truth["annotations"]))
-    half = -(-len(images) // 2)
-    # The official evaluator adds up match by match in each process, so its last digits depend on the number of cores.
-    # Two, whatever the machine: what the goldens were made with.
-    stats = _add_up(images[:half], num_classes=len(is_thing)) + _add_up(images[half:], num_classes=len(is_thing))
-    return panoptic_quality(stats, category_ids=list(is_thing), is_thing=list(is_thing.values()))
-
-
-def _read_ids(file: Path) -> NDArray[np.int32]:
-    """Segment ids of a PNG file."""
-    with Image.open(file) as image:
-        if image.mode != "RGB":
-            raise ValueError(f"{file} must be an RGB image, got mode {image.mode}.")
-        return rgb_to_ids(np.asarray(image))
-
-
-def _compare(
+def count_image(
     truth_map: ArrayLike,
     truth_segments: Sequence[Mapping[str, Any]],
     prediction_map: ArrayLike,
     prediction_segments: Sequence[Mapping[str, Any]],
     category_ids: Sequence[int],
-) -> _ImageCounts:
-    """Find matches, wrong predictions and missed segments of one image; arguments as in `panoptic_stats`."""
+) -> ImageCounts:
+    """Find matches, wrong predictions and missed segments of one image; all else as in `panoptic_stats`."""
     overlaps = _overlaps(truth_map, prediction_map)
     truth_areas: Counter[int] = Counter()
     prediction_areas: Counter[int] = Counter()
@@ -254,7 +189,7 @@ def _compare(
         if i not in matched_prediction and excused / segment.area <= IGNORED_SHARE:
             wrong.append(segment.class_index)
     missed = [segment.class_index for i, segment in truth.items() if i not in matched_truth and not segment.is_crowd]
-    return _ImageCounts([(truth[i].class_index, iou) for (i, _), iou in ious.items()], wrong, missed)
+    return ImageCounts([(truth[i].class_index, iou) for (i, _), iou in ious.items()], wrong, missed)
 
 
 def _overlaps(truth_map: ArrayLike, prediction_map: ArrayLike) -> dict[tuple[int, int], int]:
@@ -263,15 +198,20 @@ def _overlaps(truth_map: ArrayLike, prediction_map: ArrayLike) -> dict[tuple[int
     if shapes[0] != shapes[1]:
         raise ValueError(f"`truth_map` and `prediction_map` must have one shape, got {shapes[0]} and {shapes[1]}.")
     truth, prediction = (np.asarray(ids).ravel() for ids in (truth_map, prediction_map))
+    if not truth.size:
+        return {}
     is_start = np.ones(len(truth), dtype=bool)
-    is_start[1:] = (truth[1:] != truth[:-1]) | (prediction[1:] != prediction[:-1])
-    starts = is_start.nonzero()[0]
+    np.not_equal(truth[1:], truth[:-1], out=is_start[1:])
+    is_start[1:] |= prediction[1:] != prediction[:-1]
+    starts = np.flatnonzero(is_start)
     run_lengths = np.diff(starts, append=len(truth))
     pairs = truth[starts].astype(np.int64) << 32 | prediction[starts].astype(np.int64)
-    unique_pairs, index = np.unique(pairs, return_inverse=True)
-    areas = np.bincount(index, weights=run_lengths).astype(np.int64)
-    truth_ids, prediction_ids = unique_pairs >> 32, unique_pairs & 0xFFFFFFFF
-    return dict(zip(zip(truth_ids.tolist(), prediction_ids.tolist(), strict=True), areas.tolist(), strict=True))
+    order = pairs.argsort()
+    pairs = pairs[order]
+    first = np.flatnonzero(np.append(True, pairs[1:] != pairs[:-1]))
+    areas = np.add.reduceat(run_lengths[order], first).tolist()
+    truth_ids, prediction_ids = (pairs[first] >> 32).tolist(), (pairs[first] & 0xFFFFFFFF).tolist()
+    return dict(zip(zip(truth_ids, prediction_ids, strict=True), areas, strict=True))
 
 
 def _match(
@@ -292,8 +232,18 @@ def _match(
     return ious
 
 
-def _add_up(images: Sequence[_ImageCounts], *, num_classes: int) -> PanopticStats:
-    """Statistics of images, IoUs added match by match as the official evaluator does."""
+def add_up(images: Sequence[ImageCounts], *, num_classes: int) -> PanopticStats:
+    """Statistics of images, to the last bit those of the official evaluator for the same order of images.
+
+    It adds match by match in each process and then the processes, so its last digits depend on the number of cores:
+    two, whatever the machine, is what the goldens were made with.
+    """
+    half = -(-len(images) // 2)
+    return _add_matches(images[:half], num_classes) + _add_matches(images[half:], num_classes)
+
+
+def _add_matches(images: Sequence[ImageCounts], num_classes: int) -> PanopticStats:
+    """Statistics of images, IoUs added match by match."""
     iou = [0.0] * num_classes
     tp, fp, fn = ([0] * num_classes for _ in range(3))
     for image in images:

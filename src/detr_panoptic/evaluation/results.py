@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..segment_ids import ids_to_rgb
+from .journal import written_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import ArrayLike
 
@@ -48,8 +49,9 @@ def coco_annotation(
 
 
 def write_segmentation(file: str | Path, segmentation: ArrayLike) -> None:
-    """Write (H, W) segment ids, array or CPU tensor, as a PNG file."""
-    Image.fromarray(ids_to_rgb(segmentation)).save(file, format="PNG")
+    """Write (H, W) segment ids, array or CPU tensor, as a PNG file that is there whole or not at all."""
+    with written_whole(Path(file)) as part:
+        Image.fromarray(ids_to_rgb(segmentation)).save(part, format="PNG")
 
 
 def write_coco_panoptic(
@@ -73,10 +75,24 @@ def write_coco_panoptic(
     """
     folder = Path(folder)
     (folder / name).mkdir(parents=True, exist_ok=True)
-    annotations = []
-    for segmentation, annotation in results:
-        write_segmentation(folder / name / annotation["file_name"], segmentation)
-        annotations.append(annotation)
     json_file = folder / f"{name}.json"
-    json_file.write_text(json.dumps({"annotations": annotations, "categories": list(categories)}))
+    write_coco_json(json_file, annotations=_written(folder / name, results), categories=categories)
     return json_file
+
+
+def write_coco_json(file: str | Path, **lists: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON object of lists, each gone through once: none of them need be in memory."""
+    with written_whole(Path(file)) as part, part.open("w", encoding="utf-8") as stream:
+        for place, (name, items) in enumerate(lists.items()):
+            stream.write(f"{', ' if place else '{'}{json.dumps(name)}: [")
+            for number, item in enumerate(items):
+                stream.write((",\n" if number else "\n") + json.dumps(item))
+            stream.write("]")
+        stream.write("}\n")
+
+
+def _written(folder: Path, results: Iterable[tuple[ArrayLike, Mapping[str, Any]]]) -> Iterator[Mapping[str, Any]]:
+    """The annotations of results, each after its map was written."""
+    for segmentation, annotation in results:
+        write_segmentation(folder / annotation["file_name"], segmentation)
+        yield annotation

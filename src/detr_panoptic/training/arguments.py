@@ -1,23 +1,22 @@
 """Settings of a training run: one frozen dataclass per subject, written in YAML, as flags, or both.
 
 A field here is the one place where an option is written: its name, type, default and help make the flag and the key of
-the YAML file. Flags win over the file, the file wins over the defaults.
+the YAML file (`options.py`). `recipes.py` has sets of defaults.
 """
 
-import argparse
 import difflib
 import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-import yaml
 
+def option(default: Any, text: str, *, may_change: bool = False) -> Any:
+    """A field with its default and its line on the help page.
 
-def option(default: Any, text: str) -> Any:
-    """A field with its default and its line on the help page."""
-    return field(default=default, metadata={"help": text})
+    `may_change`: a run that goes on may have another value, since no weight depends on it.
+    """
+    return field(default=default, metadata={"help": text, "may_change": may_change})
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -32,6 +31,22 @@ def check_least(arguments: object, **least: float) -> None:
         value = getattr(arguments, name)
         if value is not None and value < smallest:
             raise ValueError(f"`{name}` must be at least {smallest}, got {value}.")
+
+
+ARCHITECTURE = (
+    "backbone",
+    "backbone_weights",
+    "dilation",
+    "hidden_size",
+    "encoder_layers",
+    "decoder_layers",
+    "num_heads",
+    "ffn_dim",
+    "num_queries",
+    "dropout",
+    "calibrate",
+)
+"""Fields of `ModelArguments` for a model from scratch; a checkpoint has its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,25 +71,49 @@ class ModelArguments:
     calibrate: bool = option(
         False, "scale a new mask head to the features and attention maps it gets: masks learn in far fewer steps"
     )
+    stage: str = option("all", "what is trained: all, boxes (all but the mask head), masks (the mask head alone)")
+    freeze_backbone: bool = option(False, "leave the whole backbone as it is, not its first stages alone")
+
+    def __post_init__(self) -> None:
+        """Checks the choice, and that nobody wants two architectures."""
+        check_choice("stage", self.stage, ("all", "boxes", "masks"))
+        if self.model is not None:
+            for f in fields(self):
+                if f.name in ARCHITECTURE and getattr(self, f.name) != f.default:
+                    raise ValueError(
+                        f"`{f.name}` is the checkpoint's when there is a `model` ({self.model}): leave out one of the "
+                        f"two, got {getattr(self, f.name)!r}."
+                    )
+
+
+def without_architecture(arguments: ModelArguments) -> ModelArguments:
+    """The same with every field of `ARCHITECTURE` at its default."""
+    defaults: dict[str, Any] = {f.name: f.default for f in fields(arguments) if f.name in ARCHITECTURE}
+    return replace(arguments, **defaults)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataArguments:
     """What it is trained on."""
 
-    data: str | None = option(None, "folder in COCO panoptic layout, or `scenes` for generated ones")
-    split: str | None = option(None, "split of a folder in COCO's own layout: train2017")
+    data: str | None = option(None, "annotated images (docs/data.md), or `scenes` for generated ones")
+    split: str | None = option(None, "split of the data, where it has several: train2017")
+    data_format: str | None = option(None, "format of the data, if it is not recognized")
     validation_data: str | None = option(None, "what PQ is measured on; none: the training data")
     validation_split: str | None = option(None, "split of the validation data: val2017")
     limit: int | None = option(None, "take only the first images; with `scenes`, how many to make")
     short_side: int = option(800, "length of an image's short side, pixels")
     long_side: int = option(1333, "limit of its long side, pixels")
-    augmentation: str = option("paper", "none, flip, or paper (flip, scales and crops, in proportion to short_side)")
-    workers: int = option(2, "processes that load data")
+    augmentation: str = option(
+        "paper",
+        "none, flip, paper (flip, scales and crops, in proportion to short_side), or jitter (large-scale, to a square "
+        "of long_side)",
+    )
+    workers: int = option(2, "processes that load data", may_change=True)
 
     def __post_init__(self) -> None:
         """Checks the choices and the lengths."""
-        check_choice("augmentation", self.augmentation, ("none", "flip", "paper"))
+        check_choice("augmentation", self.augmentation, ("none", "flip", "paper", "jitter"))
         check_least(self, limit=1, short_side=32, long_side=self.short_side, workers=0)
 
 
@@ -93,113 +132,104 @@ class OptimizationArguments:
     schedule: str = option("step", "constant, step (a tenth after `drop_at`), or cosine")
     drop_at: float = option(2 / 3, "share of the run after which the step schedule drops")
     warmup_steps: int = option(0, "updates over which the rate rises from zero")
+    rate_scaling: str = option(
+        "none", "how the rates grow with the effective batch: none, sqrt or linear, from `reference_batch`"
+    )
+    reference_batch: int = option(64, "images per update that the rates are meant for")
+    backbone_rate_decay: float = option(1.0, "factor on the rate from a stage of the backbone to the one before it")
+    ema_decay: float | None = option(
+        None, "also keep a moving average of the weights with this decay; it is what is measured and saved"
+    )
+    patience: int | None = option(None, "stop after so many evaluations without a better PQ")
 
     def __post_init__(self) -> None:
         """Checks the choices and the ranges."""
         check_choice("schedule", self.schedule, ("constant", "step", "cosine"))
+        check_choice("rate_scaling", self.rate_scaling, ("none", "sqrt", "linear"))
         check_least(self, learning_rate=0, backbone_learning_rate=0, weight_decay=0, warmup_steps=0, drop_at=0)
-        check_least(self, batch_size=1, gradient_accumulation_steps=1, epochs=1, max_steps=1)
+        check_least(self, batch_size=1, gradient_accumulation_steps=1, epochs=1, max_steps=1, reference_batch=1)
+        check_least(self, backbone_rate_decay=0, ema_decay=0, patience=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunArguments:
-    """Where it goes and what is printed."""
+    """Where it goes, how it is computed and what is shown."""
 
-    output: str = option("outputs", "folder for checkpoints and metrics")
+    output: str = option("outputs", "folder for the model, checkpoints and metrics", may_change=True)
     seed: int = option(0, "of weights, order and augmentation")
     mixed_precision: str = option("no", "no, bf16 or fp16")
+    compile: bool = option(False, "compile the backbone and the transformer with torch.compile")
     evaluate_every: int = option(1, "epochs between evaluations; the last epoch is always evaluated")
-    log_every: int = option(10, "updates between printed losses")
+    checkpoint_every: int = option(
+        1000, "updates between checkpoints to go on from; there is one after each evaluation too", may_change=True
+    )
+    keep_checkpoints: int = option(2, "how many of them are kept", may_change=True)
+    log_every: int = option(10, "updates between printed losses", may_change=True)
+    tracker: str | None = option(
+        None, "where to follow the run, by Accelerate's names with commas: tensorboard, wandb …", may_change=True
+    )
 
     def __post_init__(self) -> None:
         """Checks the choices and the ranges."""
         check_choice("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
-        check_least(self, evaluate_every=1, log_every=1)
+        check_least(self, evaluate_every=1, log_every=1, checkpoint_every=1, keep_checkpoints=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingArguments:
     """All settings of a run; the attributes are the sections of the YAML file."""
 
+    recipe: str | None = None
+    """The name of the recipe that the other settings started from."""
     model: ModelArguments = field(default_factory=ModelArguments)
     data: DataArguments = field(default_factory=DataArguments)
     optimization: OptimizationArguments = field(default_factory=OptimizationArguments)
     run: RunArguments = field(default_factory=RunArguments)
 
     @classmethod
-    def from_dict(cls, sections: Mapping[str, Any]) -> "TrainingArguments":
+    def from_dict(
+        cls, settings: Mapping[str, Any], defaults: "TrainingArguments | None" = None
+    ) -> "TrainingArguments":
         """Settings from nested dictionaries, as YAML gives them.
+
+        Args:
+            settings: sections with keys, and `recipe`, which is only noted.
+            defaults: what is taken where `settings` say nothing.
 
         Raises:
             ValueError: a section or key is unknown, or a value is of the wrong type or out of range.
         """
-        kinds = get_type_hints(cls)
-        _refuse_unknown("section", sections, kinds)
-        return cls(**{name: _section_from_dict(kinds[name], values or {}) for name, values in sections.items()})
+        defaults = defaults or cls()
+        _refuse_unknown("section", settings, {"recipe": None, **section_types()})
+        sections = {
+            name: _section_from_dict(getattr(defaults, name), settings.get(name) or {}) for name in section_types()
+        }
+        return cls(recipe=settings.get("recipe", defaults.recipe), **sections)
 
-    def to_dict(self) -> dict[str, dict[str, Any]]:
+    def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries, as `from_dict` takes them."""
         return asdict(self)
 
-
-def add_training_options(parser: argparse.ArgumentParser) -> None:
-    """One flag for every field, and `--config`, to be read by `read_training_arguments`."""
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="YAML file with sections " + ", ".join(_sections())
-    )
-    for kind in _sections().values():
-        group = parser.add_argument_group(str(kind.__doc__).rstrip("."))
-        types_of = get_type_hints(kind)
-        for f in fields(kind):
-            value_type, _ = _value_type(types_of[f.name])
-            flag: dict[str, Any] = {"type": value_type, "metavar": value_type.__name__.upper()}
-            if value_type is bool:
-                flag = {"action": argparse.BooleanOptionalAction}
-            group.add_argument(
-                "--" + f.name.replace("_", "-"),
-                default=argparse.SUPPRESS,
-                help=f.metadata["help"] + _shown_default(f.default),
-                **flag,
-            )
+    def differences(self, other: "TrainingArguments") -> list[str]:
+        """The settings that decide about weights and are not the same in `other`, a text each."""
+        return [
+            f"`{f.name}` {getattr(getattr(self, section), f.name)!r}, not {getattr(getattr(other, section), f.name)!r}"
+            for section, kind in section_types().items()
+            for f in fields(kind)
+            if not f.metadata["may_change"]
+            and getattr(getattr(self, section), f.name) != getattr(getattr(other, section), f.name)
+        ]
 
 
-def read_training_arguments(parsed: argparse.Namespace) -> TrainingArguments:
-    """Settings from parsed flags and the file that `--config` names.
-
-    Raises:
-        ValueError: the file is no YAML mapping, or as `TrainingArguments.from_dict`.
-    """
-    sections = _read_yaml(parsed.config) if parsed.config else {}
-    for name, kind in _sections().items():
-        given = {f.name: getattr(parsed, f.name) for f in fields(kind) if hasattr(parsed, f.name)}
-        sections[name] = {**(sections.get(name) or {}), **given}
-    return TrainingArguments.from_dict(sections)
+def section_types() -> dict[str, Any]:
+    """The sections of a configuration and their dataclasses."""
+    return {name: kind for name, kind in get_type_hints(TrainingArguments).items() if name != "recipe"}
 
 
-def _shown_default(value: Any) -> str:
-    if value is None:
-        return ""
-    return f" (default: {value:.4g})" if isinstance(value, float) else f" (default: {value})"
-
-
-def _sections() -> dict[str, Any]:
-    return get_type_hints(TrainingArguments)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"`--config {path}` cannot be read as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not all(isinstance(v, dict | None) for v in content.values()):
-        raise ValueError(f"`--config {path}` must hold sections ({', '.join(_sections())}) with keys.")
-    return content
-
-
-def _section_from_dict(kind: Any, values: Mapping[str, Any]) -> Any:
-    types_of = get_type_hints(kind)
+def _section_from_dict(defaults: Any, values: Mapping[str, Any]) -> Any:
+    types_of = get_type_hints(type(defaults))
     _refuse_unknown("key", values, types_of)
-    return kind(**{name: _converted(name, value, types_of[name]) for name, value in values.items()})
+    return replace(defaults, **{name: _converted(name, value, types_of[name]) for name, value in values.items()})
 
 
 def _refuse_unknown(what: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
@@ -210,7 +240,7 @@ def _refuse_unknown(what: str, given: Mapping[str, Any], known: Mapping[str, Any
             raise ValueError(f"`{name}` is no {what} of a training configuration; {hint}")
 
 
-def _value_type(annotation: Any) -> tuple[type, bool]:
+def value_type(annotation: Any) -> tuple[type, bool]:
     """The plain type of a field, and whether it may be None."""
     if get_origin(annotation) in (Union, types.UnionType):
         return next(a for a in get_args(annotation) if a is not type(None)), True
@@ -219,7 +249,7 @@ def _value_type(annotation: Any) -> tuple[type, bool]:
 
 def _converted(name: str, value: Any, annotation: Any) -> Any:
     """A value of the field's type; YAML reads 1e-4 as text and 1 as an integer, which both are numbers here."""
-    expected, optional = _value_type(annotation)
+    expected, optional = value_type(annotation)
     if value is None and optional:
         return None
     if expected is float and isinstance(value, int | float | str) and not isinstance(value, bool):

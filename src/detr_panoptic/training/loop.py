@@ -1,16 +1,15 @@
 """The training loop: plain steps over Accelerate, each of which can be called alone.
 
 What it follows and where it differs: engine.py of facebookresearch/detr (29901c5), with losses divided by what all
-processes and accumulated batches hold together, so that neither number changes the gradient.
+processes and accumulated batches hold together, so that neither number changes the gradient; and with a place that a
+stopped run finds again.
 """
 
-import json
-import logging
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +17,27 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 
-from ..losses import LossNormalizers, loss_normalizers
+from ..losses import LossNormalizers, loss_normalizers, matching_errors
+from ..matcher import match
 from .arguments import TrainingArguments
-
-logger = logging.getLogger(__name__)
+from .checkpoints import Progress
+from .tracking import RunLog
 
 Batch = dict[str, Any]
+
+
+@dataclass
+class TrainingState:
+    """All that an update changes; prepared by the accelerator, and registered with it for checkpoints."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: LRScheduler
+    averaged: AveragedModel | None
+    """The moving average of the weights, where there is one: what is measured and saved."""
+    progress: Progress
 
 
 def window_normalizers(window: Sequence[Batch], model: nn.Module, accelerator: Accelerator) -> LossNormalizers:
@@ -46,9 +59,19 @@ def window_normalizers(window: Sequence[Batch], model: nn.Module, accelerator: A
 
 
 def train_step(
-    model: nn.Module, window: Sequence[Batch], optimizer: Optimizer, accelerator: Accelerator, *, max_grad_norm: float
+    model: nn.Module,
+    window: Sequence[Batch],
+    optimizer: Optimizer,
+    accelerator: Accelerator,
+    *,
+    max_grad_norm: float,
+    with_errors: bool = False,
 ) -> dict[str, Tensor]:
-    """One update from the batches of a window; returns detached loss terms of this process.
+    """One update from the batches of a window.
+
+    Returns:
+        Detached loss terms of this process; `gradient_norm` before clipping, of all; `with_errors` also the class and
+        cardinality errors of the last batch.
 
     Raises:
         FloatingPointError: a loss is not finite.
@@ -58,93 +81,159 @@ def train_step(
     for i, batch in enumerate(window):
         is_last = i + 1 == len(window)
         with nullcontext() if is_last else accelerator.no_sync(model):
-            inputs = {name: batch[name] for name in ("pixel_values", "pixel_mask", "labels")}
-            output = model(**inputs, normalizers=normalizers)
+            output = model(**batch, normalizers=normalizers)
             if not output.loss.isfinite():
                 image_ids = [int(target["image_id"]) for target in batch["labels"]]
                 raise FloatingPointError(f"The loss is {output.loss.item()} with the images {image_ids}.")
             accelerator.backward(output.loss)
         for name, term in {"loss": output.loss, **output.loss_dict}.items():
             terms[name] = terms.get(name, 0) + term.detach()
-    accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+    terms["gradient_norm"] = torch.as_tensor(norm).detach()
+    if with_errors:
+        terms |= prediction_errors(output, window[-1]["labels"], accelerator.unwrap_model(model).config)
     optimizer.step()
     optimizer.zero_grad()
     return terms
 
 
+@torch.no_grad()
+def prediction_errors(output: Any, labels: Sequence[dict[str, Any]], config: Any) -> dict[str, Tensor]:
+    """Class and cardinality errors of the last layer, see `matching_errors`."""
+    costs = {name: getattr(config, name) for name in ("class_cost", "bbox_cost", "giou_cost")}
+    logits = output.logits.detach()
+    (matching,) = match(logits[None], output.pred_boxes.detach()[None], labels, **costs)
+    return matching_errors(logits, labels, matching)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the loop calls at its turns; on every process."""
+
+    start_epoch: Callable[[int], None]
+    """Takes the number of an epoch before its first batch."""
+    evaluate: Callable[[], float]
+    """Returns the quality of the state as it is, and saves the model if it is the best."""
+    save: Callable[[], None]
+    """Writes a checkpoint."""
+    log: RunLog
+
+
 def train(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    optimizer: Optimizer,
-    schedule: LRScheduler,
+    state: TrainingState,
+    batches: Any,
     accelerator: Accelerator,
     arguments: TrainingArguments,
     *,
-    evaluate: Callable[[nn.Module], dict[str, float]],
-    start_epoch: Callable[[int], None],
-) -> dict[str, float]:
-    """Trains and evaluates; everything is prepared by the accelerator.
+    total_steps: int,
+    surroundings: Surroundings,
+) -> None:
+    """Trains from where the state is to the end of the run, or to a SIGTERM.
 
     Args:
-        model: the model.
-        batches: one epoch of collated batches, again at every pass.
-        optimizer: see `build_optimizer`.
-        schedule: advanced once per update.
+        state: see `TrainingState`; `progress.is_finished` tells how it ended.
+        batches: a prepared data loader: one epoch of collated batches, again at every pass.
         accelerator: knows the processes and the precision.
         arguments: settings of the run.
-        evaluate: the model to its metrics; called on every process.
-        start_epoch: called with the number of each epoch before its first batch.
-
-    Returns:
-        The metrics of the last evaluation.
+        total_steps: updates of the whole run.
+        surroundings: see `Surroundings`.
     """
-    optimization, run = arguments.optimization, arguments.run
-    step, metrics = 0, {}
-    for epoch in range(optimization.epochs):
-        model.train()
-        start_epoch(epoch)
-        started = time.perf_counter()
-        for window in _windows(batches, optimization.gradient_accumulation_steps):
-            terms = train_step(model, window, optimizer, accelerator, max_grad_norm=optimization.max_grad_norm)
-            schedule.step()
-            step += 1
-            if step % run.log_every == 0:
-                rate = schedule.get_last_lr()[0]
-                record(
-                    accelerator, run.output, {"step": step, "epoch": epoch, "rate": rate, **_mean(terms, accelerator)}
-                )
-            if step == optimization.max_steps:
-                break
-        is_last = epoch + 1 == optimization.epochs or step == optimization.max_steps
-        if is_last or (epoch + 1) % run.evaluate_every == 0:
-            seconds = time.perf_counter() - started
-            metrics = evaluate(model)
-            record(accelerator, run.output, {"step": step, "epoch": epoch, "epoch_seconds": seconds, **metrics})
-        if is_last:
+    optimization, progress = arguments.optimization, state.progress
+    with sigterm_as_trigger(accelerator):
+        while not progress.is_finished:
+            surroundings.start_epoch(progress.epoch)
+            is_stopped = train_epoch(
+                state, batches, accelerator, arguments, total_steps=total_steps, surroundings=surroundings
+            )
+            if is_stopped:
+                return
+            progress.epoch, progress.windows = progress.epoch + 1, 0
+            is_last = progress.step == total_steps
+            if is_last or progress.epoch % arguments.run.evaluate_every == 0:
+                quality = surroundings.evaluate()
+                is_better = quality > progress.best
+                progress.best = max(quality, progress.best)
+                progress.evaluations_without_gain = 0 if is_better else progress.evaluations_without_gain + 1
+                progress.is_finished = is_last or progress.evaluations_without_gain == optimization.patience
+                surroundings.save()
+
+
+def train_epoch(
+    state: TrainingState,
+    batches: Any,
+    accelerator: Accelerator,
+    arguments: TrainingArguments,
+    *,
+    total_steps: int,
+    surroundings: Surroundings,
+) -> bool:
+    """The updates of one epoch that are left to do; True if a SIGTERM ended them. Arguments as in `train`."""
+    optimization, run, progress, log = arguments.optimization, arguments.run, state.progress, surroundings.log
+    state.model.train()
+    for window in windows(batches, optimization.gradient_accumulation_steps, progress.windows, accelerator):
+        progress.step += 1
+        progress.windows += 1
+        is_logged = progress.step % run.log_every == 0
+        terms = train_step(
+            state.model,
+            window,
+            state.optimizer,
+            accelerator,
+            max_grad_norm=optimization.max_grad_norm,
+            with_errors=is_logged,
+        )
+        rate = float(state.schedule.get_last_lr()[0])
+        state.schedule.step()
+        if state.averaged is not None:
+            state.averaged.update_parameters(accelerator.unwrap_model(state.model))
+        log.advance(images=sum(len(batch["labels"]) for batch in window) * accelerator.num_processes)
+        if is_logged:
+            log.losses(progress, rate=rate, **mean_over_processes(terms, accelerator))
+        is_stopped = accelerator.check_trigger()
+        if is_stopped or progress.step % run.checkpoint_every == 0:
+            surroundings.save()
+        if is_stopped:
+            return True
+        if progress.step == total_steps:
             break
-    return metrics
+    return False
 
 
-def record(accelerator: Accelerator, output: str, values: dict[str, Any]) -> None:
-    """Prints a line of numbers on the main process, and appends it to `metrics.jsonl`."""
-    if not accelerator.is_main_process:
-        return
-    rounded = {name: round(v, 6) if isinstance(v, float) else v for name, v in values.items()}
-    folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(rounded) + "\n")
-    shown = {name: v for name, v in rounded.items() if not name[-1].isdigit()}
-    logger.info("  ".join(f"{name} {v:.4g}" if isinstance(v, float) else f"{name} {v}" for name, v in shown.items()))
-
-
-def _windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    """Consecutive lists of `size` batches; the last may be shorter."""
-    iterator = iter(batches)
+def windows(batches: Any, size: int, done: int, accelerator: Accelerator) -> Iterator[list[Batch]]:
+    """Lists of `size` consecutive batches, the last may be shorter; without the first `done` lists."""
+    iterator = iter(accelerator.skip_first_batches(batches, done * size) if done else batches)
     while window := list(islice(iterator, size)):
         yield window
 
 
-def _mean(terms: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
+def mean_over_processes(terms: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
+    """Each term's mean, on every process."""
     values = accelerator.reduce(torch.stack(list(terms.values())), reduction="mean")
     return dict(zip(terms, values.tolist(), strict=True))
+
+
+@contextmanager
+def sigterm_as_trigger(accelerator: Accelerator) -> Iterator[None]:
+    """Lets `accelerator.check_trigger` say on every process that one of them was asked to end."""
+    previous = signal.signal(signal.SIGTERM, lambda *_: accelerator.set_trigger())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+class EpochOrder(torch.utils.data.Sampler[int]):
+    """A shuffled order that is known from the seed and the epoch, so that a run that goes on finds its place."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        """Order of `count` records."""
+        self.count, self.seed, self.epoch = count, seed, 0
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        """The records' numbers in the order of the epoch."""
+        generator = torch.Generator().manual_seed((self.seed << 32) + self.epoch)
+        yield from torch.randperm(self.count, generator=generator).tolist()

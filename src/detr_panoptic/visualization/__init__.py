@@ -1,7 +1,20 @@
-"""Pictures of segmentations: overlays with labels, and annotation beside prediction."""
+"""Pictures of segmentations: overlays with labels, annotation beside prediction, pages, and where a model looks."""
 
-from .colors import color_of
+from .attention import ObjectAttention, attention_on_pixels, draw_attention
+from .colors import class_colors, color_of, shade
+from .hover import hover_figure
 from .overlays import draw_segments, draw_side_by_side
 from .placement import place_labels
 
-__all__ = ["color_of", "draw_segments", "draw_side_by_side", "place_labels"]
+__all__ = [
+    "ObjectAttention",
+    "attention_on_pixels",
+    "class_colors",
+    "color_of",
+    "draw_attention",
+    "draw_segments",
+    "draw_side_by_side",
+    "hover_figure",
+    "place_labels",
+    "shade",
+]

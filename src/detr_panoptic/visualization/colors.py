@@ -1,25 +1,37 @@
-"""Colors of segments, computed from the label id alone, so that a class looks the same in every picture.
+"""Colors of segments: a color per class, a shade of it per instance.
 
-Hues step by the golden ratio around OKLCH, the polar form of the perceptual space OKLab, so that each further class
-gets a hue far from those before it. Lightness steps as well: hues that a color-blind reader confuses mostly differ in
-brightness.
+The classes of COCO have COCO's own colors. Those of other data are computed from the label id alone, so that a class
+looks the same in every picture: hues step by the golden ratio around OKLCH, the polar form of the perceptual space
+OKLab, so that each further class gets a hue far from those before it. Lightness steps as well: hues that a color-blind
+reader confuses mostly differ in brightness.
 OKLab and its matrices: Björn Ottosson, "A perceptual color space for image processing", 2020.
 """
 
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from functools import cache
+from typing import Any
 
 import numpy as np
 
+from ..convert_config import UNUSED
+from .coco_colors import COCO_COLORS
+
+Color = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
+
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 PLASTIC_NUMBER = 1.324717957244746  # the golden ratio's counterpart in two dimensions
-FIRST_HUE = 0.70  # of a turn: label 0, a person in COCO, is blue, which stands out from skin, grass and wood
+FIRST_HUE = 0.70  # of a turn: label 0, often a person, is blue, which stands out from skin, grass and wood
 CLASS_LIGHTNESS = (
     0.66,
     0.80,
     0.73,
 )  # three levels, so that neighbors in hue (3, 5 or 8 ids apart) mostly differ in it
 INSTANCE_LIGHTNESS = 0.28  # width of the band in which instances of one class differ
-INSTANCE_HUE = 0.16  # of a turn, the same: small enough to keep the class recognizable
+INSTANCE_HUE = 0.10  # of a turn, the same: small enough to keep the class recognizable
+DARKEST, BRIGHTEST = 0.26, 0.96  # lightness: where that band would be beyond, it lies
+DISTANCE = 0.06  # above or below the class's own lightness, by this
 CHROMA = 0.15
 
 OKLAB_TO_LMS = np.array(
@@ -38,29 +50,69 @@ LMS_TO_LINEAR_RGB = np.array(
 )
 
 
-@cache
-def color_of(label_id: int, instance: int = 0) -> tuple[int, int, int]:
-    """The color of one segment: its hue tells the class, its shade the instance.
+def class_colors(id2label: Mapping[int, str]) -> dict[int, Color]:
+    """A color for each class.
 
     Args:
-        label_id: class of the segment, from 0.
-        instance: number of the segment among those of its class in the picture, from 0.
+        id2label: name of each label id of a model or dataset. Pass all of them: COCO's colors are taken if every
+            class is one of COCO's, whatever its label id; numbers without a class, which converted checkpoints have,
+            do not count.
 
     Returns:
-        Red, green and blue, 0 to 255.
+        The color of each label id.
     """
-    if label_id < 0 or instance < 0:
-        raise ValueError(f"`label_id` and `instance` must not be negative, got {label_id} and {instance}.")
+    used = [name for name in id2label.values() if not name.startswith(UNUSED.format(""))]
+    if used and COCO_COLORS.keys() >= set(used):
+        return {label_id: COCO_COLORS.get(name) or color_of(label_id) for label_id, name in id2label.items()}
+    return {label_id: color_of(label_id) for label_id in id2label}
+
+
+def segment_colors(segments: Iterable[Mapping[str, Any]], id2label: Mapping[int, str]) -> list[Color]:
+    """A color per segment; the segments of a class have its shades in the order given."""
+    of_class = class_colors(id2label)
+    seen: defaultdict[int, int] = defaultdict(int)
+    colors = []
+    for segment in segments:
+        label_id = int(segment["label_id"])
+        colors.append(shade(of_class[label_id], seen[label_id]))
+        seen[label_id] += 1
+    return colors
+
+
+@cache
+def color_of(label_id: int) -> Color:
+    """The computed color of a class, given its label id, from 0."""
+    if label_id < 0:
+        raise ValueError(f"`label_id` must not be negative, got {label_id}.")
+    return _oklch_to_rgb(CLASS_LIGHTNESS[label_id % len(CLASS_LIGHTNESS)], CHROMA, FIRST_HUE + label_id * GOLDEN_RATIO)
+
+
+@cache
+def shade(color: Color, instance: int) -> Color:
+    """The color of one of several segments of a class.
+
+    Args:
+        color: of the class.
+        instance: number of the segment among those of its class in the picture; the first, 0, has the class's color.
+    """
+    if instance < 0:
+        raise ValueError(f"`instance` must not be negative, got {instance}.")
+    if instance == 0:
+        return color
     # The R2 sequence (Martin Roberts, 2018): points that stay far from each other in the plane of lightness and hue,
     # however many; shifted so that the first instance has the plain color of its class.
-    lightness = CLASS_LIGHTNESS[label_id % len(CLASS_LIGHTNESS)]
+    lightness, chroma, hue = _rgb_to_oklch(color)
+    half = INSTANCE_LIGHTNESS / 2
+    if lightness < DARKEST + half:
+        lightness += half + DISTANCE
+    elif lightness > BRIGHTEST - half:
+        lightness -= half + DISTANCE
     lightness += INSTANCE_LIGHTNESS * ((0.5 + instance / PLASTIC_NUMBER) % 1 - 0.5)
-    hue = FIRST_HUE + label_id * GOLDEN_RATIO
     hue += INSTANCE_HUE * ((0.5 + instance / PLASTIC_NUMBER**2) % 1 - 0.5)
-    return _oklch_to_rgb(lightness, CHROMA, hue)
+    return _oklch_to_rgb(lightness, chroma, hue)
 
 
-def _oklch_to_rgb(lightness: float, chroma: float, hue: float) -> tuple[int, int, int]:
+def _oklch_to_rgb(lightness: float, chroma: float, hue: float) -> Color:
     """OKLCH to 8-bit sRGB, with as much of the chroma as the screen can show; hue in turns."""
     angle = 2 * np.pi * hue
     direction = np.array([0.0, np.cos(angle), np.sin(angle)])
@@ -73,3 +125,12 @@ def _oklch_to_rgb(lightness: float, chroma: float, hue: float) -> tuple[int, int
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     red, green, blue = (int(value) for value in np.rint(255 * srgb))
     return red, green, blue
+
+
+def _rgb_to_oklch(color: Color) -> tuple[float, float, float]:
+    """8-bit sRGB to lightness, chroma and hue in turns."""
+    srgb = np.array(color) / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    lms = np.linalg.solve(LMS_TO_LINEAR_RGB, linear)
+    lightness, a, b = np.linalg.solve(OKLAB_TO_LMS, np.cbrt(lms))
+    return float(lightness), float(np.hypot(a, b)), float(np.arctan2(b, a) / (2 * np.pi))

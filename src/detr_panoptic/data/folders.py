@@ -1,0 +1,125 @@
+"""Files of datasets: names that stay in their folder, pictures and maps of the same name, lists of categories."""
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from ..categories import Categories
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+CATEGORIES_FILE = "categories.json"
+
+_logger = logging.getLogger(__name__)
+
+
+def path_inside(folder: Path, file_name: str, where: str) -> Path:
+    """Absolute path of a name in a folder.
+
+    The check is on the text of the name: single files that are symbolic links to another disk are common and fine.
+
+    Args:
+        folder: that must not be left.
+        file_name: with either kind of slash.
+        where: of the error.
+
+    Raises:
+        ValueError: the name is absolute, or climbs.
+    """
+    name = PureWindowsPath(file_name)  # reads both kinds of slash
+    if name.anchor or ".." in name.parts:
+        raise ValueError(f"{where}: expected a file name inside {folder}, got {file_name!r}.")
+    return (folder / file_name).absolute()
+
+
+def file_inside(folder: Path, file_name: str, where: str) -> Path:
+    """`path_inside` of a file that must exist."""
+    path = path_inside(folder, file_name, where)
+    if not path.is_file():
+        raise ValueError(f"{where}: expected the file {path}, which does not exist.")
+    return path
+
+
+def first_existing(paths: Sequence[Path], *, hint: str = "") -> Path:
+    """The first of some paths that exists.
+
+    Raises:
+        ValueError: none does; names them all, and adds the hint.
+    """
+    for path in paths:
+        if path.exists():
+            return path
+    looked_for = " or ".join(str(path) for path in paths)
+    raise ValueError(f"Expected {looked_for} to exist, found neither file nor folder.{hint}")
+
+
+def pictures_below(folder: Path) -> list[str]:
+    """Names of all pictures in a folder and its subfolders, relative to it, sorted."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if is_picture(path))
+    return sorted(names)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file's ending is that of a picture, and it is not one of the system's hidden copies."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def paired_by_name(image_names: Iterable[str], map_names: Iterable[str], *, where: str) -> list[tuple[str, str]]:
+    """Pictures and maps whose names differ in the ending only, in the order of the maps.
+
+    Raises:
+        ValueError: a map has no picture, or two pictures share a name.
+    """
+    images: dict[str, str] = {}
+    for name in image_names:
+        stem = name.rpartition(".")[0]
+        if stem in images:
+            raise ValueError(f"{where}: expected one picture of each name, got {images[stem]!r} and {name!r}.")
+        images[stem] = name
+    pairs = []
+    for name in map_names:
+        image = images.pop(name.rpartition(".")[0], None)
+        if image is None:
+            raise ValueError(f"{where}: expected a picture for each map, found none for {name!r}.")
+        pairs.append((image, name))
+    if images:
+        _logger.warning("%s: %d pictures have no map and are left out, %r first.", where, len(images), min(images))
+    return pairs
+
+
+def read_categories(path: Path, *, kind_needed: bool = True) -> Categories:
+    """Labels of a JSON file: a list of {id, name, isthing}, or one under the key `categories`, as COCO's files have.
+
+    Args:
+        path: the file.
+        kind_needed: False: what has no `isthing` is stuff.
+
+    Raises:
+        ValueError: the file is missing or something else; names it.
+    """
+    entries = read_json(path)
+    if isinstance(entries, dict):
+        entries = entries.get("categories")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{path} must hold a list of categories {{id, name, isthing}}, got {str(entries)[:80]}.")
+    if not kind_needed:
+        entries = [{"isthing": 0, **entry} for entry in entries]
+    try:
+        return Categories.from_coco(entries)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: it is missing, or no JSON; names it.
+    """
+    if not path.is_file():
+        raise ValueError(f"Expected the file {path}, which does not exist.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON: {error}") from error

@@ -1,0 +1,179 @@
+"""Readers of maps whose pixels hold classes: with instances in a second channel, or without.
+
+  two-channel   red is the class, green tells instances of one class apart, blue is 0 (or two channels: LA pictures)
+  semantic      one channel; each class of a picture is one segment, so that things cannot be told apart
+
+The values are category ids of `categories.json`; 0 and 255 are void where they are none of them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as PILImage
+
+from ..categories import Categories
+from .folders import CATEGORIES_FILE, first_existing, paired_by_name, pictures_below, read_categories
+from .lazy_records import RawRecords, file_image_id, make_record, name_of, opened
+from .records import Record, measure_segments
+
+TWO_CHANNEL, SEMANTIC = "two-channel", "semantic"
+MAP_FOLDERS = ("maps", "annotations", "labels", "masks")
+VOID_VALUES = (0, 255)  # what annotation tools write where there is no class
+MAP_FEATURES = Features(
+    # The map keeps its mode: as RGB, a palette's colors would be taken for values.
+    {"image": Image(mode="RGB"), "image_id": Value("int64"), "file_name": Value("string"), "segmentation": Image()}
+)
+
+
+def find_maps(folder: Path, split: str | None) -> tuple[Path, Path] | None:
+    """The folders of pictures and of maps: `images/` and one of `MAP_FOLDERS`; None if there are none.
+
+    With a split, `images/SPLIT` and `maps/SPLIT`, or `SPLIT/images` and `SPLIT/maps`.
+    """
+    for name in MAP_FOLDERS:
+        pairs = [(folder / "images", folder / name)]
+        if split is not None:
+            images, maps = pairs[0]
+            pairs = [(images / split, maps / split), (folder / split / "images", folder / split / name)]
+        for images, maps in pairs:
+            if images.is_dir() and maps.is_dir():
+                return images, maps
+    return None
+
+
+def kind_of_maps(maps: Path) -> str:
+    """`TWO_CHANNEL` or `SEMANTIC`, after the first map of a folder.
+
+    Raises:
+        ValueError: there is no map.
+    """
+    names = pictures_below(maps)
+    if not names:
+        raise ValueError(f"Expected maps in {maps}, found no picture.")
+    with PILImage.open(maps / names[0]) as picture:
+        if picture.mode == "LA":
+            return TWO_CHANNEL
+        return SEMANTIC if picture.mode != "RGB" or _is_gray(np.asarray(picture)) else TWO_CHANNEL
+
+
+def raw_label_maps(folder: Path, *, split: str | None, limit: int | None, kind: str) -> RawRecords:
+    """Pictures and maps of the same name, in the order of their names.
+
+    Raises:
+        ValueError: folders or categories are missing, or a map has no picture.
+    """
+    found = find_maps(folder, split)
+    if found is None:
+        below = "" if split is None else f" with a folder {split!r} in each, or both in {folder / split}"
+        raise ValueError(f"Expected {folder / 'images'} and one of {', '.join(MAP_FOLDERS)} beside it{below}.")
+    images, maps = found
+    categories = read_categories(
+        first_existing([parent / CATEGORIES_FILE for parent in (folder, images.parent)]), kind_needed=kind != SEMANTIC
+    )
+    pairs = paired_by_name(pictures_below(images), pictures_below(maps)[:limit], where=str(folder))
+    return RawRecords(rows_of_files(images, maps, pairs), categories, LabelMapDecoder(categories, kind))
+
+
+def rows_of_files(images: Path, maps: Path, pairs: list[tuple[str, str]]) -> Dataset:
+    """Raw rows of pictures and maps, named relative to their folders."""
+    columns: dict[str, list[Any]] = {
+        "image": [str((images / image).absolute()) for image, _ in pairs],
+        "image_id": [file_image_id(image) for image, _ in pairs],
+        "file_name": [image for image, _ in pairs],
+        "segmentation": [str((maps / name).absolute()) for _, name in pairs],
+    }
+    return Dataset.from_dict(columns, features=MAP_FEATURES)
+
+
+@dataclass(frozen=True)
+class LabelMapDecoder:
+    """Makes a record of a picture and its map of classes.
+
+    Args:
+        categories: their category ids are the values of the map.
+        kind: `TWO_CHANNEL` or `SEMANTIC`.
+    """
+
+    categories: Categories
+    kind: str
+
+    def __call__(self, row: Record) -> Record:
+        """Make the record; ids run from 1, by class and instance.
+
+        Raises:
+            ValueError: the map is of another kind, or has an unknown class; names the picture.
+        """
+        read = _two_channels if self.kind == TWO_CHANNEL else _one_channel
+        ids, segments = label_segments(*read(opened(row["segmentation"]), row), self.categories, row)
+        return make_record(row, ids, measure_segments(ids, segments))
+
+
+def label_segments(
+    classes: np.ndarray, instances: np.ndarray, categories: Categories, row: Record
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Id map and segments: one for each class and instance of things, one for each class of stuff.
+
+    Args:
+        classes: (H, W) category ids.
+        instances: (H, W) numbers that tell the instances of a class apart; of stuff they mean nothing.
+        categories: of the values.
+        row: the raw row, for the error.
+
+    Returns:
+        (H, W) int64 ids from 1 in the order of category id and instance, 0 is void; and the entries.
+
+    Raises:
+        ValueError: a class is unknown and not one of `VOID_VALUES`.
+    """
+    labels = dict(zip(categories.category_ids, range(len(categories)), strict=True))
+    present = np.unique(classes).tolist()
+    unknown = [value for value in present if value not in labels and value not in VOID_VALUES]
+    if unknown:
+        raise ValueError(
+            f"{name_of(row)}: the map has the classes {unknown[:8]}, expected category ids out of "
+            f"{sorted(labels)[:40]}; {' and '.join(map(str, VOID_VALUES))} are void."
+        )
+    void = np.isin(classes, [value for value in present if value not in labels])
+    is_stuff = np.isin(classes, [labels_id for labels_id, label in labels.items() if not categories.is_thing[label]])
+    # int64: a 16-bit class and a 32-bit instance in one number.
+    codes = (classes.astype(np.int64) + 1) << 32 | np.where(is_stuff, 0, instances)
+    values, inverse = np.unique(np.where(void, 0, codes), return_inverse=True)
+    first_id = int(values[0] != 0)  # without void, ids begin at 1 too
+    segments = [
+        {"id": index, "label_id": labels[(value >> 32) - 1], "iscrowd": 0}
+        for index, value in enumerate(values.tolist(), start=first_id)
+        if value
+    ]
+    return inverse.reshape(classes.shape) + first_id, segments
+
+
+def _two_channels(picture: PILImage.Image, row: Record) -> tuple[np.ndarray, np.ndarray]:
+    values = np.asarray(picture)
+    if picture.mode == "RGB" and not values[..., 2].any():
+        return values[..., 0], values[..., 1]
+    if picture.mode == "LA":
+        return values[..., 0], values[..., 1]
+    got = f"mode {picture.mode}" + (" with blue" if picture.mode == "RGB" else "")
+    raise ValueError(
+        f"{name_of(row)}: a two-channel map must be RGB, red for the class, green for the instance and no blue, "
+        f"got {got}."
+    )
+
+
+def _one_channel(picture: PILImage.Image, row: Record) -> tuple[np.ndarray, np.ndarray]:
+    values = np.asarray(picture)
+    if picture.mode == "RGB" and _is_gray(values):
+        values = values[..., 0]
+    if values.ndim != 2 or values.dtype.kind not in "iub":
+        raise ValueError(
+            f"{name_of(row)}: a semantic map must hold one class per pixel, in one channel or as a palette picture, "
+            f"got colors (mode {picture.mode})."
+        )
+    return values, np.zeros_like(values)
+
+
+def _is_gray(colors: np.ndarray) -> bool:
+    return bool((colors == colors[..., :1]).all())

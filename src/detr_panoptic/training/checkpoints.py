@@ -1,0 +1,186 @@
+"""The output folder of a run: who may write there, and what is always whole.
+
+    output/                     the best model so far and its image processor: what `from_pretrained` reads
+    output/checkpoints/step_N/  everything that the run needs to go on: weights, optimizer, random numbers, place
+    output/training.yaml        the settings; output/metrics.jsonl, the numbers
+
+A file or folder gets its name when all of it is on the disk: a run that is killed, or finds the disk full, leaves what
+was there before.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import Accelerator
+
+from .arguments import TrainingArguments
+
+CHECKPOINTS = "checkpoints"
+STEP_PREFIX = "step_"
+PARTIAL_PREFIX = ".partial_"
+SETTINGS = "training.yaml"
+METRICS = "metrics.jsonl"
+LOCK = ".lock"
+
+
+@dataclass
+class Progress:
+    """Where a run is; part of every checkpoint."""
+
+    step: int = 0
+    """Updates."""
+    epoch: int = 0
+    """Passes over the data that are complete."""
+    windows: int = 0
+    """Updates of the pass that is not."""
+    best: float = float("-inf")
+    """Of the quality that evaluations return."""
+    evaluations_without_gain: int = 0
+    metrics_bytes: int = 0
+    """Length of `metrics.jsonl`: what comes after was written by updates that are done again."""
+    num_processes: int = 1
+    is_finished: bool = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What Accelerate saves."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+@contextmanager
+def claim_output(folder: Path) -> Iterator[None]:
+    """Makes the folder and holds it for this process; the lock ends with the process, however it ends.
+
+    Raises:
+        OSError: the folder cannot be written to.
+        ValueError: another run holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as file:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not inherited by data workers
+            except BlockingIOError as error:
+                raise ValueError(f"`output` {folder} belongs to another run that is still going on.") from error
+        yield
+
+
+def open_run(folder: Path, arguments: TrainingArguments, *, overwrite: bool = False) -> None:
+    """Finds a run to go on with, or makes room for a new one, and writes down its settings.
+
+    Raises:
+        ValueError: the folder holds another model, or a run whose settings were others.
+    """
+    if overwrite:
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        for name in (SETTINGS, METRICS):
+            (folder / name).unlink(missing_ok=True)
+    elif (folder / SETTINGS).is_file():
+        earlier = TrainingArguments.from_dict(yaml.safe_load((folder / SETTINGS).read_text()))
+        differences = arguments.differences(earlier)
+        if differences:
+            raise ValueError(
+                f"`output` {folder} holds a run with other settings: {', '.join(differences)}. Start it again as it "
+                "was, name another folder, or throw it away with --overwrite."
+            )
+    elif (folder / "config.json").is_file():
+        raise ValueError(f"`output` {folder} holds a model that is no run of this command: name another folder.")
+    for leftover in (folder / CHECKPOINTS).glob(PARTIAL_PREFIX + "*"):
+        shutil.rmtree(leftover)
+    write_whole(folder / SETTINGS, yaml.safe_dump(arguments.to_dict(), sort_keys=False))
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, *, keep: int) -> None:
+    """Writes a folder beside the earlier ones and drops the oldest beyond `keep`; called on every process.
+
+    Raises:
+        OSError: it could not be written; what was there before is still there.
+    """
+    metrics, checkpoints = folder / METRICS, folder / CHECKPOINTS
+    progress.metrics_bytes = metrics.stat().st_size if metrics.is_file() else 0
+    # At the end of a pass there may be two with one step: before the evaluation, and after it.
+    name = f"{progress.step:08d}" + ("" if progress.windows else f"_epoch_{progress.epoch}")
+    partial, final = checkpoints / (PARTIAL_PREFIX + name), checkpoints / (STEP_PREFIX + name)
+    try:
+        accelerator.save_state(str(partial))
+        accelerator.wait_for_everyone()
+        if not accelerator.is_main_process:
+            return
+        sync([*partial.iterdir(), *([metrics] if metrics.is_file() else [])])
+        partial.rename(final)
+        sync([checkpoints])
+    except Exception as error:  # torch, safetensors and the system each have their own for a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise OSError(
+            f"The checkpoint of step {progress.step} could not be written to {checkpoints}: {reason} "
+            "What was saved before is whole: make room, and start the same command again."
+        ) from error
+    for old in sorted(checkpoints.glob(STEP_PREFIX + "*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress) -> None:
+    """Takes up the run where its last checkpoint left it, if there is one; called on every process.
+
+    Raises:
+        ValueError: it was another number of processes, so that an update had other images.
+    """
+    found = sorted((folder / CHECKPOINTS).glob(STEP_PREFIX + "*"))
+    num_processes = accelerator.num_processes
+    if found:
+        accelerator.load_state(str(found[-1]))
+        if progress.num_processes != num_processes:
+            raise ValueError(
+                f"`output` {folder} holds a run of {progress.num_processes} processes; this one has {num_processes}."
+            )
+    progress.num_processes = num_processes
+    metrics = folder / METRICS
+    if accelerator.is_main_process and metrics.is_file():
+        os.truncate(metrics, min(progress.metrics_bytes, metrics.stat().st_size))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is never seen in part."""
+    partial = path.with_name(PARTIAL_PREFIX + path.name)
+    partial.write_text(text, encoding="utf-8")
+    sync([partial])
+    partial.replace(path)
+
+
+@contextmanager
+def whole_files(folder: Path) -> Iterator[Path]:
+    """A folder to write files into, which replace those of `folder` when all are there."""
+    partial = folder / (PARTIAL_PREFIX + "files")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        sync(partial.iterdir())
+        for path in partial.iterdir():
+            path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sync(paths: Iterable[Path]) -> None:
+    """Waits until files, or the names in folders, are on the disk."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,138 @@
+"""What the documents show works: their Python blocks run, their command lines are run or at least understood."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from transformers import DetrConfig, DetrForSegmentation, DetrImageProcessor
+
+from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
+from detr_panoptic.cli import build_parser, main
+from detr_panoptic.data import make_scene, scenes_dataset
+from detr_panoptic.data.scenes import SCENE_CATEGORIES
+from detr_panoptic.data.writing import save_dataset, write_coco_panoptic_dataset
+from tests.conftest import build_tiny
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PUBLISHED = "facebook/detr-resnet-50-panoptic"
+OPEN_ENDED = ("…", "$", "...")  # lines with a gap for the reader to fill
+
+
+class Block(NamedTuple):
+    """A fenced block of a document."""
+
+    document: Path
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.document.name}:{self.line}"
+
+
+def blocks(*languages: str) -> list[Block]:
+    pattern = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
+    texts = {document: document.read_text() for document in DOCUMENTS}
+    return [
+        Block(document, text[: match.start()].count("\n") + 1, match[1], match[2])
+        for document, text in texts.items()
+        for match in pattern.finditer(text)
+        if match[1] in languages
+    ]
+
+
+def commands() -> list:
+    """Every line that calls the program or one of its scripts, as the words after `detr-panoptic`."""
+    found = []
+    for block in blocks("bash"):
+        for line in block.text.replace("\\\n", " ").splitlines():
+            for part in re.split(r"&&|\|(?!\|)", line.partition("  #")[0]):
+                words = shlex.split(part, comments=True)
+                if any(gap in part for gap in OPEN_ENDED) or not words:
+                    continue
+                script = re.search(r"scripts/(\w+)\.py", part)
+                if words[0] == "detr-panoptic":
+                    found.append(pytest.param(words[1:], id=f"{block}: {' '.join(words[:3])}"))
+                elif words[0] == "accelerate" and script:
+                    rest = words[words.index(script[0]) + 1 :]
+                    found.append(pytest.param([script[1], *rest], id=f"{block}: {script[0]}"))
+    return found
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory) -> Path:
+    """What the examples name: a model, photographs, data in COCO's panoptic layout, a published checkpoint."""
+    folder = tmp_path_factory.mktemp("shelf")
+    classes = {
+        "id2label": SCENE_CATEGORIES.id2label,
+        "label2id": {name: label for label, name in SCENE_CATEGORIES.id2label.items()},
+        "stuff_label_ids": SCENE_CATEGORIES.stuff_label_ids,
+        "category_ids": list(SCENE_CATEGORIES.category_ids),
+    }
+    model = build_tiny(num_labels=len(SCENE_CATEGORIES), **classes)
+    model.save_pretrained(folder / "my_model")
+    size = {"shortest_edge": 64, "longest_edge": 96}
+    DetrPanopticImageProcessor.for_model(model.config, size=size).save_pretrained(folder / "my_model")
+    picture = make_scene(5, height=64, width=96)["image"]
+    picture.save(folder / "photo.jpg")
+    (folder / "holiday").mkdir()
+    picture.save(folder / "holiday" / "beach.jpg")
+    for place in ("photos", "maps"):
+        (folder / place).mkdir()
+        picture.save(folder / place / "1.jpg")
+        picture.save(folder / place / "1.png")
+    scenes = scenes_dataset(3, height=64, width=96)
+    for place in ("my_data", "my_data/train", "my_data/held_out"):
+        write_coco_panoptic_dataset(folder / place, scenes, SCENE_CATEGORIES)
+    save_dataset(folder / "OUT", scenes, SCENE_CATEGORIES)
+    config = DetrConfig(
+        d_model=64, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32,
+        encoder_attention_heads=8, decoder_attention_heads=8, num_queries=5, num_labels=250,
+    )  # fmt: skip
+    DetrForSegmentation(config).save_pretrained(folder / PUBLISHED)
+    DetrImageProcessor(size=size).save_pretrained(folder / PUBLISHED)
+    return folder
+
+
+@pytest.fixture
+def workplace(shelf, tmp_path, monkeypatch) -> Path:
+    """A folder from which relative names reach what the examples name, and where they may write."""
+    for path in shelf.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("words", commands())
+def test_command_lines_are_understood(words):
+    build_parser().parse_args(words)  # leaves with an error otherwise
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # two workers, on a machine with one core
+@pytest.mark.parametrize("words", [p for p in commands() if "README" in p.id])
+def test_command_lines_of_the_readme_run(words):
+    if words[0] == "train":
+        words = [*words, "--dry-run"]  # reads the data and builds the model; the training has its own tests
+    assert main(words) == 0
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.filterwarnings("ignore:.pin_memory. argument is set")  # by Trainer, on a machine without a GPU
+@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def test_python_blocks_run(block, monkeypatch):
+    monkeypatch.setattr("datasets.Dataset.push_to_hub", lambda *_: None)  # needs the network and an account
+    monkeypatch.setattr(
+        "transformers.Trainer.train", lambda _: None
+    )  # an hour; tests/end_to_end/test_trainer.py trains
+    exec(compile(block.text, str(block), "exec"), {"__name__": str(block)})
+
+
+def test_a_loaded_example_is_the_model(workplace):
+    """The published name in the examples leads to a real conversion here, not to the network."""
+    model = DetrPanopticForSegmentation.from_pretrained(PUBLISHED)
+    assert (workplace / PUBLISHED).is_dir()
+    assert model.config.id2label[1] == "person"
