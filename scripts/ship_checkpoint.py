@@ -1,17 +1,20 @@
 """Put a trained folder into the package, in half precision: what `detr-panoptic demo` loads.
 
-python scripts/ship_checkpoint.py outputs/scenes
+python scripts/ship_checkpoint.py outputs/scenes_256
+
+Scores are those of the paper's weight of "no object" (0.1), whatever the training's: a weighted cross-entropy is least
+where the probabilities are the true ones times the weights, so another weight is another bias of that class.
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
-
-import torch
 
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.commands.demo import SHIPPED_MODEL
 
+PAPER_EOS_COEFFICIENT = 0.1
 CODE_SUFFIX = ".py"  # the package has its own code: what is saved beside the weights for the Hub stays out
 
 
@@ -20,7 +23,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="output of a training run")
     source = parser.parse_args().folder
-    model = DetrPanopticForSegmentation.from_pretrained(source, dtype=torch.float16)
+    model = DetrPanopticForSegmentation.from_pretrained(source)
+    model.class_head.bias.data[-1] += math.log(PAPER_EOS_COEFFICIENT / model.config.eos_coefficient)
+    model.config.eos_coefficient = PAPER_EOS_COEFFICIENT
+    model.half()
     model.save_pretrained(SHIPPED_MODEL)
     DetrPanopticImageProcessor.from_pretrained(source).save_pretrained(SHIPPED_MODEL)
     for path in SHIPPED_MODEL.iterdir():

@@ -1,5 +1,6 @@
 """`detr-panoptic explain`: the model's own attention, for the right query and over the right pixels."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,20 @@ def test_any_query_can_be_explained_with_its_own_mask(model):
         assert attention.mask.shape == (106, 142)
         assert abs(attention.mask.mean() - float((logits > 0).float().mean())) < 0.03
         assert np.array_equal(attention.mask_maps, explanation.outputs.mask_attentions[0, query])
+
+
+def test_a_query_that_sees_no_object_has_a_mask_all_the_same(model):
+    blind = copy.deepcopy(model)
+    with torch.no_grad():
+        blind.class_head.bias[-1] += 1e4
+    explanation = explained(blind, all_masks=True)
+    assert not explanation.segments_info
+    seen = explained(model, all_masks=True)
+    for query in range(NUM_QUERIES):
+        attention = explanation.of_query(query)
+        assert attention.subtitle.endswith("no object with 1.00")
+        assert np.array_equal(attention.mask, seen.of_query(query).mask)
+    assert any(explanation.of_query(query).mask.any() for query in range(NUM_QUERIES))
 
 
 def test_files_hold_a_sheet_per_segment_and_a_page_with_all(tmp_path, model, folder, picture, capsys):

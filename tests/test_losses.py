@@ -4,9 +4,8 @@ from torch.nn import functional as F  # noqa: N812
 
 import detr_panoptic.losses as losses
 from detr_panoptic.losses import (
+    FocalAndDice,
     classification_loss,
-    dice_loss,
-    focal_loss,
     loss_normalizers,
     mask_losses,
 )
@@ -15,6 +14,20 @@ from tests.conftest import build_tiny
 
 CANVAS = (52, 68)
 SIZES = [(52, 44), (40, 68)]
+
+
+def focal_loss(logits, targets, alpha=0.25, gamma=2):
+    """As the reference writes it: (P,) and (P,) to a number."""
+    probs = logits.sigmoid()
+    right = probs * targets + (1 - probs) * (1 - targets)
+    weights = alpha * targets + (1 - alpha) * (1 - targets)
+    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return (weights * entropy * (1 - right) ** gamma).mean(-1)
+
+
+def dice_loss(logits, targets):
+    probs = logits.sigmoid()
+    return 1 - (2 * (probs * targets).sum(-1) + 1) / (probs.sum(-1) + targets.sum(-1) + 1)
 
 
 def mask_problem(requires_grad=False):
@@ -33,6 +46,28 @@ def all_masks(**options):
     return mask_losses(
         logits, labels, matching, canvas_size=CANVAS, image_sizes=SIZES, num_targets=torch.tensor(1.0), **options
     )
+
+
+def test_the_written_gradient_of_the_mask_losses_is_that_of_their_formulas():
+    generator = torch.Generator().manual_seed(3)
+    logits = (6 * torch.randn(5, 67, generator=generator, dtype=torch.float64)).requires_grad_()
+    targets = (torch.rand(5, 67, generator=generator) > 0.7).double()
+    targets[4] = 0
+    weights = torch.rand(2, 5, generator=generator, dtype=torch.float64)
+    results = []
+    for losses_of in (FocalAndDice.apply, lambda *pair: (focal_loss(*pair), dice_loss(*pair))):
+        values = torch.stack(losses_of(logits, targets))
+        results.append((values, torch.autograd.grad((weights * values).sum(), logits)[0]))
+    torch.testing.assert_close(*results, atol=1e-14, rtol=1e-12)
+
+
+def test_extreme_logits_have_finite_losses_and_gradients():
+    logits = torch.tensor([[-1e4, 1e4, -90.0, 90.0]]).requires_grad_()
+    values = FocalAndDice.apply(logits, torch.tensor([[1.0, 0.0, 0.0, 1.0]]))
+    gradient = torch.autograd.grad(sum(values).sum(), logits)[0]
+    assert torch.stack(values).isfinite().all()
+    assert gradient.isfinite().all()
+    assert gradient[0, 0] < 0 < gradient[0, 1]  # the two that are wrong still pull
 
 
 def test_padding_is_not_background():

@@ -107,6 +107,25 @@ def test_the_panel_of_a_head_is_its_own_map():
         assert abs(xs.max() + 1 - 160 * scale_x) < 1.5
 
 
+def test_panels_of_the_decoder_are_those_of_the_chosen_layer_and_head():
+    image, of_object = photograph(), attention()
+    panels = Panels(image, of_object)
+    _, _, layers, heads = panels.of_all_heads(2)
+    assert heads.heading.endswith("layer 2")
+    for number, (caption, picture) in enumerate(heads.pictures):
+        values = of_object.cross_maps[1, number]
+        assert caption == f"head {number + 1}: {100 * values.max():.{0 if values.max() >= 0.1 else 1}f} %"
+        assert np.array_equal(pixels(picture), pixels(panels.heat(values, heads.columns)))
+    for number, (_, picture) in enumerate(layers.pictures):
+        mean = of_object.cross_maps[number].mean(0)
+        assert np.array_equal(pixels(picture), pixels(panels.heat(mean, layers.columns)))
+    overview, layers = panels.of_one_head(4)
+    assert np.array_equal(pixels(overview.pictures[1][1]), pixels(panels.heat(of_object.mask_maps[3], 2)))
+    for number, (_, picture) in enumerate(layers.pictures):
+        expected = panels.heat(of_object.cross_maps[number, 3], layers.columns)
+        assert np.array_equal(pixels(picture), pixels(expected))
+
+
 def test_shares_of_the_heads_add_up():
     heads = Panels(photograph(), attention()).mask_head_row().pictures
     shares = [float(caption.split(": ")[1].removesuffix(" %")) for caption, _ in heads]

@@ -5,7 +5,8 @@ Follows SetCriterion of models/detr.py and the mask losses of models/segmentatio
   * padding does not count as background in the mask losses; `count_padding=True` counts it as the reference does;
   * everything is float32 at least;
   * the normalizers come in as values: the training loop knows the other processes, this file does not;
-  * masks are upsampled image by image in chunks, and the backward pass makes each chunk again instead of keeping it.
+  * masks are upsampled image by image in chunks, and the backward pass makes each chunk again instead of keeping it;
+  * the gradient of the mask losses is written out.
 
 Legend: B images, Q queries, K labels, L decoder layers, N matched pairs, T targets of one image, (H, W) the canvas.
 """
@@ -21,8 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from .box_ops import at_least_float32, cxcywh_to_xyxy, generalized_iou
 from .matcher import Matching
 
-FOCAL_ALPHA = 0.25  # arXiv 1708.02002
-FOCAL_GAMMA = 2.0
+FOCAL_ALPHA = 0.25  # arXiv 1708.02002; its gamma is 2
 MASK_PIXELS_PER_CHUNK = 1 << 22
 """Upsampled mask logits that exist at a time: 16 MiB in float32, a few times that with the loss around them."""
 
@@ -90,22 +90,44 @@ def box_losses(
     }
 
 
-def focal_loss(mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
-    """Focal loss of each mask, the mean over its pixels: (N, P) logits and {0, 1} targets to (N,)."""
-    probs = mask_logits.sigmoid()
-    cross_entropy = F.binary_cross_entropy_with_logits(mask_logits, mask_targets, reduction="none")
-    right = probs * mask_targets + (1 - probs) * (1 - mask_targets)
-    alpha = FOCAL_ALPHA * mask_targets + (1 - FOCAL_ALPHA) * (1 - mask_targets)
-    return (alpha * cross_entropy * (1 - right) ** FOCAL_GAMMA).mean(-1)
+class FocalAndDice(torch.autograd.Function):
+    """Focal loss, the mean over a mask's pixels, and soft Dice of each mask, with the gradient written out.
 
+    With a logit x, its probability p, its target t and s = 1 or -1 for t = 1 or 0: q = sigmoid(-s x) is the error and
+    c = -log(1 - q) the cross entropy. Autograd takes three times as long over the pixels, which is a fifth of a small
+    model's training step (docs/learning.md).
+    """
 
-def dice_loss(mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
-    """Soft Dice of each mask: (N, P) logits and {0, 1} targets to (N,)."""
-    probs = mask_logits.sigmoid()
-    overlap = 2 * (probs * mask_targets).sum(-1)
-    total = probs.sum(-1) + mask_targets.sum(-1)
-    # The +1 keeps an empty target's loss finite and its gradient alive.
-    return 1 - (overlap + 1) / (total + 1)
+    @staticmethod
+    def forward(ctx: Any, mask_logits: Tensor, mask_targets: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, P) logits and {0, 1} targets to the two losses, (N,) each."""
+        against = torch.addcmul(mask_logits, mask_logits, mask_targets, value=-2)  # -s x
+        error, cross_entropy = against.sigmoid(), F.softplus(against)
+        focal = cross_entropy * error * error  # gamma is 2
+        focal_on, focal_all = (focal * mask_targets).sum(-1), focal.sum(-1)
+        error_on, error_all, target = (error * mask_targets).sum(-1), error.sum(-1), mask_targets.sum(-1)
+        # Dice: 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1); the 1 keeps an empty target's loss finite and its
+        # gradient alive.
+        overlap, total = 2 * (target - error_on) + 1, error_all - 2 * error_on + 2 * target + 1
+        ctx.save_for_backward(error, cross_entropy, mask_targets, overlap, total)
+        focal_sum = FOCAL_ALPHA * focal_on + (1 - FOCAL_ALPHA) * (focal_all - focal_on)
+        return focal_sum / mask_logits.shape[-1], 1 - overlap / total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """The gradient of the logits (N, P), given those of the losses.
+
+        Focal, for a weight a = alpha or 1 - alpha: -s a q^2 (2 (1 - q) c + q), and -s a = 1 - alpha - t. Dice: as
+        p' = q (1 - q), that times (overlap - 2 t total) / total^2.
+        """
+        error, cross_entropy, targets, overlap, total = ctx.saved_tensors
+        of_focal, of_dice = (gradient[:, None] for gradient in gradients)
+        right = 1 - error
+        focal = torch.addcmul(error, right, cross_entropy, value=2).mul_(error)
+        focal.mul_((1 - FOCAL_ALPHA) - targets).mul_(of_focal / targets.shape[-1])
+        dice = targets * (-2 * of_dice / total[:, None])
+        dice.add_(of_dice * (overlap / total**2)[:, None]).mul_(right)
+        return focal.add_(dice).mul_(error), None
 
 
 def mask_losses(
@@ -169,8 +191,8 @@ def _mask_loss_sums(
         logits, masks = logits[:, : len(rows), : len(cols)], masks[:, rows[:, None], cols]
     else:
         logits = F.interpolate(logits[:, None], size=canvas_size, mode="bilinear")[:, 0, :height, :width]
-    pairs = logits.flatten(1), masks.flatten(1).to(logits.dtype)
-    return focal_loss(*pairs).sum(), dice_loss(*pairs).sum()
+    focal, dice = FocalAndDice.apply(logits.flatten(1), masks.flatten(1).to(logits.dtype))
+    return focal.sum(), dice.sum()
 
 
 def _cell_centers(length: int, canvas: int, cells: int, *, device: torch.device) -> Tensor:

@@ -296,6 +296,8 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         self.box_head = BoxHead(config.hidden_size)
         self.mask_attention = MaskAttention(config.hidden_size, config.num_heads)
         self.mask_head = MaskHead(config.hidden_size, config.num_heads, self.model.backbone.channels[-2::-1])
+        # Further losses, if the training code puts a module here: it adds terms and changes no prediction.
+        self.training_aids: Any = None
         self.post_init()
 
     @can_return_tuple
@@ -346,7 +348,17 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         loss_dict = None
         if matched is not None:
             canvas_size = (pixel_values.shape[-2], pixel_values.shape[-1])
+            normalizers = normalizers or self._normalizers(matched.labels, logits.device)
             loss_dict = self._losses(matched, masks, rows, canvas_size, sizes, normalizers)
+            if self.training and self.training_aids is not None and matched.has_masks:
+                loss_dict |= self.training_aids(
+                    features,
+                    attention_maps,
+                    matched.labels,
+                    matched.matchings[-1],
+                    canvas_size=canvas_size,
+                    num_targets=normalizers.num_targets,
+                )
         return DetrPanopticSegmentationOutput(
             loss=None if loss_dict is None else self._weighted_sum(loss_dict),
             loss_dict=loss_dict,
@@ -402,6 +414,14 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         rows = select_rows(logits, self.config.mask_queries if mask_queries is None else mask_queries)
         return rows if matched_rows is None else torch.cat((rows, matched_rows)).unique()
 
+    def _normalizers(self, labels: Sequence[dict[str, Any]], device: torch.device) -> LossNormalizers:
+        return loss_normalizers(
+            labels,
+            num_queries=self.config.num_queries,
+            eos_coefficient=self.config.eos_coefficient,
+            device=device,
+        )
+
     def _losses(
         self,
         matched: "MatchedPredictions",
@@ -409,16 +429,9 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         rows: Tensor,
         canvas_size: tuple[int, int],
         image_sizes: Tensor,
-        normalizers: LossNormalizers | None,
+        normalizers: LossNormalizers,
     ) -> dict[str, Tensor]:
         """All loss terms, given the masks (N, H/4, W/4) of the rows."""
-        if normalizers is None:
-            normalizers = loss_normalizers(
-                matched.labels,
-                num_queries=self.config.num_queries,
-                eos_coefficient=self.config.eos_coefficient,
-                device=masks.device,
-            )
         terms = detection_losses(
             matched.logits,
             matched.boxes,
@@ -450,7 +463,11 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
 
     def _weighted_sum(self, loss_dict: dict[str, Tensor]) -> Tensor:
         weights = self.config.loss_weights
-        terms = [weights["_".join(name.split("_")[:2])] * value for name, value in loss_dict.items()]
+        aids = {} if self.training_aids is None else self.training_aids.weights
+        terms = [
+            (aids[name] if name in aids else weights["_".join(name.split("_")[:2])]) * value
+            for name, value in loss_dict.items()
+        ]
         return torch.stack(terms).sum()
 
 

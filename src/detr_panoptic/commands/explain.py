@@ -70,8 +70,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandError(f"`--output {arguments.output}` is a file: name a folder for the results.")
     if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
         raise CommandError(f"`--threshold` must be from 0 to 1, got {arguments.threshold}.")
-    if not arguments.image.is_file():
-        raise CommandError(f"No such file: {arguments.image}")
 
     from .prediction import read_image
 

@@ -25,9 +25,10 @@ from ..data.augmentation import (
 )
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+from ..training.aids import attach_training_aids
 from ..training.arguments import DataArguments, TrainingArguments
 from ..training.backbone_weights import load_backbone_weights
-from ..training.calibration import calibrate_mask_head
+from ..training.calibration import calibrate as calibrate_model
 from ..training.class_head import fit_class_head
 from ..training.loop import EpochOrder
 from ..training.optimization import freeze
@@ -148,6 +149,10 @@ def build_model(
             + ("" if arguments.model.model is None else ", ".join(unknown[:5]) + (" …" if len(unknown) > 5 else ""))
             + ". Train the boxes first, then name that model with --model."
         )
+    if arguments.model.eos_coefficient is not None:
+        model.config.eos_coefficient = arguments.model.eos_coefficient
+    if arguments.model.aids:
+        attach_training_aids(model)
     freeze(model, arguments.model)
     return model, DetrPanopticImageProcessor.for_model(model.config, **statistics, size=size)
 
@@ -155,7 +160,7 @@ def build_model(
 def _new_model(arguments: TrainingArguments, categories: Categories) -> DetrPanopticForSegmentation:
     settings = arguments.model
     fields = DetrPanopticConfig.__dataclass_fields__
-    architecture = {name: value for name, value in asdict(settings).items() if name in fields}
+    architecture = {name: value for name, value in asdict(settings).items() if name in fields and value is not None}
     config = DetrPanopticConfig(
         **architecture,
         id2label=categories.id2label,
@@ -209,9 +214,9 @@ def build_batches(arguments: TrainingArguments, data: TrainingData, processor: D
 
 
 def calibrate(model: DetrPanopticForSegmentation, batches: Batches, data: TrainingData) -> None:
-    """`calibrate_mask_head` on the first images."""
+    """`training.calibration.calibrate` on the first images."""
     first = collate(batches.collator, [data.train[i] for i in range(min(CALIBRATION_IMAGES, len(data.train)))])
-    calibrate_mask_head(model, first["pixel_values"], first["pixel_mask"])
+    calibrate_model(model, first["pixel_values"], first["pixel_mask"])
 
 
 def collate(collator: PanopticCollator, records: list[dict[str, Any]], *, with_masks: bool = True) -> dict[str, Any]:

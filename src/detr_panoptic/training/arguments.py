@@ -71,6 +71,12 @@ class ModelArguments:
     calibrate: bool = option(
         False, "scale a new mask head to the features and attention maps it gets: masks learn in far fewer steps"
     )
+    eos_coefficient: float | None = option(
+        None, "weight of 'no object' in the classification; none: the paper's 0.1, or the checkpoint's"
+    )
+    aids: bool = option(
+        False, "further losses that act in training only (docs/learning.md): things are found in far fewer steps"
+    )
     stage: str = option("all", "what is trained: all, boxes (all but the mask head), masks (the mask head alone)")
     freeze_backbone: bool = option(False, "leave the whole backbone as it is, not its first stages alone")
 

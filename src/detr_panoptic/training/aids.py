@@ -1,0 +1,132 @@
+"""Losses that act in training only: what the model computes, and what is saved of it, stay as they are.
+
+Not in the paper, and off unless asked for. DETR adds positions to queries and keys alone, so what an object embedding
+gathers says where it is only as far as the backbone has put places into its features, by the borders' zero padding. It
+learns that from boxes, through decoder and encoder, in thousands of updates, and until then two things of a class look
+alike. Two aids shorten the way (docs/learning.md has what each gave):
+  * every cell of the projected and of the encoded map names the class and the box of the segment that it lies on, by a
+    linear layer that is thrown away after training. A segment counts once, however many cells it has, so things weigh
+    as much as stuff;
+  * the attention maps of the mask head are drawn to the object: the part of the attention that lies on it enters as a
+    likelihood.
+
+Legend: B images, Q queries, K labels, N matched pairs, T targets of one image, (H, W) canvas, (h, w) map.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  the field's name for it
+
+from ..box_ops import at_least_float32
+from ..matcher import Matching
+from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+
+AIDS = "training_aids"
+"""The model's attribute, and the beginning of the parameters' names."""
+HEAD_SCALE = 8.0
+"""Factor on what a cell's linear layer gives: Adam moves every weight alike, and these have to run ahead."""
+LEAST_SHARE = 1e-6  # of the attention: keeps the logarithm finite
+
+
+class TrainingAids(nn.Module):
+    """The aids' losses and the layers that they need.
+
+    Args:
+        hidden_size: D.
+        num_labels: K.
+    """
+
+    weights = {"loss_cell_ce": 1.0, "loss_cell_bbox": 5.0, "loss_attention": 1.0}  # noqa: RUF012  never written
+    """Of each term in the sum, as in the paper for classes and boxes."""
+
+    def __init__(self, hidden_size: int, num_labels: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(hidden_size, num_labels + 4) for _ in ("projected", "encoded"))
+        for parameter in self.heads.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(
+        self,
+        features: Any,
+        attention_maps: Tensor,
+        labels: Sequence[dict[str, Any]],
+        matching: Matching,
+        *,
+        canvas_size: tuple[int, int],
+        num_targets: Tensor,
+    ) -> dict[str, Tensor]:
+        """The terms of one batch, without their weights.
+
+        Args:
+            features: output of `DetrPanopticModel`.
+            attention_maps: (B, Q, M, h, w), they sum to 1 over M, h and w.
+            labels: B targets with `masks`.
+            matching: of the last layer.
+            canvas_size: (H, W).
+            num_targets: to divide by.
+        """
+        height, width = features.projected.shape[-2:]
+        shares = [cell_shares(target["masks"], canvas_size, (height, width)) for target in labels]
+        terms = {"loss_cell_ce": num_targets.new_zeros(()), "loss_cell_bbox": num_targets.new_zeros(())}
+        maps = (features.projected.flatten(2).transpose(1, 2), features.encoder_last_hidden_state)
+        for head, cells in zip(self.heads, maps, strict=True):
+            for name, value in cell_losses(HEAD_SCALE * head(cells), labels, shares).items():
+                terms[name] = terms[name] + value / num_targets
+        terms["loss_attention"] = attention_loss(attention_maps, torch.cat(shares), matching) / num_targets
+        return terms
+
+
+def cell_shares(masks: Tensor, canvas_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """How much of each cell a segment covers: (T, ., .) masks on the canvas (H, W) to (T, h, w) in [0, 1]."""
+    height, width = canvas_size
+    canvas = F.pad(masks.float(), (0, width - masks.shape[2], 0, height - masks.shape[1]))
+    return F.adaptive_avg_pool2d(canvas, size)
+
+
+def cell_losses(predictions: Tensor, labels: Sequence[dict[str, Any]], shares: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Classes and boxes that cells name, against those of the segments on them.
+
+    Args:
+        predictions: (B, h*w, K + 4): class logits, then boxes cxcywh less a half.
+        labels: B targets.
+        shares: B tensors (T, h, w), see `cell_shares`.
+
+    Returns:
+        Sums over segments of means over a segment's cells.
+    """
+    logits, boxes = at_least_float32(predictions).split((predictions.shape[-1] - 4, 4), dim=-1)
+    log_probs = logits.log_softmax(-1)
+    classification = regression = log_probs.new_zeros(())
+    for i, (target, share) in enumerate(zip(labels, shares, strict=True)):
+        weight = share.flatten(1).to(logits.device)
+        weight = weight / weight.sum(1, keepdim=True).clamp(min=1e-6)  # (T, h*w)
+        classification = classification - (weight * log_probs[i, :, target["class_labels"]].T).sum()
+        distance = (boxes[i] + 0.5 - at_least_float32(target["boxes"])[:, None]).abs().sum(-1)  # (T, h*w)
+        regression = regression + (weight * distance).sum()
+    return {"loss_cell_ce": classification, "loss_cell_bbox": regression}
+
+
+def attention_loss(attention_maps: Tensor, shares: Tensor, matching: Matching) -> Tensor:
+    """Sum over matched pairs of -log of the attention that lies on the target.
+
+    Args:
+        attention_maps: (B, Q, M, h, w).
+        shares: (all targets, h, w). A cell counts in proportion to the fullest one of its target: what is smaller than
+            a cell can still be found.
+        matching: N pairs.
+    """
+    attention = at_least_float32(attention_maps[matching.image, matching.query]).sum(1)  # (N, h, w)
+    fullest = shares.amax((1, 2), keepdim=True).clamp(min=1e-6)
+    inside = (attention * (shares / fullest)[matching.target].to(attention.device)).sum((1, 2))
+    return -(inside + LEAST_SHARE).log().sum()
+
+
+def attach_training_aids(model: DetrPanopticForSegmentation) -> None:
+    """Gives a model its aids, before the optimizer is built; `save_pretrained` leaves them out."""
+    aids = TrainingAids(model.config.hidden_size, model.class_head.out_features - 1).to(model.device)
+    setattr(model, AIDS, aids)
+    ignored = set(model._keys_to_ignore_on_save or ())
+    model._keys_to_ignore_on_save = ignored | {f"{AIDS}.{name}" for name in aids.state_dict()}
