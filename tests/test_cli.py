@@ -281,6 +281,15 @@ def test_images_and_datasets_are_not_mixed(tmp_path, model_folder, capsys, words
     assert part in only_line(capsys.readouterr().err)
 
 
+def test_without_a_model_it_is_the_published_one(tmp_path, capsys):
+    """Which is not here, and there is no network: the line names it."""
+    path = write_photo(tmp_path / "photo.png")
+    assert run("predict", path, "--output", tmp_path / "out") == 2
+    line = only_line(capsys.readouterr().err)
+    assert "facebook/detr-resnet-50-panoptic" in line
+    assert "could not be fetched" in line
+
+
 @pytest.mark.parametrize(
     ("options", "part"),
     [

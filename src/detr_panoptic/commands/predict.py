@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .frame import USER_ERROR, CommandError, add_command, report
-from .loading import fingerprint, load_model
+from .loading import add_model_option, fingerprint, load_model
 from .long_runs import add_run_options, check_run_options, journal_folder, processes, run_over
 from .sources import add_source_options, read_source, source_options
 
@@ -62,9 +62,7 @@ def register(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
     )
     parser.add_argument("--data", metavar="SOURCE", help="instead of images: what `train --data` takes")
     add_source_options(parser)
-    parser.add_argument(
-        "--model", required=True, metavar="MODEL", help="folder of a saved model, or its name on the Hugging Face Hub"
-    )
+    add_model_option(parser)
     parser.add_argument(
         "--output", type=Path, default=Path("predictions"), metavar="DIR", help="folder for the results"
     )
