@@ -128,6 +128,8 @@ def test_python_blocks_run(block, monkeypatch):
     monkeypatch.setattr(
         "transformers.Trainer.train", lambda _: None
     )  # an hour; tests/end_to_end/test_trainer.py trains
+    if "exported/" in block.text:
+        assert main(["export", "my_model", "exported", "--dynamic", "--mask-queries", "5"]) == 0
     exec(compile(block.text, str(block), "exec"), {"__name__": str(block)})
 
 

@@ -1,0 +1,309 @@
+"""Exported graphs against the model in PyTorch, in the runtimes that read them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
+from detr_panoptic.cli import main
+from detr_panoptic.export import (
+    ExportGraph,
+    GraphOptions,
+    for_canvas,
+    graph_inputs,
+    quantize_dynamic,
+    quantize_static,
+    trace,
+    write_onnx,
+    write_torch,
+)
+from detr_panoptic.export.graph import CANVAS_STEP, PREDICTIONS
+from detr_panoptic.export.merging import merge_batch
+from detr_panoptic.panoptic_merging import ImageSizes, merge_paper
+
+from .conftest import build_tiny
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+openvino = pytest.importorskip("openvino")
+
+QUERIES, MASKS, THRESHOLD = 11, 7, 0.3
+CANVAS = (65, 97)  # every stage of the mask head meets an odd length
+ANY_SIZE = [(2, 65, 97), (1, 64, 96), (3, 83, 71), (1, 33, 38)]
+
+
+@pytest.fixture(scope="module")
+def model() -> DetrPanopticForSegmentation:
+    """A model whose queries disagree, so that images get several segments."""
+    model = build_tiny(
+        num_queries=QUERIES, encoder_layers=1, decoder_layers=1, threshold=THRESHOLD, stuff_label_ids=[1, 2]
+    )
+    with torch.no_grad():
+        model.model.query_embeddings.weight.mul_(30)
+        model.class_head.weight.mul_(8)
+        model.mask_head.predictor.weight.mul_(4)
+        states = model.eval().model(*batch(2, *CANVAS)).last_hidden_state
+        # Centered, so that the queries choose different classes.
+        model.class_head.bias.copy_(-model.class_head.weight @ states.mean((0, 1)))
+    return model
+
+
+@pytest.fixture(scope="module")
+def processor(model) -> DetrPanopticImageProcessor:
+    return DetrPanopticImageProcessor.for_model(model.config)
+
+
+def batch(count: int, height: int, width: int, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images, the first as large as the canvas and each further one smaller by some pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.zeros(count, height, width, dtype=torch.int64)
+    for i in range(count):
+        mask[i, : height - 5 * i, : width - 7 * i] = 1
+    return torch.randn(count, 3, height, width, generator=generator) * mask[:, None], mask
+
+
+def padded(images: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """On the canvas that a graph of any size pads to."""
+    margins = [side for length in mask.shape[:0:-1] for side in (0, -length % CANVAS_STEP)]
+    return torch.nn.functional.pad(images, margins), torch.nn.functional.pad(mask, margins)
+
+
+def predictions(model, images, mask) -> list[np.ndarray]:
+    with torch.no_grad():
+        output = model(images, mask, mask_queries=MASKS)
+    return [output[name].float().numpy() for name in PREDICTIONS]
+
+
+def assert_close(outputs, expected, *, tolerance: float = 1e-4) -> None:
+    for value, wanted in zip(outputs, expected, strict=True):
+        assert value.shape == wanted.shape
+        np.testing.assert_allclose(value, wanted, atol=tolerance, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def program(model, processor):
+    """Traces each kind of graph once, which takes seconds."""
+    traced = {}
+
+    def program(options, *, canvas, half):
+        key = (options, canvas, half)
+        if key not in traced:
+            traced[key] = trace(model, processor, options, canvas=canvas, half=half)
+        return traced[key]
+
+    return program
+
+
+@pytest.fixture(scope="module")
+def write(tmp_path_factory, model, program):
+    """Writes an ONNX file, each kind once."""
+    written = {}
+
+    def write(*, canvas=None, half=False, **settings):
+        options = GraphOptions(mask_queries=MASKS, any_size=canvas is None, **settings)
+        key = (options, canvas, half)
+        if key not in written:
+            file = tmp_path_factory.mktemp("onnx") / "model.onnx"
+            write_onnx(program(options, canvas=canvas, half=half), file, options, labels=model.config.id2label)
+            written[key] = file
+        return written[key]
+
+    return write
+
+
+def run_onnxruntime(file, *arrays):
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return session.run(None, {value.name: array for value, array in zip(session.get_inputs(), arrays, strict=True)})
+
+
+def run_openvino(file, *arrays):
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = openvino.Core().compile_model(str(file), "CPU", settings)
+    results = compiled(list(arrays))
+    return [np.array(results[output]) for output in compiled.outputs]
+
+
+@pytest.mark.parametrize("run", [run_onnxruntime, run_openvino])
+def test_a_graph_of_one_size_equals_the_model(model, write, run):
+    images, mask = batch(1, *CANVAS)
+    mask[:, -9:], mask[:, :, -11:] = 0, 0
+    outputs = run(write(canvas=CANVAS), images.numpy(), mask.numpy())
+    assert_close(outputs, predictions(model, images, mask))
+
+
+@pytest.mark.parametrize("run", [run_onnxruntime, run_openvino])
+@pytest.mark.parametrize("shape", ANY_SIZE, ids=str)
+def test_a_graph_of_any_size_equals_the_model_on_the_padded_canvas(model, write, run, shape):
+    images, mask = batch(*shape)
+    logits, boxes, masks = predictions(model, *padded(images, mask))
+    masks = masks[..., : -(-shape[1] // 4), : -(-shape[2] // 4)]
+    assert_close(run(write(), images.numpy(), mask.numpy()), (logits, boxes, masks))
+
+
+def test_an_exported_program_of_any_size_equals_the_model(tmp_path, model, program):
+    file = tmp_path / "model.pt2"
+    write_torch(program(GraphOptions(mask_queries=MASKS, any_size=True), canvas=None, half=False), file)
+    run = torch.export.load(file).module()
+    for shape in ANY_SIZE:
+        images, mask = batch(*shape)
+        logits, boxes, masks = predictions(model, *padded(images, mask))
+        masks = masks[..., : -(-shape[1] // 4), : -(-shape[2] // 4)]
+        assert_close([value.detach().numpy() for value in run(images, mask)], (logits, boxes, masks))
+
+
+def test_nothing_is_folded_at_run_time(write):
+    """What the backbone and the mask head do to their weights is done: convolutions read constants."""
+    graph = onnx.load(write(canvas=CANVAS)).graph
+    constants = {value.name for value in graph.initializer}
+    convolutions = [node for node in graph.node if node.op_type in ("Conv", "ConvTranspose")]
+    assert {node.op_type for node in convolutions} == {"Conv", "ConvTranspose"}
+    for node in convolutions:
+        assert set(node.input[1:]) <= constants, node.name
+    assert not {"Sqrt", "Pad"} & {node.op_type for node in graph.node}
+
+
+def test_half_precision_computes_in_float16_and_takes_float32(model, write):
+    file = write(canvas=CANVAS, half=True)
+    graph = onnx.load(file).graph
+    large = [value.data_type for value in graph.initializer if np.prod(value.dims) > 1000]
+    assert set(large) == {onnx.TensorProto.FLOAT16}
+    images, mask = batch(1, *CANVAS)
+    outputs = run_onnxruntime(file, images.numpy(), mask.numpy())
+    expected = predictions(model, images, mask)
+    for value, wanted in zip(outputs[:2], expected[:2], strict=True):
+        assert value.dtype == np.float32
+        np.testing.assert_allclose(value, wanted, atol=0.02 * np.abs(wanted).max())
+
+
+def test_pictures_are_normalized_inside_as_the_processor_does_it(model, processor):
+    pictures = [np.random.default_rng(i).integers(256, size=(65 - 5 * i, 97, 3), dtype=np.uint8) for i in range(2)]
+    fitted = for_canvas(processor, CANVAS)
+    graphs = [ExportGraph(model, fitted, GraphOptions(mask_queries=MASKS, uint8=uint8)) for uint8 in (False, True)]
+    outputs = []
+    for graph in graphs:
+        inputs = graph_inputs(pictures, fitted, graph.options)
+        assert list(inputs) == list(graph.options.input_names)
+        with torch.no_grad():
+            outputs.append([value.numpy() for value in graph(*map(torch.from_numpy, inputs.values()))])
+    assert inputs["pixels"].dtype == np.uint8
+    assert inputs["pixels"].shape == (2, *CANVAS, 3)
+    assert not inputs["pixel_mask"].all()
+    assert_close(outputs[1], outputs[0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_merging_in_the_graph_equals_the_paper_s(seed):
+    """Tiny segments, stuff that fuses, padding, and an image where nothing is kept, in one batch."""
+    generator = torch.Generator().manual_seed(seed)
+    count, height, width = 13, 67, 101
+    masks = torch.nn.functional.interpolate(torch.randn(3, count, 5, 7, generator=generator), (17, 26), mode="bicubic")
+    masks = masks + torch.randn(3, count, 1, 1, generator=generator) * 0.7
+    masks[1] = torch.randn(count, 17, 26, generator=generator) * 3  # specks, of which some fall away
+    logits = torch.randn(3, count, 5, generator=generator) * 4
+    logits[2, :, -1] = 30
+    _, mask = batch(3, height, width)
+    merged = merge_batch(logits, masks, mask, threshold=THRESHOLD, stuff_label_ids=[1, 3])
+    for i in range(3):
+        size = (height - 5 * i, width - 7 * i)
+        expected = merge_paper(
+            logits[i], masks[i], ImageSizes(size, (height, width), size), threshold=THRESHOLD, stuff_label_ids=[1, 3]
+        )
+        info = expected["segments_info"]
+        assert bool(info) == (i != 2)
+        assert torch.equal(merged.segmentation[i, : size[0], : size[1]], expected["segmentation"])
+        assert not merged.segmentation[i][mask[i] == 0].any()
+        for table, key, empty in zip(merged[1:], ("label_id", "score", "area"), (-1, 0, 0), strict=True):
+            values = [segment[key] for segment in info] + [empty] * (count - len(info))
+            torch.testing.assert_close(table[i].double(), torch.tensor(values).double(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("run", [run_onnxruntime, run_openvino])
+def test_a_merging_graph_equals_post_processing(model, processor, write, run):
+    segments = 0
+    for seed in range(3):
+        images, mask = batch(1, *CANVAS, seed=seed)
+        segmentation, labels, _, areas = run(write(canvas=CANVAS, with_merging=True), images.numpy(), mask.numpy())
+        with torch.no_grad():
+            output = model(images, mask, mask_queries=MASKS)
+        (expected,) = processor.post_process_panoptic_segmentation(output)
+        info = expected["segments_info"]
+        segments += len(info)
+        wrong = segmentation[0] != expected["segmentation"].numpy()
+        assert wrong.mean() < 1e-3  # pixels at a border, where two masks are equal to rounding
+        assert labels[0].tolist() == [segment["label_id"] for segment in info] + [-1] * (MASKS - len(info))
+        assert np.abs(areas[0, : len(info)] - [segment["area"] for segment in info]).sum() <= 2 * wrong.sum()
+    assert segments > 3
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory, model, processor):
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def run_command(*words) -> int:
+    return main(["export", *map(str, words)])
+
+
+@pytest.mark.parametrize(("kind", "axes"), [("dynamic", 2), ("static", 4)])  # of weights: of linear layers, of Conv
+def test_an_int8_graph_is_close(tmp_path, model, write, kind, axes):
+    source, target = write(canvas=CANVAS), tmp_path / "int8.onnx"
+    images, mask = batch(1, *CANVAS)
+    if kind == "dynamic":
+        quantize_dynamic(source, target)
+    else:
+        quantize_static(source, target, [{"pixel_values": images.numpy(), "pixel_mask": mask.numpy()}])
+    weights = [value for value in onnx.load(target).graph.initializer if np.prod(value.dims) > 1000]
+    assert {len(value.dims) for value in weights if value.data_type == onnx.TensorProto.INT8} == {axes}
+    logits, _, _ = run_onnxruntime(target, images.numpy(), mask.numpy())
+    expected, _, _ = predictions(model, images, mask)
+    difference = np.abs(logits - expected).max()
+    assert 0 < difference < 0.2 * np.abs(expected).max()
+
+
+def test_the_command_writes_a_folder_that_tells_how_to_use_the_graph(tmp_path, model_folder, capsys):
+    words = ["--size", "65x97", "--uint8", "--quantize", "static", "--calibration", "scenes", "--mask-queries", MASKS]
+    assert run_command(model_folder, tmp_path, *words) == 0
+    assert "65x97" in capsys.readouterr().out
+    names = ["config.json", "model.onnx", "preprocessor_config.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    fitted = DetrPanopticImageProcessor.from_pretrained(tmp_path)
+    for size in ((50, 20), (20, 50), (300, 200)):
+        inputs = fitted(np.zeros((*size, 3), dtype=np.uint8), return_tensors="pt")
+        assert tuple(inputs["pixel_values"].shape) == (1, 3, *CANVAS)
+        shown = inputs["pixel_mask"].sum(1).max(), inputs["pixel_mask"].sum(2).max()
+        assert shown[0] == CANVAS[0] or shown[1] == CANVAS[1]
+    config = json.loads((tmp_path / "config.json").read_text())
+    written = {entry.key: entry.value for entry in onnx.load(tmp_path / "model.onnx").metadata_props}
+    assert json.loads(written["id2label"]) == config["id2label"]
+    picture = np.random.default_rng(0).integers(256, size=(200, 300, 3), dtype=np.uint8)
+    inputs = graph_inputs([picture], fitted, GraphOptions(mask_queries=MASKS, uint8=True))
+    logits, _, masks = run_onnxruntime(tmp_path / "model.onnx", *inputs.values())
+    assert logits.shape == (1, QUERIES, 4)
+    assert masks.shape == (1, QUERIES, 17, 25)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--dynamic", "--size", "64x64"], "leave out"),
+        (["--size", "64"], "HxW"),
+        (["--size", "0x64"], "HxW"),
+        ([], "--size"),
+        (["--size", "64x64", "--mask-queries", "12"], "from 1 to 11"),
+        (["--size", "64x64", "--batch-size", "0"], "at least 1"),
+        (["--size", "64x64", "--quantize", "static"], "--calibration"),
+        (["--size", "64x64", "--calibration", "scenes"], "--calibration"),
+        (["--size", "64x64", "--quantize", "dynamic", "--half"], "float32"),
+        (["--size", "64x64", "--quantize", "dynamic", "--format", "torch-export"], "onnx"),
+    ],
+)
+def test_a_mistake_costs_one_line(tmp_path, model_folder, capsys, words, part):
+    assert run_command(model_folder, tmp_path / "out", *words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert part in line
+    assert not (tmp_path / "out").exists()
