@@ -88,7 +88,7 @@ def test_padding_is_not_background():
 def test_chunks_change_neither_loss_nor_gradient(monkeypatch):
     results = []
     for pixels in (1, 1 << 30):
-        monkeypatch.setattr(losses, "MASK_PIXELS_PER_CHUNK", pixels)
+        monkeypatch.setattr(losses, "MASK_PIXELS_PER_CHUNK", {"cpu": pixels})
         logits, labels, matching = mask_problem(requires_grad=True)
         terms = mask_losses(
             logits, labels, matching, canvas_size=CANVAS, image_sizes=SIZES, num_targets=torch.tensor(3.0)
@@ -96,6 +96,33 @@ def test_chunks_change_neither_loss_nor_gradient(monkeypatch):
         (terms["loss_mask"] + terms["loss_dice"]).backward()
         results.append((terms["loss_mask"], terms["loss_dice"], logits.grad))
     torch.testing.assert_close(*results, atol=1e-7, rtol=1e-5)
+
+
+def test_images_of_one_size_are_compared_together(monkeypatch):
+    """A GPU waits longer for small operations than it works on them: their number must not grow with the images."""
+    passes = []
+    monkeypatch.setattr(losses, "checkpoint", lambda function, *inputs, **_: passes.append(1) or function(*inputs))
+    for sizes, expected in (([SIZES[0]] * 5, 1), ([SIZES[0], SIZES[1]] * 3, 2)):
+        passes.clear()
+        count = len(sizes)
+        labels = [{"class_labels": torch.zeros(2), "masks": torch.rand(2, *size) > 0.5} for size in sizes]
+        matching = Matching(torch.arange(count), torch.zeros(count), 2 * torch.arange(count) + 1)
+        options = {"canvas_size": CANVAS, "num_targets": torch.tensor(1.0)}
+        logits = torch.randn(count, 13, 17, dtype=torch.float64)
+        found = mask_losses(logits, labels, matching, image_sizes=sizes, **options)
+        assert len(passes) == expected
+        alone = [
+            mask_losses(
+                logits[i : i + 1],
+                labels[i : i + 1],
+                Matching(*torch.tensor([[0], [0], [1]])),
+                image_sizes=sizes[i : i + 1],
+                **options,
+            )
+            for i in range(count)
+        ]
+        for name in found:
+            torch.testing.assert_close(found[name], sum(terms[name] for terms in alone))
 
 
 def test_masks_of_their_own_resolution_are_read_at_the_centers_of_cells():

@@ -23,8 +23,9 @@ from .box_ops import at_least_float32, cxcywh_to_xyxy, generalized_iou
 from .matcher import Matching
 
 FOCAL_ALPHA = 0.25  # arXiv 1708.02002; its gamma is 2
-MASK_PIXELS_PER_CHUNK = 1 << 22
-"""Upsampled mask logits that exist at a time: 16 MiB in float32, a few times that with the loss around them."""
+MASK_PIXELS_PER_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}
+"""Upsampled mask logits that exist at a time, by type of device: 16 and 256 MiB in float32, a few times that with the
+loss around them."""
 
 
 class LossNormalizers(NamedTuple):
@@ -154,27 +155,42 @@ def mask_losses(
         resolution: "image" resizes the logits to the canvas, as the reference does; "mask" compares them as they are
             with the targets at the centers of their cells, a sixteenth of the pixels.
     """
-    canvas_height, canvas_width = canvas_size
     focal = dice = at_least_float32(mask_logits[:0]).sum()  # 0, and connected to the graph where nothing matched
-    first = 0
-    for i, target in enumerate(labels):
-        rows = (matching.image == i).nonzero()[:, 0]
-        own = matching.target[rows] - first
-        first += len(target["class_labels"])
-        height, width = canvas_size if count_padding else image_sizes[i]
-        for chunk in torch.arange(len(rows)).split(max(1, MASK_PIXELS_PER_CHUNK // (canvas_height * canvas_width))):
-            masks = target["masks"][own[chunk].to(target["masks"].device)].to(mask_logits.device)
+    budget = MASK_PIXELS_PER_CHUNK.get(mask_logits.device.type, MASK_PIXELS_PER_CHUNK["cpu"])
+    sizes = [tuple(canvas_size if count_padding else size) for size in image_sizes]
+    for images in _images_of_one_size(sizes, labels):
+        rows = torch.isin(matching.image, torch.tensor(images)).nonzero()[:, 0]
+        for chunk in rows.split(max(1, budget // (canvas_size[0] * canvas_size[1]))) if len(rows) else ():
             terms = checkpoint(
                 _mask_loss_sums,
-                mask_logits[rows[chunk]],
-                masks,
+                mask_logits[chunk],
+                _matched_masks(labels, matching, chunk).to(mask_logits.device),
                 canvas_size,
-                (height, width),
+                sizes[images[0]],
                 resolution,
                 use_reentrant=False,
             )
             focal, dice = focal + terms[0], dice + terms[1]
     return {"loss_mask": focal / num_targets, "loss_dice": dice / num_targets}
+
+
+def _images_of_one_size(sizes: Sequence[tuple[int, ...]], labels: Sequence[dict[str, Any]]) -> list[list[int]]:
+    """The numbers of the images, in groups whose masks can be compared together."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, (size, target) in enumerate(zip(sizes, labels, strict=True)):
+        groups.setdefault((*size, *target["masks"].shape[1:]), []).append(i)
+    return list(groups.values())
+
+
+def _matched_masks(labels: Sequence[dict[str, Any]], matching: Matching, rows: Tensor) -> Tensor:
+    """The targets' masks (N, ., .) of some pairs, whose images are in ascending order and of one size."""
+    firsts = torch.tensor([0, *(len(target["class_labels"]) for target in labels)]).cumsum(0)
+    images, counts = matching.image[rows].unique_consecutive(return_counts=True)
+    masks = []
+    for i, targets in zip(images.tolist(), matching.target[rows].split(counts.tolist()), strict=True):
+        of_image = labels[i]["masks"]
+        masks.append(of_image[(targets - firsts[i]).to(of_image.device)])
+    return torch.cat(masks)
 
 
 def _mask_loss_sums(

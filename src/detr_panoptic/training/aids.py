@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the field's name for it
+from torch.nn.utils.rnn import pad_sequence
 
 from ..box_ops import at_least_float32
 from ..matcher import Matching
@@ -99,14 +100,13 @@ def cell_losses(predictions: Tensor, labels: Sequence[dict[str, Any]], shares: S
     """
     logits, boxes = at_least_float32(predictions).split((predictions.shape[-1] - 4, 4), dim=-1)
     log_probs = logits.log_softmax(-1)
-    classification = regression = log_probs.new_zeros(())
-    for i, (target, share) in enumerate(zip(labels, shares, strict=True)):
-        weight = share.flatten(1).to(logits.device)
-        weight = weight / weight.sum(1, keepdim=True).clamp(min=1e-6)  # (T, h*w)
-        classification = classification - (weight * log_probs[i, :, target["class_labels"]].T).sum()
-        distance = (boxes[i] + 0.5 - at_least_float32(target["boxes"])[:, None]).abs().sum(-1)  # (T, h*w)
-        regression = regression + (weight * distance).sum()
-    return {"loss_cell_ce": classification, "loss_cell_bbox": regression}
+    weight = pad_sequence([share.flatten(1) for share in shares], batch_first=True).to(logits.device)
+    weight = weight / weight.sum(-1, keepdim=True).clamp(min=1e-6)  # (B, T, h*w), zeros where an image has no target
+    classes = pad_sequence([target["class_labels"] for target in labels], batch_first=True)
+    targets = pad_sequence([at_least_float32(target["boxes"]) for target in labels], batch_first=True)
+    of_class = log_probs.transpose(1, 2).gather(1, classes[..., None].expand_as(weight))  # (B, T, h*w)
+    distance = (boxes[:, None] + 0.5 - targets[:, :, None]).abs().sum(-1)  # (B, T, h*w)
+    return {"loss_cell_ce": -(weight * of_class).sum(), "loss_cell_bbox": (weight * distance).sum()}
 
 
 def attention_loss(attention_maps: Tensor, shares: Tensor, matching: Matching) -> Tensor:
