@@ -1,11 +1,13 @@
 """How fast PQ rises: transformers' DetrForSegmentation and this package on the same generated scenes.
 
     python benchmarks/learning.py --steps 400 --side 128 --output outputs/learning
+    python benchmarks/learning.py --steps 2000 --batch 16 --device cuda --processes 4 --workers 2
     python benchmarks/learning.py --transfer outputs/scenes --steps 200 --output outputs/transfer
 
 All contestants have the same first weights (through the converter), backbone, scenes in the same order, optimizer,
 schedule and steps; what differs is named in the table. PQ is measured with the paper's thresholds, on scenes that
-nobody trains on, by the same code. The time is that of training alone, without making or measuring scenes.
+nobody trains on, by the same code. The time is that of training alone, without making or measuring scenes; with
+`--processes` contestants disturb each other, and only steps can be compared.
 
 transformers replaces the batch norms of a timm backbone by its own, which for `tf_efficientnet_lite0` loses the
 activation and the epsilon. Here it gets this package's backbone instead, so that the maps of both are the same bits.
@@ -15,8 +17,11 @@ import argparse
 import copy
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import count, islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +29,8 @@ import torch
 import transformers
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.utils.data import DataLoader
 from transformers import DetrConfig, DetrForSegmentation
 
 from cases import describe_run, markdown_table
@@ -39,7 +46,7 @@ from detr_panoptic.training.aids import attach_training_aids
 from detr_panoptic.training.arguments import OptimizationArguments
 from detr_panoptic.training.backbone_weights import EFFICIENTNET_LITE0, load_backbone_weights
 from detr_panoptic.training.calibration import calibrate
-from detr_panoptic.training.optimization import build_optimizer, build_schedule
+from detr_panoptic.training.optimization import build_schedule
 
 BACKBONE = "tf_efficientnet_lite0"
 CALIBRATION_IMAGES = 8
@@ -87,8 +94,9 @@ class Trial:
         self.arguments, self.categories, self.seed = arguments, categories, seed
         side = arguments.side
         make = coarse_scenes if categories is not SCENE_CATEGORIES else scenes_dataset
-        self.scenes = make(arguments.scenes, seed=seed, height=side, width=side)
-        self.held_out = make(arguments.held_out, seed=seed + HELD_OUT_SEED, height=side, width=side)
+        options = {"height": side, "width": side, "workers": arguments.scene_workers}
+        self.scenes = make(arguments.scenes, seed=seed, **options)
+        self.held_out = make(arguments.held_out, seed=seed + HELD_OUT_SEED, **options)
 
     def processor(self, model: DetrPanopticForSegmentation) -> DetrPanopticImageProcessor:
         """Of the model, at the size of the scenes."""
@@ -97,17 +105,24 @@ class Trial:
 
     def batches(self, processor: DetrPanopticImageProcessor) -> Iterator[dict[str, Any]]:
         """As many batches as there are steps, the same for all."""
-        side, size = self.arguments.side, self.arguments.batch
+        return islice(self._endless_batches(processor), self.arguments.steps)
+
+    def _endless_batches(self, processor: DetrPanopticImageProcessor) -> Iterator[dict[str, Any]]:
+        side = self.arguments.side
         flip = RandomAugmentation((side,), max_size=side + 1, crop_probability=0.0, crop_scales=(1,))
         collator = PanopticCollator(processor, flip, seed=self.seed)
-        generator = torch.Generator().manual_seed(self.seed)
-        order: list[int] = []
-        for epoch in range(self.arguments.steps * size // len(self.scenes) + 1):
-            order += torch.randperm(len(self.scenes), generator=generator).tolist()
+        loader: DataLoader[Any] = DataLoader(
+            self.scenes,
+            batch_size=self.arguments.batch,
+            shuffle=True,
+            drop_last=True,
+            collate_fn=collator,
+            num_workers=self.arguments.workers,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+        for epoch in count():
             collator.set_epoch(epoch)
-            while len(order) >= size:
-                chosen, order = order[:size], order[size:]
-                yield dict(collator([self.scenes[i] for i in chosen]))
+            yield from loader
 
     def quality(self, model: Any, processor: DetrPanopticImageProcessor) -> dict[str, float]:
         """PQ on the held-out scenes."""
@@ -126,16 +141,19 @@ class Trial:
             warmup_steps=50,
         )
         processor = self.processor(ours)
-        optimizer = build_optimizer(model.train(), optimization)
+        optimizer = optimizer_of(model.train(), optimization)
         schedule = build_schedule(optimizer, optimization, total_steps=settings.steps)
         points, seconds = [], 0.0
-        for step, batch in zip(range(1, settings.steps + 1), self.batches(processor), strict=False):
+        for step, batch in enumerate(self.batches(processor), 1):
+            inputs = to_device(batch, model.device)
             started = time.perf_counter()
-            model(**{key: batch[key] for key in ("pixel_values", "pixel_mask", "labels")}).loss.backward()
+            model(**inputs).loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), optimization.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
+            if model.device.type == "cuda":
+                torch.cuda.synchronize()
             seconds += time.perf_counter() - started
             if step % settings.measure_every == 0 or step == settings.steps:
                 found = self.quality(model, processor)
@@ -145,12 +163,43 @@ class Trial:
         return points
 
 
+def optimizer_of(model: nn.Module, arguments: OptimizationArguments) -> AdamW:
+    """AdamW with the package's two rates, for models of either kind."""
+    rates = {True: arguments.backbone_learning_rate, False: arguments.learning_rate}
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups["backbone." in name].append(parameter)
+    return AdamW(
+        [{"params": own, "lr": rates[of_backbone]} for of_backbone, own in groups.items()],
+        weight_decay=arguments.weight_decay,
+    )
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """What both models take of a batch, on the device."""
+    labels = [
+        {key: value.to(device) for key, value in target.items() if isinstance(value, Tensor)}
+        for target in batch["labels"]
+    ]
+    return {
+        "pixel_values": batch["pixel_values"].to(device),
+        "pixel_mask": batch["pixel_mask"].to(device),
+        "labels": labels,
+    }
+
+
+Contestant = tuple[nn.Module, DetrPanopticForSegmentation]
+"""The model to train, and one of ours with its configuration."""
+
+
 def main() -> None:
     """Trains all contestants, writes points, a picture and a table."""
     arguments = _arguments()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    print(describe_run("cpu"))
-    points: list[Point] = []
+    if arguments.processes > 1:
+        torch.set_num_threads(1)  # a fork of a process with threads may wait for them forever
+    jobs = []
     for seed in arguments.seeds:
         if arguments.transfer is None:
             trial = Trial(arguments, SCENE_CATEGORIES, seed)
@@ -158,41 +207,71 @@ def main() -> None:
         else:
             trial = Trial(arguments, coarse_categories(), seed)
             makers = transfer_contestants(trial, arguments.transfer)
-        for name, (model, ours) in makers:
-            if not arguments.only or name in arguments.only:
-                points += trial.run(name, model, ours)
+        jobs += [(trial, name, make) for name, make in makers.items() if not arguments.only or name in arguments.only]
+    run_jobs(jobs, arguments.processes)
+    points = read_points(arguments.output)
     draw(points, arguments.output / "learning.png")
+    print(describe_run(arguments.device))
     print(table(points))
 
 
-def contestants(trial: Trial) -> Iterator[tuple[str, tuple[nn.Module, DetrPanopticForSegmentation]]]:
-    """The model to train and one of ours with its configuration, by name, one at a time."""
-    theirs, ours = same_models(trial.categories, trial.seed)
-    yield "transformers", (theirs, ours)
-    yield "paper's recipe", (ours, ours)
-    _, ours = same_models(trial.categories, trial.seed)
-    _calibrate(ours, trial)
-    yield "calibrated", (ours, ours)
-    _, ours = same_models(trial.categories, trial.seed)
-    _calibrate(ours, trial)
-    attach_training_aids(ours)
-    yield "calibrated, with aids", (ours, ours)
+def run_jobs(jobs: Sequence[tuple[Trial, str, Callable[[], Contestant]]], processes: int) -> None:
+    """Trains contestants, some at a time; each writes its points."""
+    if processes == 1:
+        for job in jobs:
+            run_job(*job)
+        return
+    for first in range(0, len(jobs), processes):
+        running = [get_context("fork").Process(target=run_job, args=job) for job in jobs[first : first + processes]]
+        for process in running:
+            process.start()
+        for process in running:
+            process.join()
 
 
-def transfer_contestants(
-    trial: Trial, source: Path
-) -> Iterator[tuple[str, tuple[nn.Module, DetrPanopticForSegmentation]]]:
-    """A model that knows other classes, fine-tuned, and a new one."""
-    labels = _labels(trial.categories)
-    for aids in (False, True):
-        tuned = DetrPanopticForSegmentation.from_pretrained(source, **labels, ignore_mismatched_sizes=True)
-        if aids:
-            attach_training_aids(tuned)
-        yield f"fine-tuned{', with aids' if aids else ''}", (tuned, tuned)
+def run_job(trial: Trial, name: str, make: Callable[[], Contestant]) -> None:
+    """Trains one contestant."""
+    model, ours = make()
+    trial.run(name, model.to(trial.arguments.device), ours)
+
+
+def contestants(trial: Trial) -> dict[str, Callable[[], Contestant]]:
+    """What makes each contestant, by name."""
+    return {
+        "transformers": lambda: same_models(trial.categories, trial.seed),
+        "paper's recipe": partial(ours_with, trial),
+        "calibrated": partial(ours_with, trial, calibrated=True),
+        "calibrated, with aids": partial(ours_with, trial, calibrated=True, aids=True),
+    }
+
+
+def ours_with(trial: Trial, *, calibrated: bool = False, aids: bool = False) -> Contestant:
+    """Our model with transformers' first weights, and what helps it to learn."""
     _, ours = same_models(trial.categories, trial.seed)
-    _calibrate(ours, trial)
-    attach_training_aids(ours)
-    yield "from the backbone, calibrated, with aids", (ours, ours)
+    if calibrated:
+        _calibrate(ours, trial)
+    if aids:
+        attach_training_aids(ours)
+    return ours, ours
+
+
+def transfer_contestants(trial: Trial, source: Path) -> dict[str, Callable[[], Contestant]]:
+    """What makes a model that knows other classes and is fine-tuned, and a new one."""
+    return {
+        "fine-tuned": partial(tuned, trial, source),
+        "fine-tuned, with aids": partial(tuned, trial, source, aids=True),
+        "from the backbone, calibrated, with aids": partial(ours_with, trial, calibrated=True, aids=True),
+    }
+
+
+def tuned(trial: Trial, source: Path, *, aids: bool = False) -> Contestant:
+    """The model of a folder with the classes of the trial."""
+    model = DetrPanopticForSegmentation.from_pretrained(
+        source, **_labels(trial.categories), ignore_mismatched_sizes=True, dtype=torch.float32
+    )
+    if aids:
+        attach_training_aids(model)
+    return model, model
 
 
 def same_models(categories: Categories, seed: int) -> tuple[DetrForSegmentation, DetrPanopticForSegmentation]:
@@ -228,7 +307,7 @@ def coarse_categories() -> Categories:
     return Categories(names=tuple(COARSE), is_thing=is_thing, category_ids=tuple(range(1, len(COARSE) + 1)))
 
 
-def coarse_scenes(count: int, **options: int) -> Dataset:
+def coarse_scenes(number: int, **options: int) -> Dataset:
     """Scenes with the classes of the transfer; stuff that has become one class is one segment."""
     label_of = {
         SCENE_CATEGORIES.names.index(name): label for label, names in enumerate(COARSE.values()) for name in names
@@ -238,7 +317,7 @@ def coarse_scenes(count: int, **options: int) -> Dataset:
         segments = [{**segment, "label_id": label_of[segment["label_id"]]} for segment in record["segments_info"]]
         return merge_stuff(record, segments)
 
-    return scenes_dataset(count, **options).map(relabel)
+    return scenes_dataset(number, **options).map(relabel)
 
 
 def merge_stuff(record: dict[str, Any], segments: list[dict[str, Any]]) -> dict[str, Any]:
@@ -266,6 +345,12 @@ def write_point(point: Point, output: Path) -> None:
     print(f"{point.contestant}: step {point.step}, {point.seconds:.0f} s, PQ {point.pq:.3f}", flush=True)
     with (output / "points.jsonl").open("a") as file:
         file.write(json.dumps(asdict(point)) + "\n")
+
+
+def read_points(output: Path) -> list[Point]:
+    """All points that were written into a folder, by this run and others."""
+    lines = (output / "points.jsonl").read_text().splitlines()
+    return sorted((Point(**json.loads(line)) for line in lines), key=lambda point: (point.seed, point.step))
 
 
 def draw(points: Sequence[Point], path: Path) -> None:
@@ -344,6 +429,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=8e-4, help="learning rate; the backbone has half of it")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", metavar="NAME", help="contestants; all without it")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load data, of each contestant")
+    parser.add_argument("--scene-workers", type=int, default=0, help="processes that make scenes")
+    parser.add_argument("--processes", type=int, default=1, help="contestants that train at a time")
     parser.add_argument("--transfer", type=Path, metavar="FOLDER", help="fine-tune this model on other classes")
     parser.add_argument("--output", type=Path, default=Path("outputs/learning"))
     return parser.parse_args()

@@ -167,6 +167,12 @@ def test_dataset_survives_the_disk_without_loss(tmp_path):
         assert same(row, make_scene(row["image_id"], height=HEIGHT, width=WIDTH))
 
 
+def test_processes_make_the_same_scenes():
+    alone, shared = (scenes_dataset(3, seed=4, height=64, width=71, workers=workers) for workers in (0, 2))
+    for row, other in zip(alone, shared, strict=True):
+        assert same(row, other)
+
+
 def test_seeds_have_no_scene_in_common():
     ids = [scenes_dataset(3, seed=seed, height=64, width=64)["image_id"] for seed in (0, 1)]
     assert len({image_id for column in ids for image_id in column}) == 6

@@ -33,6 +33,7 @@ SOURCE is a folder, a Parquet file or OWNER/NAME on the Hub, in any format of do
 EXAMPLES = """
 detr-panoptic data convert my_export my_data
 detr-panoptic data convert cityscapes cityscapes_train --split train --to parquet
+detr-panoptic data convert scenes my_scenes --limit 30000 --workers 16 --to dataset
 detr-panoptic data convert coco coco_small --format coco-instances --split val2017 --limit 100 --on-error skip
 """
 
@@ -78,6 +79,8 @@ def register(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
     parser.add_argument("source", metavar="SOURCE", help="what `train --data` takes")
     parser.add_argument("output", type=Path, metavar="OUT", help="a folder that is empty or does not exist")
     add_source_options(parser)
+    parser.add_argument("--seed", type=int, default=0, help=f"of `{SCENES}`: other ones for another number")
+    parser.add_argument("--workers", type=int, default=0, help=f"processes that make `{SCENES}`; 0: this one")
     parser.add_argument("--to", choices=TARGETS, default=COCO, help="format of OUT")
     parser.add_argument(
         "--on-error", choices=("stop", "skip"), default="stop", help="skip: leave broken images out and list them"
@@ -94,7 +97,12 @@ def run(arguments: argparse.Namespace) -> int:
     logger.addHandler(notes)
     logger.setLevel(logging.INFO)
     try:
-        data = read_source(arguments.source, **source_options(arguments))
+        data = read_source(
+            arguments.source,
+            scene_seed=arguments.seed,
+            scene_workers=arguments.workers,
+            **source_options(arguments),
+        )
         counts = convert(data, output, target=arguments.to, split=arguments.split, skip=arguments.on_error == "skip")
     finally:
         logger.removeHandler(notes)

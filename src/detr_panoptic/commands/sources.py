@@ -29,13 +29,16 @@ def source_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"split": arguments.split, "data_format": arguments.format, "limit": arguments.limit}
 
 
-def read_source(source: str, *, scene_side: int = SCENE_SIDE, scene_seed: int = 0, **options: Any) -> PanopticData:
+def read_source(
+    source: str, *, scene_side: int = SCENE_SIDE, scene_seed: int = 0, scene_workers: int = 0, **options: Any
+) -> PanopticData:
     """Records and categories of a dataset, or of generated pictures.
 
     Args:
         source: what `read_panoptic` takes, or `scenes`.
         scene_side: height and width of scenes, pixels.
         scene_seed: other scenes for another number.
+        scene_workers: processes that make them; 0: this one.
         options: of `read_panoptic`.
 
     Raises:
@@ -46,4 +49,5 @@ def read_source(source: str, *, scene_side: int = SCENE_SIDE, scene_seed: int = 
     if source != SCENES:
         return read_panoptic(source, **options)
     count = options.get("limit") or SCENE_COUNT
-    return PanopticData(scenes_dataset(count, seed=scene_seed, height=scene_side, width=scene_side), SCENE_CATEGORIES)
+    scenes = scenes_dataset(count, seed=scene_seed, height=scene_side, width=scene_side, workers=scene_workers)
+    return PanopticData(scenes, SCENE_CATEGORIES)

@@ -7,7 +7,10 @@ before.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 
 import numpy as np
 from datasets import Dataset
@@ -123,7 +126,7 @@ def compose_scene(layers: Sequence[Layer], rng: np.random.Generator, *, image_id
     }
 
 
-def scenes_dataset(count: int, *, seed: int = 0, height: int = 256, width: int = 256) -> Dataset:
+def scenes_dataset(count: int, *, seed: int = 0, height: int = 256, width: int = 256, workers: int = 0) -> Dataset:
     """Scenes 0 to `count` - 1 of a seed as an in-memory dataset: nothing is cached, so nothing can be stale.
 
     Args:
@@ -131,6 +134,7 @@ def scenes_dataset(count: int, *, seed: int = 0, height: int = 256, width: int =
         seed: below 2**31; two seeds have no scene in common.
         height: pixels.
         width: pixels.
+        workers: processes that make them, the same ones whatever the number; 0: this one.
 
     Returns:
         Rows with the columns of `panoptic_features`; `make_scene(image_id, ...)` makes the row again.
@@ -144,12 +148,18 @@ def scenes_dataset(count: int, *, seed: int = 0, height: int = 256, width: int =
         raise ValueError(f"`count` must lie in [1, 2**32], got {count}.")
     features = panoptic_features()
     columns: dict[str, list[object]] = {name: [] for name in features}
-    for index in range(count):
-        # Encoded at once: a thousand open pictures take ten times the memory.
-        encoded = features.encode_example(make_scene(seed * SEEDS_PER_DATASET + index, height=height, width=width))
-        for name, values in columns.items():
-            values.append(encoded[name])
+    seeds = range(seed * SEEDS_PER_DATASET, seed * SEEDS_PER_DATASET + count)
+    make = partial(_encoded_scene, height=height, width=width)
+    with get_context("spawn").Pool(workers) if workers else nullcontext() as pool:
+        for encoded in pool.imap(make, seeds, chunksize=32) if pool else map(make, seeds):
+            for name, values in columns.items():
+                values.append(encoded[name])
     return Dataset.from_dict(columns, features=features)
+
+
+def _encoded_scene(seed: int, height: int, width: int) -> Record:
+    """A scene as `datasets` stores it: a thousand open pictures take ten times the memory."""
+    return panoptic_features().encode_example(make_scene(seed, height=height, width=width))
 
 
 def _backdrop_layers(place: Place, rng: np.random.Generator) -> list[Layer]:
