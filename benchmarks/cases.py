@@ -26,8 +26,14 @@ def parser(description: str, *, size: str) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     result.add_argument("--sizes", nargs="+", type=_size, default=[_size(size)], metavar="HxW")
     result.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    result.add_argument("--tf32", action="store_true", help="on a GPU: products of float32 numbers in TF32")
     result.add_argument("--repeats", type=int, default=3, help="timed runs of each contestant, in turns")
     return result
+
+
+def set_precision(arguments: argparse.Namespace) -> None:
+    """PyTorch's default mixes the two: TF32 in convolutions, float32 in matrix products."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = arguments.tf32
 
 
 def transformers_model(**settings: object) -> DetrForSegmentation:
@@ -87,6 +93,16 @@ def time_in_turns(
             if turn > 0:  # the first is for warming up
                 times[name].append(time.perf_counter() - start)
     return times
+
+
+def peak_gigabytes(run: Callable[[], object], device: str) -> str:
+    """The most GPU memory that a run holds beside what lies there before it: weights and inputs. Empty on a CPU."""
+    if not device.startswith("cuda"):
+        return ""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return f"{(torch.cuda.max_memory_allocated() - before) / 1e9:.2f}"
 
 
 def describe_run(device: str) -> str:

@@ -23,7 +23,9 @@ from cases import (
     median_and_range,
     our_model,
     parser,
+    peak_gigabytes,
     random_images,
+    set_precision,
     time_in_turns,
     transformers_model,
 )
@@ -35,6 +37,7 @@ TOLERANCE = 1e-4
 def main() -> None:
     """Prints a table per size."""
     arguments = _arguments()
+    set_precision(arguments)
     theirs = transformers_model(auxiliary_loss=False)
     contestants = {"transformers": theirs} | our_ways(our_model(theirs))
     for model in contestants.values():
@@ -47,11 +50,21 @@ def main() -> None:
         times = time_in_turns(runs, arguments.repeats, arguments.device)
         theirs_time = statistics.median(times["transformers"])
         rows = [
-            [name, median_and_range(values), f"{theirs_time / statistics.median(values):.1f}"]
+            [
+                name,
+                median_and_range(values),
+                f"{theirs_time / statistics.median(values):.1f}",
+                peak_gigabytes(runs[name], arguments.device),
+            ]
             for name, values in times.items()
         ]
         print(f"### {arguments.batch} x {size[0]}x{size[1]}, {arguments.objects} objects each\n")
-        print(markdown_table(["", "seconds: median (range)", "times as fast as transformers"], rows))
+        print(
+            markdown_table(
+                ["", "seconds: median (range)", "times as fast as transformers", "GB of the GPU beside the weights"],
+                rows,
+            )
+        )
 
 
 def our_ways(ours: nn.Module) -> dict[str, nn.Module]:
