@@ -258,6 +258,35 @@ def test_a_plan_writes_nothing(tmp_path, capsys):
     assert not output.exists()
 
 
+def test_the_aids_are_in_the_plan_and_in_no_saved_model(tmp_path, capsys):
+    assert train(tmp_path, "--aids", "--dry-run") == 0
+    assert "aids, not saved" in capsys.readouterr().out
+    assert train(tmp_path, "--aids", epochs=1) == 0
+    assert metrics_of(tmp_path)[0]["loss_cell_ce"] > 0
+    assert not any("aids" in name for name in load_file(tmp_path / "model.safetensors"))
+
+
+def test_pq_of_training_images_is_measured_where_it_is_asked_for(whole_run, tmp_path, monkeypatch):
+    """Beside that of the others; what is learned, and which model is the best, stay as they are."""
+    measured = []
+    measure = training_run.evaluate_model
+
+    def measuring(model, processor, records, *arguments, **options):
+        measured.append([record["image_id"] for record in records])
+        return measure(model, processor, records, *arguments, **options)
+
+    monkeypatch.setattr(training_run, "evaluate_model", measuring)
+    assert train(tmp_path, evaluate_training=3) == 0
+    validation, training = measured[:2]
+    assert len(training) == 3
+    assert not set(training) & set(validation)
+    lines = [{k: v for k, v in line.items() if not k.startswith("training_pq")} for line in metrics_of(tmp_path)]
+    assert lines == metrics_of(whole_run)
+    assert {"training_pq", "training_pq_things", "training_pq_stuff"} <= metrics_of(tmp_path)[-1].keys()
+    assert "PQ of training images" in (tmp_path / "training_summary.md").read_text()
+    assert "PQ of training images" not in (whole_run / "training_summary.md").read_text()
+
+
 def test_stages_train_one_after_the_other(tmp_path):
     assert train(tmp_path / "boxes", stage="boxes", ema_decay=None) == 0
     lines = metrics_of(tmp_path / "boxes")

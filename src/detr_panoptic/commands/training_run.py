@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ..data import segmentation_ids
 from ..evaluation import evaluate_model
-from ..evaluation.panoptic_quality import panoptic_quality
+from ..evaluation.panoptic_quality import PanopticStats, panoptic_quality
 from ..training.arguments import TrainingArguments
 from ..training.checkpoints import Progress, claim_output, load_checkpoint, open_run, save_checkpoint, whole_files
 from ..training.loop import Surroundings, TrainingState, train
@@ -178,8 +178,8 @@ class TrainingRun:
         """Measures the state on this process's share, records it, and saves the model if it is the best so far."""
         accelerator = self.accelerator
         model = accelerator.unwrap_model(state.model) if state.averaged is None else state.averaged.module
-        share = self.data.validation.shard(accelerator.num_processes, accelerator.process_index, contiguous=True)
-        metrics, quality = self._measure(model, share)
+        metrics, quality = self._measure(model, self._share(self.data.validation))
+        metrics |= self._measure_training(model)
         log.evaluation(state.progress, metrics)
         if accelerator.is_main_process:
             pictures = self._draw(model)
@@ -194,16 +194,8 @@ class TrainingRun:
         if self.arguments.model.stage == "boxes":
             loss = self._detection_loss(model, share)
             return {"validation_loss": loss}, -loss
-        stats = evaluate_model(
-            model,
-            self.processor,
-            share,
-            self.data.categories,
-            batch_size=self.arguments.optimization.batch_size,
-            sum_over_processes=partial(self.accelerator.reduce, reduction="sum"),
-        )
+        stats, result = self._quality(model, share)
         categories = self.data.categories
-        result = panoptic_quality(stats, category_ids=categories.category_ids, is_thing=categories.is_thing)
         metrics = {name: result["All"][name] for name in ("pq", "sq", "rq")}
         for kind in ("Things", "Stuff"):
             metrics |= {f"{name}_{kind.lower()}": result[kind][name] for name in ("pq", "sq", "rq")}
@@ -212,6 +204,35 @@ class TrainingRun:
             if occurring:
                 metrics[f"pq/{name}"] = result["per_class"][category_id]["pq"]
         return metrics, metrics["pq"]
+
+    def _measure_training(self, model: Any) -> dict[str, float]:
+        """PQ on the first training images, where the settings ask for it."""
+        count = min(self.arguments.run.evaluate_training, len(self.data.train))
+        if count == 0 or self.arguments.model.stage == "boxes":
+            return {}
+        _, result = self._quality(model, self._share(self.data.train.select(range(count))))
+        return {
+            "training_pq": result["All"]["pq"],
+            "training_pq_things": result["Things"]["pq"],
+            "training_pq_stuff": result["Stuff"]["pq"],
+        }
+
+    def _quality(self, model: Any, share: Any) -> tuple[PanopticStats, dict[str, dict[Any, Any]]]:
+        """Sums over all processes' shares, and PQ from them."""
+        categories = self.data.categories
+        stats = evaluate_model(
+            model,
+            self.processor,
+            share,
+            categories,
+            batch_size=self.arguments.optimization.batch_size,
+            sum_over_processes=partial(self.accelerator.reduce, reduction="sum"),
+        )
+        return stats, panoptic_quality(stats, category_ids=categories.category_ids, is_thing=categories.is_thing)
+
+    def _share(self, records: Any) -> Any:
+        """What this process measures."""
+        return records.shard(self.accelerator.num_processes, self.accelerator.process_index, contiguous=True)
 
     @torch.no_grad()
     def _detection_loss(self, model: Any, share: Any) -> float:
@@ -236,7 +257,8 @@ class TrainingRun:
             image = record["image"]
             truth = {**record, "segmentation": segmentation_ids(record["segmentation"])}
             (prediction,) = segment([image], model, self.processor, task="panoptic", threshold=None)
-            pictures.append(draw_side_by_side(image, truth, prediction, names))
+            found = {**prediction, "segmentation": prediction["segmentation"].cpu()}
+            pictures.append(draw_side_by_side(image, truth, found, names))
         return pictures
 
     def _publish(self, model: Any, pictures: list[Image.Image]) -> None:

@@ -166,6 +166,11 @@ class RunArguments:
     mixed_precision: str = option("no", "no, bf16 or fp16")
     compile: bool = option(False, "compile the backbone and the transformer with torch.compile")
     evaluate_every: int = option(1, "epochs between evaluations; the last epoch is always evaluated")
+    evaluate_training: int = option(
+        0,
+        "measure PQ on so many of the training images too: with few images, what is only learned by heart shows",
+        may_change=True,
+    )
     checkpoint_every: int = option(
         1000, "updates between checkpoints to go on from; there is one after each evaluation too", may_change=True
     )
@@ -178,7 +183,7 @@ class RunArguments:
     def __post_init__(self) -> None:
         """Checks the choices and the ranges."""
         check_choice("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
-        check_least(self, evaluate_every=1, log_every=1, checkpoint_every=1, keep_checkpoints=1)
+        check_least(self, evaluate_every=1, evaluate_training=0, log_every=1, checkpoint_every=1, keep_checkpoints=1)
 
 
 @dataclass(frozen=True, kw_only=True)

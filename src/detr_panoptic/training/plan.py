@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..categories import Categories
 from ..configuration_detr_panoptic import DetrPanopticConfig
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+from .aids import AIDS
 from .arguments import OptimizationArguments, TrainingArguments
 from .optimization import freeze, rate_factor
 
@@ -21,6 +22,7 @@ PARTS = {  # of the model, in the order of the way through it, by the beginning 
     "transformer": ("model.",),
     "class and box heads": ("class_head.", "box_head."),
     "mask head": ("mask_attention.", "mask_head."),
+    "aids, not saved": (AIDS + ".",),
 }
 
 
@@ -104,7 +106,11 @@ def _parameter_lines(model: nn.Module) -> list[str]:
         part = next(part for part, beginnings in PARTS.items() if name.startswith(beginnings))
         (trained if parameter.requires_grad else frozen)[part] += parameter.numel()
     width = max(map(len, PARTS))
-    rows = [f"  {part:<{width}}  {trained[part] / 1e6:8.3f} M  {frozen[part] / 1e6:8.3f} M" for part in PARTS]
+    rows = [
+        f"  {part:<{width}}  {trained[part] / 1e6:8.3f} M  {frozen[part] / 1e6:8.3f} M"
+        for part in PARTS
+        if trained[part] + frozen[part]
+    ]
     total = f"  {'all':<{width}}  {sum(trained.values()) / 1e6:8.3f} M  {sum(frozen.values()) / 1e6:8.3f} M"
     return [f"parameters: {'':<{width - 10}}   trained      frozen", *rows, total]
 

@@ -37,9 +37,12 @@ def write_summary(folder: Path, plan: Sequence[str], data: Mapping[str, str]) ->
     text += ["```", *plan, "```", "", f"![losses, quality, rate and gradient over updates]({CURVES})", ""]
     if evaluations:
         best = max(evaluations, key=lambda line: line["pq"])
-        text += ["| update | epoch | PQ | SQ | RQ | PQ things | PQ stuff |", "|---|---|---|---|---|---|---|"]
+        columns = {"pq": "PQ", "sq": "SQ", "rq": "RQ", "pq_things": "PQ things", "pq_stuff": "PQ stuff"}
+        if any("training_pq" in line for line in evaluations):
+            columns["training_pq"] = "PQ of training images"
+        text += [f"| update | epoch | {' | '.join(columns.values())} |", "|---" * (2 + len(columns)) + "|"]
         for line in evaluations:
-            shown = [line[name] for name in ("pq", "sq", "rq", "pq_things", "pq_stuff")]
+            shown = [line.get(name, float("nan")) for name in columns]
             mark = " (best)" if line is best else ""
             numbers = " | ".join(f"{100 * value:.1f}" for value in shown)
             text.append(f"| {line['step']}{mark} | {line['epoch']} | {numbers} |")
@@ -55,7 +58,7 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes = figure.subplots(2, 2)
     panels: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("loss terms of the last layer", LOSS_TERMS),
-        ("panoptic quality", ("pq", "pq_things", "pq_stuff")),
+        ("panoptic quality", ("pq", "pq_things", "pq_stuff", "training_pq")),
         ("rate", ("rate",)),
         ("norm of the gradient", ("gradient_norm",)),
     )
@@ -63,7 +66,7 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
         for name in names:
             points = [(line["step"], line[name]) for line in lines if name in line]
             if points:
-                marker = "o" if name.startswith("pq") else None
+                marker = "o" if "pq" in name else None
                 axis.plot(*zip(*points, strict=True), label=name.removeprefix("loss_"), marker=marker, linewidth=1.2)
         axis.set_title(title)
         axis.set_xlabel("updates")
