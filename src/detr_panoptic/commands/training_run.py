@@ -1,5 +1,6 @@
 """One run of `detr-panoptic train`: its parts, put together."""
 
+import copy
 import logging
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+from accelerate.utils import (
+    DistributedType,
+    ProjectConfiguration,
+    disable_fsdp_ram_efficient_loading,
+    set_seed,
+)
 from PIL import Image
 from rich.console import Console
 
@@ -32,7 +38,27 @@ logger = logging.getLogger(__name__)
 PICTURE = "validation.png"
 PICTURED_IMAGES = 4
 TRACKING = "tracking"
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+REFUSED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)  # FSDP of the first version
+
+
+def prepare_sharding(accelerator: Accelerator) -> None:
+    """Sets what a run under FSDP2 needs; nothing where weights are not sharded.
+
+    Raises:
+        CommandError: they are sharded in another way.
+    """
+    if accelerator.is_fsdp2:
+        plugin = accelerator.state.fsdp_plugin
+        # Accelerate 1.15 takes every buffer for a sharded tensor when the main process alone loads the weights, ...
+        plugin.cpu_ram_efficient_loading = False
+        disable_fsdp_ram_efficient_loading()
+        # ... and its policy for half precision casts the boxes of the targets too: `train_step` casts instead.
+        plugin.mixed_precision_policy = None
+    elif accelerator.distributed_type in REFUSED:
+        raise CommandError(
+            f"{accelerator.distributed_type.value} is not supported: take DDP (accelerate launch --multi_gpu), or "
+            "FSDP2 (--use_fsdp --fsdp_version 2)."
+        )
 
 
 class TrainingRun:
@@ -42,7 +68,7 @@ class TrainingRun:
         arguments: of the run.
 
     Raises:
-        CommandError: no data or no such model is named, or weights are to be sharded.
+        CommandError: no data or no such model is named, or weights are to be sharded in another way than FSDP2.
         ValueError: a setting or the data are wrong.
     """
 
@@ -55,11 +81,7 @@ class TrainingRun:
             log_with=tracker_names(arguments.run.tracker) or None,
             project_config=ProjectConfiguration(str(self.output), logging_dir=str(self.output / TRACKING)),
         )
-        if self.accelerator.distributed_type in SHARDED:
-            raise CommandError(
-                f"{self.accelerator.distributed_type.value} shards weights, which evaluation and saving need whole: "
-                "take DDP (accelerate launch --multi_gpu)."
-            )
+        prepare_sharding(self.accelerator)
         if not self.accelerator.is_main_process:
             logging.getLogger(__package__).setLevel(logging.ERROR)  # one process speaks for all
         set_seed(arguments.run.seed)
@@ -162,6 +184,7 @@ class TrainingRun:
         optimization, accelerator = self.arguments.optimization, self.accelerator
         model = self.model.to(accelerator.device)
         averaged = None if optimization.ema_decay is None else average_weights(model, optimization.ema_decay)
+        whole = copy.deepcopy(model) if accelerator.is_fsdp2 else model
         factor = rate_factor(optimization, self.effective_batch)
         optimizer = build_optimizer(model, optimization, factor=factor)
         if self.arguments.run.compile:
@@ -172,12 +195,12 @@ class TrainingRun:
         progress = Progress()
         accelerator.register_for_checkpointing(schedule, progress, *([] if averaged is None else [averaged]))
         set_seed(self.arguments.run.seed, device_specific=True)  # each process its own dropout
-        return TrainingState(prepared, optimizer, schedule, averaged, progress), loader, total_steps
+        return TrainingState(prepared, whole, optimizer, schedule, averaged, progress), loader, total_steps
 
     def _evaluate(self, state: TrainingState, log: RunLog) -> float:
         """Measures the state on this process's share, records it, and saves the model if it is the best so far."""
         accelerator = self.accelerator
-        model = accelerator.unwrap_model(state.model) if state.averaged is None else state.averaged.module
+        model = state.gather() if state.averaged is None else state.averaged.module
         metrics, quality = self._measure(model, self._share(self.data.validation))
         metrics |= self._measure_training(model)
         log.evaluation(state.progress, metrics)
