@@ -287,6 +287,11 @@ def test_pq_of_training_images_is_measured_where_it_is_asked_for(whole_run, tmp_
     assert "PQ of training images" not in (whole_run / "training_summary.md").read_text()
 
 
+def test_a_plan_says_that_the_backbone_stays_as_it_is(tmp_path, capsys):
+    assert train(tmp_path / "run", "--dry-run", "--freeze-backbone") == 0
+    assert "backbone: stays as it is" in capsys.readouterr().out
+
+
 def test_stages_train_one_after_the_other(tmp_path):
     assert train(tmp_path / "boxes", stage="boxes", ema_decay=None) == 0
     lines = metrics_of(tmp_path / "boxes")

@@ -25,7 +25,7 @@ from ..training.checkpoints import Progress, claim_output, load_checkpoint, open
 from ..training.loop import Surroundings, TrainingState, train
 from ..training.optimization import average_weights, build_optimizer, build_schedule, rate_factor
 from ..training.plan import describe_memory, describe_plan, is_out_of_memory, memory_advice
-from ..training.summary import write_model_card, write_summary
+from ..training.summary import SUMMARY, write_model_card, write_summary
 from ..training.tracking import RunLog, start_trackers, tracker_names
 from ..visualization import draw_side_by_side
 from .frame import CommandError
@@ -156,7 +156,7 @@ class TrainingRun:
         start_trackers(accelerator, arguments)
         load_checkpoint(accelerator, self.output, state.progress)
         with RunLog(accelerator, self.output, state.progress, total_steps=total_steps) as log:
-            if state.progress.step:
+            if state.progress.step and not state.progress.is_finished:
                 log.say(f"goes on after update {state.progress.step}")
             surroundings = Surroundings(
                 start_epoch=self.batches.start_epoch,
@@ -174,8 +174,8 @@ class TrainingRun:
                 raise CommandError(f"Out of memory. Estimated {describe_memory(self._memory_advice())}") from error
             finally:
                 self.batches.end()
-        if state.progress.is_finished and accelerator.is_main_process:
-            self._summarize(plan)
+        if accelerator.is_main_process:
+            self._end(state.progress, plan)
         accelerator.end_training()
         return state.progress.is_finished
 
@@ -296,6 +296,16 @@ class TrainingRun:
             model.save_pretrained(folder)
             self.processor.save_pretrained(folder)
             sheet.save(folder / PICTURE)
+
+    def _end(self, progress: Progress, plan: list[str]) -> None:
+        """Says where the run is, and sums it up if it is finished."""
+        if not progress.is_finished:
+            logger.info("stopped after update %d; the same command goes on from there", progress.step)
+            return
+        self._summarize(plan)
+        logger.info(
+            "finished after update %d: the best model, its card and %s are in %s", progress.step, SUMMARY, self.output
+        )
 
     def _summarize(self, plan: list[str]) -> None:
         data = self.data.describe()

@@ -64,7 +64,8 @@ class TrainingData:
         words = self.summary.describe(self.categories)
         return {
             "training": words + (looked_at if self.summary.images < len(self.train) else ""),
-            "validation": f"{len(self.validation)} images, {self.validation_name}",
+            "validation": f"{len(self.validation)} images, {self.validation_name}"
+            + ("; others may fare worse: --validation-data names some" if self.validation is self.train else ""),
         }
 
 
