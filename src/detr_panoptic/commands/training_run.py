@@ -14,6 +14,7 @@ from accelerate.utils import (
     disable_fsdp_ram_efficient_loading,
     set_seed,
 )
+from datasets import Dataset
 from PIL import Image
 from rich.console import Console
 
@@ -59,6 +60,11 @@ def prepare_sharding(accelerator: Accelerator) -> None:
             f"{accelerator.distributed_type.value} is not supported: take DDP (accelerate launch --multi_gpu), or "
             "FSDP2 (--use_fsdp --fsdp_version 2)."
         )
+
+
+def share_of(records: Dataset, accelerator: Accelerator) -> Dataset:
+    """What this process measures: of fewer records than processes perhaps none, where `Dataset.shard` would fail."""
+    return records.select(range(accelerator.process_index, len(records), accelerator.num_processes))
 
 
 class TrainingRun:
@@ -201,7 +207,7 @@ class TrainingRun:
         """Measures the state on this process's share, records it, and saves the model if it is the best so far."""
         accelerator = self.accelerator
         model = state.gather() if state.averaged is None else state.averaged.module
-        metrics, quality = self._measure(model, self._share(self.data.validation))
+        metrics, quality = self._measure(model, share_of(self.data.validation, self.accelerator))
         metrics |= self._measure_training(model)
         log.evaluation(state.progress, metrics)
         if accelerator.is_main_process:
@@ -233,7 +239,7 @@ class TrainingRun:
         count = min(self.arguments.run.evaluate_training, len(self.data.train))
         if count == 0 or self.arguments.model.stage == "boxes":
             return {}
-        _, result = self._quality(model, self._share(self.data.train.select(range(count))))
+        _, result = self._quality(model, share_of(self.data.train.select(range(count)), self.accelerator))
         return {
             "training_pq": result["All"]["pq"],
             "training_pq_things": result["Things"]["pq"],
@@ -252,10 +258,6 @@ class TrainingRun:
             sum_over_processes=partial(self.accelerator.reduce, reduction="sum"),
         )
         return stats, panoptic_quality(stats, category_ids=categories.category_ids, is_thing=categories.is_thing)
-
-    def _share(self, records: Any) -> Any:
-        """What this process measures."""
-        return records.shard(self.accelerator.num_processes, self.accelerator.process_index, contiguous=True)
 
     @torch.no_grad()
     def _detection_loss(self, model: Any, share: Any) -> float:
