@@ -9,8 +9,10 @@ from PIL import Image
 
 from detr_panoptic import DetrPanopticImageProcessor
 from detr_panoptic.cli import main
+from detr_panoptic.commands.training_setup import read_data
 from detr_panoptic.data import SCENE_CATEGORIES, make_scene
 from detr_panoptic.training import loop
+from detr_panoptic.training.arguments import DataArguments
 from tests.conftest import build_tiny
 from tests.test_training_runs import SIDE, fresh_accelerator, metrics_of, only_line, train
 
@@ -75,6 +77,19 @@ def test_classes_that_differ_between_splits_are_refused(tmp_path, capsys):
     assert "'goat'" in line
 
 
+def test_scenes_do_not_measure_a_model_of_other_classes(tmp_path, capsys):
+    learned = write_data(tmp_path / "learned", names={"sheep": "goat"})
+    assert train(tmp_path / "run", data=learned, validation_data="scenes") == 2
+    assert "`validation_data` 'scenes' does not fit the training data" in only_line(capsys)
+
+
+def test_scenes_that_are_measured_are_not_those_that_are_learned():
+    for named in ("scenes", None):
+        data = DataArguments(data="scenes", validation_data=named, limit=5, short_side=SIDE, long_side=SIDE)
+        read = read_data(data, 0)
+        assert not set(read.train["image_id"]) & set(read.validation["image_id"])
+
+
 def test_validation_data_is_read_with_the_labels_of_the_training_data(tmp_path):
     """The same classes in another order in the file."""
     learned, measured = write_data(tmp_path / "learned"), write_data(tmp_path / "measured")
@@ -107,6 +122,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, capsys):
         ({"tracker": "tensorbored"}, "`tracker` must be of .*tensorboard.*'tensorbored'"),
         ({"data": "/no/such/folder"}, "/no/such/folder"),
         ({"hidden_size": 30}, "error: `hidden_size` must be"),
+        ({"ema_decay": 1}, "`ema_decay` must be below 1, got 1.0"),
     ],
 )
 def test_a_wrong_setting_ends_before_the_first_step(settings, message, tmp_path, capsys):

@@ -97,11 +97,13 @@ def train_step(
     for i, batch in enumerate(window):
         is_last = i + 1 == len(window)
         with nullcontext() if is_last else accelerator.no_sync(model):
-            with accelerator.autocast() if accelerator.is_fsdp2 else nullcontext():  # else the wrapper does it
+            with (
+                naming_images(batch),
+                accelerator.autocast() if accelerator.is_fsdp2 else nullcontext(),  # else the wrapper does it
+            ):
                 output = model(**batch, normalizers=normalizers)
-            if not output.loss.isfinite():
-                image_ids = [int(target["image_id"]) for target in batch["labels"]]
-                raise FloatingPointError(f"The loss is {output.loss.item()} with the images {image_ids}.")
+                if not output.loss.isfinite():
+                    raise FloatingPointError(f"The loss is {output.loss.item()}.")
             accelerator.backward(output.loss)
         for name, term in {"loss": output.loss, **output.loss_dict}.items():
             terms[name] = terms.get(name, 0) + term.detach()
@@ -112,6 +114,16 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad()
     return terms
+
+
+@contextmanager
+def naming_images(batch: Batch) -> Iterator[None]:
+    """Adds the batch's images to an error about numbers that are not finite: of the loss, or before, in matching."""
+    try:
+        yield
+    except FloatingPointError as error:
+        image_ids = [int(target["image_id"]) for target in batch["labels"]]
+        raise FloatingPointError(f"{error} It happened with the images {image_ids}.") from error
 
 
 @torch.no_grad()

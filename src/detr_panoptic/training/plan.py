@@ -75,6 +75,7 @@ def describe_plan(
         f"steps: {total_steps} updates of {effective_batch} images, {steps_per_epoch} per epoch, {epochs:.4g} epochs",
         *describe_rates(optimization, effective_batch, is_backbone_frozen=_is_backbone_frozen(model)),
         f"schedule: {optimization.schedule}, {optimization.warmup_steps} updates of warm-up"
+        + (", more than the run has" if optimization.warmup_steps >= total_steps else "")
         + (f", drop after {optimization.drop_at:.0%} of the run" if optimization.schedule == "step" else ""),
     ]
     if optimization.ema_decay is not None:
