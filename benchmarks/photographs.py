@@ -304,9 +304,9 @@ def draw(points: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
         axis.set_xlabel("epochs")
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-        if points:
-            axis.legend(fontsize="small")
     figure.axes[0].set_ylabel("PQ (dashed: things)")
+    if points:
+        figure.axes[0].legend(fontsize="small")
     figure.savefig(path, dpi=120)
 
 

@@ -149,11 +149,14 @@ def test_accumulated_batches_give_the_gradient_of_one_batch(tiny_batch):
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-5)
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_images(tiny_batch):
+@pytest.mark.parametrize(
+    ("broken", "message"), [("class_head", "Matching met"), ("mask_head.predictor", "The loss is nan")]
+)
+def test_a_loss_that_is_not_finite_stops_and_names_the_images(broken, message, tiny_batch):
     model = build_tiny().train()
-    model.class_head.bias.data[0] = torch.inf
+    model.get_submodule(broken).bias.data[0] = torch.inf
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    with pytest.raises(FloatingPointError):
+    with pytest.raises(FloatingPointError, match=rf"{message}.* with the images \[\d+, \d+\]"):
         train_step(model, [with_ids(tiny_batch)], optimizer, Accelerator(cpu=True), max_grad_norm=1.0)
 
 

@@ -8,10 +8,12 @@ import resource
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -285,6 +287,22 @@ def test_pq_of_training_images_is_measured_where_it_is_asked_for(whole_run, tmp_
     assert {"training_pq", "training_pq_things", "training_pq_stuff"} <= metrics_of(tmp_path)[-1].keys()
     assert "PQ of training images" in (tmp_path / "training_summary.md").read_text()
     assert "PQ of training images" not in (whole_run / "training_summary.md").read_text()
+
+
+def test_a_plan_says_that_the_backbone_stays_as_it_is(tmp_path, capsys):
+    assert train(tmp_path / "run", "--dry-run", "--freeze-backbone") == 0
+    assert "backbone: stays as it is" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_processes_share_what_is_measured(count):
+    """Fewer images than processes are no reason to fail."""
+    records = Dataset.from_dict({"image_id": list(range(count))})
+    shares = [
+        training_run.share_of(records, SimpleNamespace(process_index=rank, num_processes=3))["image_id"]
+        for rank in range(3)
+    ]
+    assert sorted(itertools.chain.from_iterable(shares)) == list(range(count))
 
 
 def test_stages_train_one_after_the_other(tmp_path):

@@ -9,8 +9,10 @@ from PIL import Image
 
 from detr_panoptic import DetrPanopticImageProcessor
 from detr_panoptic.cli import main
+from detr_panoptic.commands.training_setup import read_data
 from detr_panoptic.data import SCENE_CATEGORIES, make_scene
 from detr_panoptic.training import loop
+from detr_panoptic.training.arguments import DataArguments
 from tests.conftest import build_tiny
 from tests.test_training_runs import SIDE, fresh_accelerator, metrics_of, only_line, train
 
@@ -56,7 +58,14 @@ def test_images_without_annotations_are_refused(tmp_path, capsys):
 
 def test_a_split_that_does_not_exist_is_refused(tmp_path, capsys):
     assert train(tmp_path / "run", data=write_data(tmp_path / "data"), split="trian2017") == 2
-    assert "trian2017" in only_line(capsys)
+    assert "has no split 'trian2017' in a known format" in only_line(capsys)
+
+
+def test_a_split_that_does_not_exist_is_refused_with_those_that_do(tmp_path, capsys):
+    for split in ("learned", "measured"):
+        write_data(tmp_path / "data" / split)
+    assert train(tmp_path / "run", data=tmp_path / "data", split="learnt") == 2
+    assert only_line(capsys).endswith("name one with `split`: learned, measured.")
 
 
 def test_classes_that_differ_between_splits_are_refused(tmp_path, capsys):
@@ -66,6 +75,19 @@ def test_classes_that_differ_between_splits_are_refused(tmp_path, capsys):
     line = only_line(capsys)
     assert "`validation_data`" in line
     assert "'goat'" in line
+
+
+def test_scenes_do_not_measure_a_model_of_other_classes(tmp_path, capsys):
+    learned = write_data(tmp_path / "learned", names={"sheep": "goat"})
+    assert train(tmp_path / "run", data=learned, validation_data="scenes") == 2
+    assert "`validation_data` 'scenes' does not fit the training data" in only_line(capsys)
+
+
+def test_scenes_that_are_measured_are_not_those_that_are_learned():
+    for named in ("scenes", None):
+        data = DataArguments(data="scenes", validation_data=named, limit=5, short_side=SIDE, long_side=SIDE)
+        read = read_data(data, 0)
+        assert not set(read.train["image_id"]) & set(read.validation["image_id"])
 
 
 def test_validation_data_is_read_with_the_labels_of_the_training_data(tmp_path):
@@ -99,6 +121,8 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, capsys):
         ({"stage": "masks"}, "`stage` masks leaves the class head as it is.*from scratch"),
         ({"tracker": "tensorbored"}, "`tracker` must be of .*tensorboard.*'tensorbored'"),
         ({"data": "/no/such/folder"}, "/no/such/folder"),
+        ({"hidden_size": 30}, "error: `hidden_size` must be"),
+        ({"ema_decay": 1}, "`ema_decay` must be below 1, got 1.0"),
     ],
 )
 def test_a_wrong_setting_ends_before_the_first_step(settings, message, tmp_path, capsys):
@@ -114,6 +138,13 @@ def test_stage_masks_refuses_a_class_that_the_checkpoint_does_not_know(tmp_path,
     capsys.readouterr()
     assert train(tmp_path / "run", model=tmp_path / "model", stage="masks") == 2
     assert "lacks house, tree, sheep, car, ball …" in only_line(capsys)
+
+
+def test_a_flag_with_a_typo_is_refused_with_the_one_that_was_meant(tmp_path, capsys):
+    assert train(tmp_path / "run", recepie="finetune") == 2
+    line = only_line(capsys)
+    assert line.startswith("detr-panoptic train: error: unrecognized arguments: --recepie finetune")
+    assert "did you mean --recipe?" in line
 
 
 def test_a_configuration_with_a_typo_is_refused(tmp_path, capsys):

@@ -118,6 +118,9 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = {"Backbone", "EncoderLayer", "DecoderLayer", "MaskAttention", "MaskHead"}  # noqa: RUF012
 
+    def get_input_embeddings(self) -> None:  # type: ignore[override]  # there, a module
+        """None: there are no tokens. What asks, as Accelerate does before it shards a model, need not fail."""
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Loads one of our checkpoints, or transformers' DETR, which is converted on the way.

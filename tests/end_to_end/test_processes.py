@@ -51,8 +51,15 @@ def train_once(window, accelerator):
     return gradients | dict(zip(terms, means, strict=True))
 
 
-def run_process(rank, port, folder):
-    """What each process does: trains on its half of the images, and writes what came of it."""
+def share_of(rank, case):
+    """The window of a process: its half of the images, one by one."""
+    batch, share = images(CASES[case]), len(CASES[case]) // NUM_PROCESSES
+    rows = range(rank * share, (rank + 1) * share)
+    return [{name: values[i : i + 1] for name, values in batch.items()} for i in rows]
+
+
+def run_process(rank, port, work, folder):
+    """What each process does: `work`, known to the others."""
     environment = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -64,32 +71,37 @@ def run_process(rank, port, folder):
         for name, value in environment.items():
             patch.setenv(name, value)
         torch.set_num_threads(1)
-        accelerator = Accelerator(cpu=True)
-        results = {}
-        for case, counts in CASES.items():
-            batch, share = images(counts), len(counts) // NUM_PROCESSES
-            rows = range(rank * share, (rank + 1) * share)
-            window = [{name: values[i : i + 1] for name, values in batch.items()} for i in rows]
-            results[case] = train_once(window, accelerator)
-        torch.save(results, Path(folder) / f"{rank}.pt")
-        accelerator.end_training()
+        work(rank, Path(folder))
+
+
+def train_all_cases(rank, folder):
+    """Writes what came of each case."""
+    accelerator = Accelerator(cpu=True)
+    results = {case: train_once(share_of(rank, case), accelerator) for case in CASES}
+    torch.save(results, folder / f"{rank}.pt")
+    accelerator.end_training()
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Of each process, by case."""
     folder = tmp_path_factory.mktemp("processes")
+    run_processes(train_all_cases, folder)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(NUM_PROCESSES)]
+
+
+def run_processes(work, folder):
+    """Lets each process call `work` with its number and the folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.spawn(run_process, args=(port, str(folder)), nprocs=NUM_PROCESSES, join=False)
+    context = multiprocessing.spawn(run_process, args=(port, work, str(folder)), nprocs=NUM_PROCESSES, join=False)
     deadline = time.monotonic() + PATIENCE
     while not context.join(timeout=1):  # raises what a process raised
         if time.monotonic() > deadline:
             for process in context.processes:
                 process.kill()
             pytest.fail(f"The processes did not end within {PATIENCE} seconds: one waits for the other.")
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(NUM_PROCESSES)]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +21,16 @@ class CommandError(Exception):
 
 class CommandParser(argparse.ArgumentParser):
     """An argument parser that reports an error in one line instead of the usage and the error."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Refuse what is unknown, and name the option that was meant; argparse would leave it to the main program."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flags = self._option_string_actions
+            close = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return parsed, unknown
 
     def error(self, message: str) -> NoReturn:
         """Print the line and leave with exit code 2."""
@@ -77,9 +88,12 @@ def report(message: str) -> None:
 
 def explain(error: Exception) -> str:
     """An error as one line: the first of its text, with its kind where the text alone would puzzle."""
+    known = (CommandError, OSError, ValueError)
+    if isinstance(error.__cause__, ValueError) and not isinstance(error, known):
+        error = error.__cause__  # what a configuration raises, for one, comes wrapped by huggingface_hub
     lines = str(error).strip().splitlines()
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
-    if isinstance(error, (CommandError, OSError, ValueError)) and lines:
+    if isinstance(error, known) and lines:
         return lines[0]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

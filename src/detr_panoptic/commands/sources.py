@@ -42,12 +42,15 @@ def read_source(
         options: of `read_panoptic`.
 
     Raises:
-        ValueError: as `read_panoptic`.
+        ValueError: as `read_panoptic`, or other categories are wanted than those of scenes.
     """
     from ..data import SCENE_CATEGORIES, PanopticData, read_panoptic, scenes_dataset
 
     if source != SCENES:
         return read_panoptic(source, **options)
+    wanted = options.get("categories")
+    if wanted is not None and wanted.names != SCENE_CATEGORIES.names:
+        raise ValueError(f"`{SCENES}` has classes of its own: {', '.join(SCENE_CATEGORIES.names)}.")
     count = options.get("limit") or SCENE_COUNT
     scenes = scenes_dataset(count, seed=scene_seed, height=scene_side, width=scene_side, workers=scene_workers)
     return PanopticData(scenes, SCENE_CATEGORIES)

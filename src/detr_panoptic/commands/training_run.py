@@ -1,5 +1,6 @@
 """One run of `detr-panoptic train`: its parts, put together."""
 
+import copy
 import logging
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+from accelerate.utils import (
+    DistributedType,
+    ProjectConfiguration,
+    disable_fsdp_ram_efficient_loading,
+    set_seed,
+)
+from datasets import Dataset
 from PIL import Image
 from rich.console import Console
 
@@ -19,7 +26,7 @@ from ..training.checkpoints import Progress, claim_output, load_checkpoint, open
 from ..training.loop import Surroundings, TrainingState, train
 from ..training.optimization import average_weights, build_optimizer, build_schedule, rate_factor
 from ..training.plan import describe_memory, describe_plan, is_out_of_memory, memory_advice
-from ..training.summary import write_model_card, write_summary
+from ..training.summary import SUMMARY, write_model_card, write_summary
 from ..training.tracking import RunLog, start_trackers, tracker_names
 from ..visualization import draw_side_by_side
 from .frame import CommandError
@@ -32,7 +39,32 @@ logger = logging.getLogger(__name__)
 PICTURE = "validation.png"
 PICTURED_IMAGES = 4
 TRACKING = "tracking"
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+REFUSED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)  # FSDP of the first version
+
+
+def prepare_sharding(accelerator: Accelerator) -> None:
+    """Sets what a run under FSDP2 needs; nothing where weights are not sharded.
+
+    Raises:
+        CommandError: they are sharded in another way.
+    """
+    if accelerator.is_fsdp2:
+        plugin = accelerator.state.fsdp_plugin
+        # Accelerate 1.15 takes every buffer for a sharded tensor when the main process alone loads the weights, ...
+        plugin.cpu_ram_efficient_loading = False
+        disable_fsdp_ram_efficient_loading()
+        # ... and its policy for half precision casts the boxes of the targets too: `train_step` casts instead.
+        plugin.mixed_precision_policy = None
+    elif accelerator.distributed_type in REFUSED:
+        raise CommandError(
+            f"{accelerator.distributed_type.value} is not supported: take DDP (accelerate launch --multi_gpu), or "
+            "FSDP2 (--use_fsdp --fsdp_version 2)."
+        )
+
+
+def share_of(records: Dataset, accelerator: Accelerator) -> Dataset:
+    """What this process measures: of fewer records than processes perhaps none, where `Dataset.shard` would fail."""
+    return records.select(range(accelerator.process_index, len(records), accelerator.num_processes))
 
 
 class TrainingRun:
@@ -42,7 +74,7 @@ class TrainingRun:
         arguments: of the run.
 
     Raises:
-        CommandError: no data or no such model is named, or weights are to be sharded.
+        CommandError: no data or no such model is named, or weights are to be sharded in another way than FSDP2.
         ValueError: a setting or the data are wrong.
     """
 
@@ -55,11 +87,7 @@ class TrainingRun:
             log_with=tracker_names(arguments.run.tracker) or None,
             project_config=ProjectConfiguration(str(self.output), logging_dir=str(self.output / TRACKING)),
         )
-        if self.accelerator.distributed_type in SHARDED:
-            raise CommandError(
-                f"{self.accelerator.distributed_type.value} shards weights, which evaluation and saving need whole: "
-                "take DDP (accelerate launch --multi_gpu)."
-            )
+        prepare_sharding(self.accelerator)
         if not self.accelerator.is_main_process:
             logging.getLogger(__package__).setLevel(logging.ERROR)  # one process speaks for all
         set_seed(arguments.run.seed)
@@ -134,7 +162,7 @@ class TrainingRun:
         start_trackers(accelerator, arguments)
         load_checkpoint(accelerator, self.output, state.progress)
         with RunLog(accelerator, self.output, state.progress, total_steps=total_steps) as log:
-            if state.progress.step:
+            if state.progress.step and not state.progress.is_finished:
                 log.say(f"goes on after update {state.progress.step}")
             surroundings = Surroundings(
                 start_epoch=self.batches.start_epoch,
@@ -152,8 +180,8 @@ class TrainingRun:
                 raise CommandError(f"Out of memory. Estimated {describe_memory(self._memory_advice())}") from error
             finally:
                 self.batches.end()
-        if state.progress.is_finished and accelerator.is_main_process:
-            self._summarize(plan)
+        if accelerator.is_main_process:
+            self._end(state.progress, plan)
         accelerator.end_training()
         return state.progress.is_finished
 
@@ -162,6 +190,7 @@ class TrainingRun:
         optimization, accelerator = self.arguments.optimization, self.accelerator
         model = self.model.to(accelerator.device)
         averaged = None if optimization.ema_decay is None else average_weights(model, optimization.ema_decay)
+        whole = copy.deepcopy(model) if accelerator.is_fsdp2 else model
         factor = rate_factor(optimization, self.effective_batch)
         optimizer = build_optimizer(model, optimization, factor=factor)
         if self.arguments.run.compile:
@@ -172,13 +201,13 @@ class TrainingRun:
         progress = Progress()
         accelerator.register_for_checkpointing(schedule, progress, *([] if averaged is None else [averaged]))
         set_seed(self.arguments.run.seed, device_specific=True)  # each process its own dropout
-        return TrainingState(prepared, optimizer, schedule, averaged, progress), loader, total_steps
+        return TrainingState(prepared, whole, optimizer, schedule, averaged, progress), loader, total_steps
 
     def _evaluate(self, state: TrainingState, log: RunLog) -> float:
         """Measures the state on this process's share, records it, and saves the model if it is the best so far."""
         accelerator = self.accelerator
-        model = accelerator.unwrap_model(state.model) if state.averaged is None else state.averaged.module
-        metrics, quality = self._measure(model, self._share(self.data.validation))
+        model = state.gather() if state.averaged is None else state.averaged.module
+        metrics, quality = self._measure(model, share_of(self.data.validation, self.accelerator))
         metrics |= self._measure_training(model)
         log.evaluation(state.progress, metrics)
         if accelerator.is_main_process:
@@ -210,7 +239,7 @@ class TrainingRun:
         count = min(self.arguments.run.evaluate_training, len(self.data.train))
         if count == 0 or self.arguments.model.stage == "boxes":
             return {}
-        _, result = self._quality(model, self._share(self.data.train.select(range(count))))
+        _, result = self._quality(model, share_of(self.data.train.select(range(count)), self.accelerator))
         return {
             "training_pq": result["All"]["pq"],
             "training_pq_things": result["Things"]["pq"],
@@ -229,10 +258,6 @@ class TrainingRun:
             sum_over_processes=partial(self.accelerator.reduce, reduction="sum"),
         )
         return stats, panoptic_quality(stats, category_ids=categories.category_ids, is_thing=categories.is_thing)
-
-    def _share(self, records: Any) -> Any:
-        """What this process measures."""
-        return records.shard(self.accelerator.num_processes, self.accelerator.process_index, contiguous=True)
 
     @torch.no_grad()
     def _detection_loss(self, model: Any, share: Any) -> float:
@@ -273,6 +298,16 @@ class TrainingRun:
             model.save_pretrained(folder)
             self.processor.save_pretrained(folder)
             sheet.save(folder / PICTURE)
+
+    def _end(self, progress: Progress, plan: list[str]) -> None:
+        """Says where the run is, and sums it up if it is finished."""
+        if not progress.is_finished:
+            logger.info("stopped after update %d; the same command goes on from there", progress.step)
+            return
+        self._summarize(plan)
+        logger.info(
+            "finished after update %d: the best model, its card and %s are in %s", progress.step, SUMMARY, self.output
+        )
 
     def _summarize(self, plan: list[str]) -> None:
         data = self.data.describe()

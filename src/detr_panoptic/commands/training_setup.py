@@ -64,7 +64,8 @@ class TrainingData:
         words = self.summary.describe(self.categories)
         return {
             "training": words + (looked_at if self.summary.images < len(self.train) else ""),
-            "validation": f"{len(self.validation)} images, {self.validation_name}",
+            "validation": f"{len(self.validation)} images, {self.validation_name}"
+            + ("; others may fare worse: --validation-data names some" if self.validation is self.train else ""),
         }
 
 
@@ -90,7 +91,8 @@ def read_data(arguments: DataArguments, seed: int) -> TrainingData:
     if arguments.validation_data is not None or arguments.validation_split is not None:
         source, split = arguments.validation_data or source, arguments.validation_split
         name = f"{source} {split or ''}".strip()
-        validation, _ = _read_with_classes_of(categories, source, scene_side=side, split=split, **options)
+        options |= {"scene_side": side, "scene_seed": seed + VALIDATION_SEED_OFFSET, "split": split}
+        validation, _ = _read_with_classes_of(categories, source, **options)
     elif source == SCENES:
         name = "generated scenes that are not learned"
         options["limit"] = min(arguments.limit or VALIDATION_SCENES, VALIDATION_SCENES)

@@ -107,7 +107,8 @@ def recognize(source: str, *, split: str | None = None) -> str:
     maps = find_maps(folder, split)
     if maps is not None:
         return kind_of_maps(maps[1])
-    hint = "" if split else splits_hint(folder, "panoptic") or splits_hint(folder, "instances")
+    hint = splits_hint(folder, "panoptic") or splits_hint(folder, "instances")
+    what = "is in no known format" if split is None else f"has no split {split!r} in a known format"
     looked_for = [
         *(str(path.relative_to(folder)) for path in (*panoptic, *instances)),
         f"{MAPS_FOLDER}/",
@@ -115,4 +116,4 @@ def recognize(source: str, *, split: str | None = None) -> str:
         "*.parquet",
         "dataset_info.json",
     ]
-    raise ValueError(f"`data` {source!r} is in no known format: looked for {', '.join(looked_for)}.{hint}")
+    raise ValueError(f"`data` {source!r} {what}: looked for {', '.join(looked_for)}.{hint}")

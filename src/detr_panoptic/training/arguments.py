@@ -155,6 +155,8 @@ class OptimizationArguments:
         check_least(self, learning_rate=0, backbone_learning_rate=0, weight_decay=0, warmup_steps=0, drop_at=0)
         check_least(self, batch_size=1, gradient_accumulation_steps=1, epochs=1, max_steps=1, reference_batch=1)
         check_least(self, backbone_rate_decay=0, ema_decay=0, patience=1)
+        if self.ema_decay is not None and self.ema_decay >= 1:
+            raise ValueError(f"`ema_decay` must be below 1, got {self.ema_decay}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ def load_backbone_weights(backbone: Backbone, name: str, source: str) -> None:
         ValueError: there is no such source, or its tensors do not fit.
     """
     if source == "timm":
-        weights = timm.create_model(name, pretrained=True, features_only=True).state_dict()
+        weights = _fetched(name)
     elif source == EFFICIENTNET_LITE0:
         weights = _efficientnet_lite0()
     else:
@@ -57,6 +57,16 @@ def load_backbone_weights(backbone: Backbone, name: str, source: str) -> None:
             f"({len(missing)} and {len(misfit)} in all)."
         )
     backbone.body.load_state_dict({k: weights[k] for k in wanted})  # classifiers and counters are left out
+
+
+def _fetched(name: str) -> dict[str, Tensor]:
+    try:
+        return timm.create_model(name, pretrained=True, features_only=True).state_dict()
+    except OSError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"`backbone_weights` of {name} could not be fetched; a file does as well. {reason}"
+        ) from error
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:

@@ -119,7 +119,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
         accelerator.wait_for_everyone()
         if not accelerator.is_main_process:
             return
-        sync([*partial.iterdir(), *([metrics] if metrics.is_file() else [])])
+        sync([*partial.rglob("*"), *([metrics] if metrics.is_file() else [])])
         partial.rename(final)
         sync([checkpoints])
     except Exception as error:  # torch, safetensors and the system each have their own for a full disk

@@ -33,11 +33,27 @@ class TrainingState:
     """All that an update changes; prepared by the accelerator, and registered with it for checkpoints."""
 
     model: nn.Module
+    whole: nn.Module
+    """The model without the accelerator's wrapper; where weights are sharded, a copy for `gather` to fill."""
     optimizer: Optimizer
     schedule: LRScheduler
     averaged: AveragedModel | None
     """The moving average of the weights, where there is one: what is measured and saved."""
     progress: Progress
+
+    @torch.no_grad()
+    def gather(self) -> nn.Module:
+        """The model with all its weights, to be measured or averaged; called on every process."""
+        for own, current in zip(self.whole.parameters(), self.model.parameters(), strict=True):
+            if own is not current:
+                own.copy_(unsharded(current))
+        return self.whole
+
+
+def unsharded(tensor: Tensor) -> Tensor:
+    """The whole of a tensor of which each process holds a part (FSDP2), or the tensor; called on every process."""
+    gather = getattr(tensor, "full_tensor", None)  # of a `DTensor`, a class that not every build of torch has
+    return tensor if gather is None else gather()
 
 
 def window_normalizers(window: Sequence[Batch], model: nn.Module, accelerator: Accelerator) -> LossNormalizers:
@@ -81,20 +97,33 @@ def train_step(
     for i, batch in enumerate(window):
         is_last = i + 1 == len(window)
         with nullcontext() if is_last else accelerator.no_sync(model):
-            output = model(**batch, normalizers=normalizers)
-            if not output.loss.isfinite():
-                image_ids = [int(target["image_id"]) for target in batch["labels"]]
-                raise FloatingPointError(f"The loss is {output.loss.item()} with the images {image_ids}.")
+            with (
+                naming_images(batch),
+                accelerator.autocast() if accelerator.is_fsdp2 else nullcontext(),  # else the wrapper does it
+            ):
+                output = model(**batch, normalizers=normalizers)
+                if not output.loss.isfinite():
+                    raise FloatingPointError(f"The loss is {output.loss.item()}.")
             accelerator.backward(output.loss)
         for name, term in {"loss": output.loss, **output.loss_dict}.items():
             terms[name] = terms.get(name, 0) + term.detach()
     norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
-    terms["gradient_norm"] = torch.as_tensor(norm).detach()
+    terms["gradient_norm"] = unsharded(torch.as_tensor(norm).detach())
     if with_errors:
         terms |= prediction_errors(output, window[-1]["labels"], accelerator.unwrap_model(model).config)
     optimizer.step()
     optimizer.zero_grad()
     return terms
+
+
+@contextmanager
+def naming_images(batch: Batch) -> Iterator[None]:
+    """Adds the batch's images to an error about numbers that are not finite: of the loss, or before, in matching."""
+    try:
+        yield
+    except FloatingPointError as error:
+        image_ids = [int(target["image_id"]) for target in batch["labels"]]
+        raise FloatingPointError(f"{error} It happened with the images {image_ids}.") from error
 
 
 @torch.no_grad()
@@ -185,7 +214,7 @@ def train_epoch(
         rate = float(state.schedule.get_last_lr()[0])
         state.schedule.step()
         if state.averaged is not None:
-            state.averaged.update_parameters(accelerator.unwrap_model(state.model))
+            state.averaged.update_parameters(state.gather())
         log.advance(images=sum(len(batch["labels"]) for batch in window) * accelerator.num_processes)
         if is_logged:
             log.losses(progress, rate=rate, **mean_over_processes(terms, accelerator))

@@ -12,7 +12,7 @@ from ..configuration_detr_panoptic import DetrPanopticConfig
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from .aids import AIDS
 from .arguments import OptimizationArguments, TrainingArguments
-from .optimization import freeze, rate_factor
+from .optimization import BACKBONE, freeze, rate_factor
 
 GIB = 2**30
 PROBE_SIDES = ((96, 128), (192, 256))  # pixels; of the images whose activations are counted
@@ -73,8 +73,9 @@ def describe_plan(
     lines = [
         *_parameter_lines(model),
         f"steps: {total_steps} updates of {effective_batch} images, {steps_per_epoch} per epoch, {epochs:.4g} epochs",
-        *describe_rates(optimization, effective_batch),
+        *describe_rates(optimization, effective_batch, is_backbone_frozen=_is_backbone_frozen(model)),
         f"schedule: {optimization.schedule}, {optimization.warmup_steps} updates of warm-up"
+        + (", more than the run has" if optimization.warmup_steps >= total_steps else "")
         + (f", drop after {optimization.drop_at:.0%} of the run" if optimization.schedule == "step" else ""),
     ]
     if optimization.ema_decay is not None:
@@ -82,7 +83,9 @@ def describe_plan(
     return lines
 
 
-def describe_rates(arguments: OptimizationArguments, effective_batch: int) -> list[str]:
+def describe_rates(
+    arguments: OptimizationArguments, effective_batch: int, *, is_backbone_frozen: bool = False
+) -> list[str]:
     """A line for each rate, and how it came about."""
     factor = rate_factor(arguments, effective_batch)
     sign = {"none": "", "linear": f" x {effective_batch}/{arguments.reference_batch}"}.get(
@@ -95,9 +98,15 @@ def describe_rates(arguments: OptimizationArguments, effective_batch: int) -> li
         lines.append(f"{name}: {rate:.3g}{sign}{result}")
     if sign:
         lines[0] += " (the rates are scaled with the images per update; --rate-scaling none takes them as they are)"
-    if arguments.backbone_rate_decay != 1:
+    if is_backbone_frozen:
+        lines[1] = "backbone: stays as it is"
+    elif arguments.backbone_rate_decay != 1:
         lines[1] += f" in the last stage, times {arguments.backbone_rate_decay} for each one before"
     return lines
+
+
+def _is_backbone_frozen(model: nn.Module) -> bool:
+    return not any(p.requires_grad for name, p in model.named_parameters() if BACKBONE in name)
 
 
 def _parameter_lines(model: nn.Module) -> list[str]:
