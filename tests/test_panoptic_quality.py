@@ -299,7 +299,7 @@ def test_ids_of_few_pixels(shape):
 
 def test_ids_of_colors_that_lie_elsewhere_in_memory():
     colors = np.random.default_rng(3).integers(256, size=(5, 7, 4), dtype=np.uint8)
-    expected = colors[..., 0].astype(int) + 256 * colors[..., 1] + 256**2 * colors[..., 2]
+    expected = colors[..., :3].astype(int) @ [1, 256, 256**2]
     assert np.array_equal(rgb_to_ids(colors[..., :3]), expected)
     assert np.array_equal(rgb_to_ids(colors[::-1, ::2, :3]), expected[::-1, ::2])
 
