@@ -172,6 +172,7 @@ def test_a_model_gives_scenes_their_stuff_back(things, scenes, tmp_path, capsys)
     for name, count in pixels.items():
         assert not count or (str(count) in table and f">{count}<" in page and name in table)
     assert page.count("<figure>") == 2 * COUNT
+    assert "repeat(2, max-content)" in page  # before and after side by side
 
 
 def test_things_are_added_if_asked_for(things, tmp_path):

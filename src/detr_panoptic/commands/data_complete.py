@@ -188,7 +188,7 @@ class Additions:
         bars = [Bar((text, kind, n, pixels), pixels / most, colors[label]) for label, text, kind, n, pixels in rows]
         parts = [paragraph(self.totals(num_images=num_images))]
         parts += [heading("What was added"), bar_chart(("class", "", "images", "pixels", ""), bars)]
-        parts += [heading("Before and after"), gallery(self.pictures)]
+        parts += [heading("Before and after"), gallery(self.pictures, columns=2)]
         write_page(page, f"Stuff added to {name}", parts)
 
 
