@@ -1,10 +1,14 @@
 """Exported graphs against the model in PyTorch, in the runtimes that read them."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
 import torch
+from timm.layers import Conv2dSame
+from torch import nn
+from torch.export import Dim
 
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.cli import main
@@ -19,8 +23,9 @@ from detr_panoptic.export import (
     write_onnx,
     write_torch,
 )
-from detr_panoptic.export.graph import CANVAS_STEP, PREDICTIONS
+from detr_panoptic.export.graph import CANVAS_STEP, PREDICTIONS, _missing
 from detr_panoptic.export.merging import merge_batch
+from detr_panoptic.export.same_padding import pad_in_whole_numbers
 from detr_panoptic.panoptic_merging import ImageSizes, merge_paper
 
 from .conftest import build_tiny
@@ -162,6 +167,37 @@ def test_nothing_is_folded_at_run_time(write):
     for node in convolutions:
         assert set(node.input[1:]) <= constants, node.name
     assert not {"Sqrt", "Pad"} & {node.op_type for node in graph.node}
+
+
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(3, 2, 1), (5, 2, 1), (3, 1, 2), (2, 3, 1), (1, 2, 1)])
+def test_tensorflow_s_padding_is_the_same_in_whole_numbers(kernel, stride, dilation):
+    expected = nn.Sequential(Conv2dSame(3, 5, kernel, stride=stride, dilation=dilation))
+    found = copy.deepcopy(expected)
+    pad_in_whole_numbers(found)
+    for height, width in ((7, 11), (8, 13), (9, 16)):
+        image = torch.randn(2, 3, height, width)
+        assert torch.equal(found(image), expected(image))
+
+
+def test_tensorflow_s_padding_is_a_constant_of_a_graph_of_any_size():
+    """Else shapes nest, and a shipped EfficientNet cannot be exported in reasonable time."""
+
+    class Stages(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stages = nn.Sequential(*(Conv2dSame(3, 3, kernel, stride=2) for kernel in (3, 5, 3)))
+
+        def forward(self, images):
+            margins = [side for length in images.shape[:1:-1] for side in (0, _missing(length))]
+            return self.stages(nn.functional.pad(images, margins))
+
+    stages = Stages()
+    pad_in_whole_numbers(stages)
+    free = {2: Dim("height", min=33, max=999), 3: Dim("width", min=33, max=999)}
+    program = torch.export.export(stages, (torch.zeros(1, 3, 65, 97),), dynamic_shapes=(free,))
+    paddings = [node.args[1] for node in program.graph.nodes if "pad" in str(node.target)]
+    assert len(paddings) == 4
+    assert paddings[1:] == [[0, 1, 0, 1], [1, 2, 1, 2], [0, 1, 0, 1]]
 
 
 def test_half_precision_computes_in_float16_and_takes_float32(model, write):

@@ -15,13 +15,14 @@ from detr_panoptic.evaluation import (
     PanopticStats,
     coco_annotation,
     evaluate_files,
+    files,
     panoptic_stats,
     write_coco_panoptic,
     write_segmentation,
 )
 from detr_panoptic.evaluation.files import read_ids
 from detr_panoptic.evaluation.panoptic_quality import panoptic_quality
-from detr_panoptic.segment_ids import ids_to_rgb, rgb_to_ids
+from detr_panoptic.segment_ids import MAX_ID, ids_to_rgb, rgb_to_ids
 
 CATEGORY_IDS = (7, 11, 13)
 IS_THING = (True, True, False)
@@ -237,6 +238,32 @@ def test_a_map_that_is_no_rgb_image_is_an_error(tmp_path):
         evaluate_files(truth, prediction)
 
 
+@pytest.fixture(params=["kornia-rs", "Pillow"])
+def decoder(request, monkeypatch):
+    """Either decoder, if it is there."""
+    if request.param == "Pillow":
+        monkeypatch.setattr(files, "read_image_png_u8", None)
+    elif files.read_image_png_u8 is None:
+        pytest.skip("kornia-rs, the extra fast-png, is not installed")
+    return request.param
+
+
+@pytest.mark.usefixtures("decoder")
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16"])
+def test_a_map_of_another_mode_is_an_error(tmp_path, mode):
+    picture = Image.new(mode, (3, 2))
+    picture.save(tmp_path / "map.png")
+    with pytest.raises(ValueError, match=f"must be an RGB image, got mode {mode}"):
+        read_ids(tmp_path / "map.png")
+
+
+@pytest.mark.usefixtures("decoder")
+def test_a_map_that_is_not_there_is_another_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"map\.png"):
+        read_ids(tmp_path / "map.png")
+
+
+@pytest.mark.usefixtures("decoder")
 @pytest.mark.parametrize("shape", [(5, 7), (2100, 2003)])  # Pillow holds the large one in two blocks of memory
 def test_ids_survive_a_file(tmp_path, shape):
     ids = np.random.default_rng(0).integers(2**24, size=(5, 7)).repeat(shape[0] // 5, 0).repeat(shape[1] // 7, 1)
@@ -247,6 +274,7 @@ def test_ids_survive_a_file(tmp_path, shape):
     assert np.array_equal(read, ids)
 
 
+@pytest.mark.usefixtures("decoder")
 @pytest.mark.parametrize("contents", [b"", b"no picture"])
 def test_a_map_that_is_no_picture_is_named(tmp_path, contents):
     (tmp_path / "map.png").write_bytes(contents)
@@ -254,12 +282,26 @@ def test_a_map_that_is_no_picture_is_named(tmp_path, contents):
         read_ids(tmp_path / "map.png")
 
 
+@pytest.mark.usefixtures("decoder")
 def test_half_a_map_is_named(tmp_path):
     write_segmentation(tmp_path / "map.png", np.random.default_rng(0).integers(2**24, size=(31, 37)))
     whole = (tmp_path / "map.png").read_bytes()
     (tmp_path / "map.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"Cannot read .*map\.png"):
         read_ids(tmp_path / "map.png")
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (1, 1)])
+def test_ids_of_few_pixels(shape):
+    ids = np.full(shape, MAX_ID - 513)
+    assert np.array_equal(rgb_to_ids(ids_to_rgb(ids)), ids)
+
+
+def test_ids_of_colors_that_lie_elsewhere_in_memory():
+    colors = np.random.default_rng(3).integers(256, size=(5, 7, 4), dtype=np.uint8)
+    expected = colors[..., :3].astype(int) @ [1, 256, 256**2]
+    assert np.array_equal(rgb_to_ids(colors[..., :3]), expected)
+    assert np.array_equal(rgb_to_ids(colors[::-1, ::2, :3]), expected[::-1, ::2])
 
 
 @given(seed=SEEDS)

@@ -101,7 +101,7 @@ def merge_paper(
             paper's evaluation.
         stuff_label_ids: labels of which an image has at most one segment.
     """
-    scores, labels, maps = _kept_queries(logits, _crop_to_image(masks, sizes), threshold)
+    scores, labels, maps = _kept_queries(logits, crop_to_image(masks, sizes), threshold)
     taps = [
         _taps(length, processed, _nearest_positions(processed, target), like=maps)
         for length, processed, target in zip(maps.shape[:2], sizes.processed, sizes.target, strict=True)
@@ -157,7 +157,7 @@ def merge_score_weighted(
         overlap_mask_area_threshold: a query stays if it owns more than this share of as many pixels as are its own.
         label_ids_to_fuse: labels of which an image has at most one segment; it scores as its best member does.
     """
-    queries = _kept_queries(logits, _crop_to_image(masks, sizes), threshold)
+    queries = _kept_queries(logits, crop_to_image(masks, sizes), threshold)
     return _merge_weighted(
         queries,
         sizes,
@@ -179,7 +179,7 @@ def merge_instances(
     stuff_label_ids: Collection[int],
 ) -> Segmentation:
     """Merge things alone, each query its own segment; arguments as in `merge_score_weighted`, stuff is left out."""
-    queries = _kept_queries(logits, _crop_to_image(masks, sizes), threshold)
+    queries = _kept_queries(logits, crop_to_image(masks, sizes), threshold)
     is_thing = ~_is_any_of(queries.labels, stuff_label_ids)
     things = _KeptQueries(queries.scores[is_thing], queries.labels[is_thing], queries.maps[..., is_thing])
     return _merge_weighted(
@@ -226,7 +226,7 @@ def query_masks(masks: Tensor, sizes: ImageSizes) -> Tensor:
     Returns:
         (H, W, N) bool, of the target size.
     """
-    maps = at_least_float32(_crop_to_image(masks, sizes)).permute(1, 2, 0).contiguous()
+    maps = at_least_float32(crop_to_image(masks, sizes)).permute(1, 2, 0).contiguous()
     taps = [
         _taps(length, processed, _interpolated_nearest(processed, target), like=maps)
         for length, processed, target in zip(maps.shape[:2], sizes.processed, sizes.target, strict=True)
@@ -281,12 +281,12 @@ def _semantic_strips(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Iterat
     """Yield the rows of a strip and its (r, W, K) semantic scores."""
     class_probs = at_least_float32(logits).softmax(-1)[:, :-1]
     # Contiguous: sigmoid's last bits depend on the memory layout, and a crop has another one than the image alone.
-    mask_probs = at_least_float32(_crop_to_image(masks, sizes)).contiguous().sigmoid()
+    mask_probs = at_least_float32(crop_to_image(masks, sizes)).contiguous().sigmoid()
     maps = torch.einsum("qk,qhw->hwk", class_probs, mask_probs).contiguous()
     return _resized_strips(maps, *_target_taps(maps, sizes))
 
 
-def _crop_to_image(masks: Tensor, sizes: ImageSizes) -> Tensor:
+def crop_to_image(masks: Tensor, sizes: ImageSizes) -> Tensor:
     """Crop (Q, h, w) masks of the padded canvas to the part that the image alone would have got.
 
     A network of stride s gives a length n a map of ceil(n / s). So the crop has exactly the map's size of the image

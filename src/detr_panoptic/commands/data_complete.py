@@ -6,9 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .data_convert import COCO, Counts, check_output, good_records, write_records
+from .data_convert import COCO, Counts, check_output, write_records
 from .frame import CommandError, add_command
 from .loading import add_device_option, load_model, model_categories, resolve_device
+from .long_runs import add_batch_options, check_run_options
 from .sources import add_source_options, read_source, source_options
 
 if TYPE_CHECKING:
@@ -21,11 +22,8 @@ if TYPE_CHECKING:
 
     from ..data import Record
     from ..data.completion import LabelMatch
-    from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-    from ..modeling_detr_panoptic import DetrPanopticForSegmentation
     from .frame import CommandParser
 
-PIXEL_LOGIT = 0.0  # a probability of one half
 DRAWN = 24  # images in the report
 DESCRIPTION = """
 Fill what an annotation leaves void with the stuff that a panoptic model sees there, for data of which only things
@@ -68,6 +66,7 @@ def register(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
     parser.add_argument(
         "--report", type=Path, metavar="DIR", help="write DIR/index.html: what was added, before and after"
     )
+    add_batch_options(parser)
     parser.add_argument(
         "--on-error", choices=("stop", "skip"), default="stop", help="skip: leave broken images out and list them"
     )
@@ -77,24 +76,22 @@ def register(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; 0 if OUT was written."""
     check_output(arguments.output)
-    if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
-        raise CommandError(f"`--threshold` must be from 0 to 1, got {arguments.threshold}.")
+    check_run_options(arguments)
 
     from rich.console import Console
 
     from ..data.completion import match_labels
+    from .data_completion import RecordFiles, seen_records
 
     data = read_source(arguments.source, **source_options(arguments))
-    model, processor = load_model(arguments.model, resolve_device(arguments.device))
+    model, processor = load_model(arguments.model, resolve_device(arguments.device), dtype=arguments.dtype)
     match = match_labels(data.categories, model_categories(model.config), with_things=arguments.things)
     if not match.labels:
         raise CommandError(f"`--model {arguments.model}` has no class that could be added to the data.")
     additions = Additions(match, report=arguments.report is not None)
     read = Counts()
-    records = (
-        additions.complete(record, *look(model, processor, record, arguments.threshold))
-        for record in good_records(data.records, read, skip=arguments.on_error == "skip")
-    )
+    seen = seen_records(RecordFiles(data.records), model, processor, arguments, read)
+    records = (additions.complete(*parts) for parts in seen)
     write_records(_with_progress(records, total=len(data.records)), match.categories, arguments.output, target=COCO)
     console = Console(highlight=False)
     additions.show(console, num_images=read.images)
@@ -104,48 +101,6 @@ def run(arguments: argparse.Namespace) -> int:
         console.print(f"Before and after are in {page}", markup=False, soft_wrap=True)
     console.print(f"Written to {arguments.output}. Look before you train on it.", markup=False, soft_wrap=True)
     return 0
-
-
-def look(
-    model: DetrPanopticForSegmentation,
-    processor: DetrPanopticImageProcessor,
-    record: Record,
-    threshold: float | None,
-) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """What a model is sure to see in a record's image.
-
-    Args:
-        model: in evaluation mode.
-        processor: the model's.
-        record: with `image` as a file.
-        threshold: least score of a segment; None: the processor's.
-
-    Returns:
-        (H, W) int32 map, and its segments with the model's `label_id`.
-    """
-    import torch
-
-    image = picture_of(record)
-    threshold = processor.threshold if threshold is None else threshold
-    with torch.inference_mode():
-        # One at a time and without padding: the result depends on nothing but the image.
-        outputs = model(**processor(image, do_pad=False, return_tensors="pt").to(model.device))
-        size = (image.height, image.width)
-        (result,) = processor.post_process_panoptic_segmentation(outputs, threshold, target_sizes=[size])
-        scores, labels = outputs.logits[0].softmax(-1).max(-1)
-        kept = (labels < outputs.logits.shape[-1] - 1) & (scores > threshold)
-        sure = torch.zeros(size, dtype=torch.bool, device=model.device)
-        for mask in outputs.pred_masks[0][kept].float():  # one by one: all of them at an image's size may be gigabytes
-            sure |= torch.nn.functional.interpolate(mask[None, None], size, mode="bilinear")[0, 0] >= PIXEL_LOGIT
-        segmentation = result["segmentation"] * sure
-    return segmentation.cpu().numpy(), [dict(segment) for segment in result["segments_info"]]
-
-
-def picture_of(record: Record) -> Image.Image:
-    """The picture of a record that has it as a file, upright and RGB, as `datasets` decodes it."""
-    from datasets import Image as ImageFeature
-
-    return ImageFeature(mode="RGB").decode_example(record["image"])
 
 
 class Additions:
@@ -189,6 +144,7 @@ class Additions:
 
     def _draw(self, record: Record) -> Image.Image:
         from ..visualization import draw_segments
+        from .data_completion import picture_of
 
         id2label = self.match.categories.id2label
         picture = draw_segments(picture_of(record), record["segmentation"], record["segments_info"], id2label)
@@ -232,7 +188,7 @@ class Additions:
         bars = [Bar((text, kind, n, pixels), pixels / most, colors[label]) for label, text, kind, n, pixels in rows]
         parts = [paragraph(self.totals(num_images=num_images))]
         parts += [heading("What was added"), bar_chart(("class", "", "images", "pixels", ""), bars)]
-        parts += [heading("Before and after"), gallery(self.pictures)]
+        parts += [heading("Before and after"), gallery(self.pictures, columns=2)]
         write_page(page, f"Stuff added to {name}", parts)
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .frame import CommandParser
 
 COCO, DATASET, PARQUET = TARGETS = ("coco-panoptic", "dataset", "parquet")
+SKIP_HINT = "(`--on-error skip` leaves such images out)"
 DESCRIPTION = f"""
 Write a dataset anew: id maps, segments and categories in one format, the pictures copied byte by byte. OUT gets
 
@@ -184,7 +185,7 @@ def good_records(records: Dataset, counts: Counts, *, skip: bool) -> Iterator[Re
         except Exception as error:  # broken files raise anything from SyntaxError to struct.error
             reason = f"{_name(records, index)}: {explain(error)}"
             if not skip:
-                raise CommandError(f"{reason} (`--on-error skip` leaves such images out)") from error
+                raise CommandError(f"{reason} {SKIP_HINT}") from error
             counts.broken.append(reason)
             report(reason)
             continue

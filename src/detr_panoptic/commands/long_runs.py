@@ -34,8 +34,8 @@ PATIENCE = timedelta(days=7)  # one process may wait for another that has the sl
 MAX_WORKERS = 8  # more loaders than that outrun any GPU
 
 
-def add_run_options(parser: argparse.ArgumentParser, *, on_error: str) -> None:
-    """Add the options of a run over many images; `on_error` is the default of that option."""
+def add_batch_options(parser: argparse.ArgumentParser) -> None:
+    """Add what decides how images get through the model: `--batch-size`, `--dtype` and `--workers`."""
     parser.add_argument(
         "--batch-size",
         type=int,
@@ -50,6 +50,11 @@ def add_run_options(parser: argparse.ArgumentParser, *, on_error: str) -> None:
         metavar="N",
         help=f"processes that read images (default: none on a CPU, up to {MAX_WORKERS} for a GPU)",
     )
+
+
+def add_run_options(parser: argparse.ArgumentParser, *, on_error: str) -> None:
+    """Add the options of a run over many images; `on_error` is the default of that option."""
+    add_batch_options(parser)
     parser.add_argument(
         "--on-error",
         choices=("stop", "skip"),
@@ -121,7 +126,7 @@ def run_over(
     before = len(journal)
     started = time.perf_counter()
     with journal:
-        workers = _workers(arguments.workers, model.device, state.num_processes)
+        workers = num_workers(arguments.workers, model.device, state.num_processes)
         loaded = load_batches(pictures, open_ones, processor, workers=workers)
         shown = _with_progress(loaded, total=(len(pictures) - before) // state.num_processes, state=state)
         readable = _readable(shown, journal, stop=arguments.on_error == "stop")
@@ -148,7 +153,8 @@ def _readable(loaded: Iterable[Loaded], journal: Journal, *, stop: bool) -> Iter
             yield batch
 
 
-def _workers(wanted: int | None, device: torch.device, num_processes: int) -> int:
+def num_workers(wanted: int | None, device: torch.device, num_processes: int = 1) -> int:
+    """Processes that read images for each process that runs the model; `wanted` is what the user said."""
     if wanted is not None:
         return wanted
     return 0 if device.type == "cpu" else min((os.cpu_count() or 1) // num_processes, MAX_WORKERS)

@@ -12,11 +12,16 @@ from ..data.lazy_records import check_size, name_of, upright_size
 from .prediction import read_image
 
 
+def file_name_of(file_name: str | None, image_id: int) -> str:
+    """The name of a picture, or what it is called where it has none."""
+    return file_name or f"{image_id:012d}.png"
+
+
 class DatasetPictures:
     """Records of a dataset.
 
     Args:
-        records: canonical ones.
+        records: canonical ones; without truth, anything with their `image`, `image_id` and `file_name`.
         with_truth: whether their maps are read, too, and must fit their pictures.
 
     Raises:
@@ -51,6 +56,12 @@ class DatasetPictures:
     def name_of(self, index: int) -> str:
         """Id and file name."""
         return name_of(self._stored[index])
+
+    @property
+    def paths(self) -> list[Path]:
+        """The file names; of a picture that has none, one made of its id."""
+        columns = self._stored.with_format(None)
+        return [Path(file_name_of(*pair)) for pair in zip(columns["file_name"], columns["image_id"], strict=True)]
 
     def stored_picture(self, index: int) -> dict[str, Any]:
         """`image` as it is stored, `image_id` and `file_name`."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .frame import USER_ERROR, CommandError, add_command, report
 from .loading import add_model_option, fingerprint, load_model
 from .long_runs import add_run_options, check_run_options, journal_folder, processes, run_over
-from .sources import add_source_options, read_source, source_options
+from .sources import add_source_options, read_pictures, source_options
 
 if TYPE_CHECKING:
     import argparse
@@ -34,9 +34,9 @@ Find the things and the stuff in photographs: image files, folders, or a dataset
   --to coco-panoptic  panoptic.json and the maps in panoptic/, COCO's panoptic format
   --to parquet        data/*.parquet, a dataset with pictures, maps and segments that `train --data` reads
 
-Images of the same name are numbered. An image that cannot be read is reported and the others are done; the exit code
-is 2 then. On several processes: accelerate launch scripts/predict.py with the same options. A run that was interrupted
-goes on where it was when it is started again.
+Images of the same name are numbered, those of a dataset that have no name are called by their id. An image that cannot
+be read is reported and the others are done; the exit code is 2 then. On several processes: accelerate launch
+scripts/predict.py with the same options. A run that was interrupted goes on where it was when it is started again.
 """
 EXAMPLES = """
 detr-panoptic predict photo.jpg --model my_model
@@ -44,6 +44,7 @@ detr-panoptic predict holiday/ portrait.png --model my_model --output segments -
 detr-panoptic predict street.jpg --model my_model --task instance --threshold 0.7 --device cuda
 detr-panoptic predict million/ --model my_model --to coco-panoptic --workers 8 --batch-size 16
 detr-panoptic predict --data coco --split unlabeled2017 --model my_model --to parquet
+detr-panoptic predict --data OWNER/PHOTOGRAPHS --split train --model my_model --to coco-panoptic
 """
 
 
@@ -60,7 +61,11 @@ def register(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
     parser.add_argument(
         "images", nargs="*", metavar="IMAGE", help="image files, and folders whose images are all taken"
     )
-    parser.add_argument("--data", metavar="SOURCE", help="instead of images: what `train --data` takes")
+    parser.add_argument(
+        "--data",
+        metavar="SOURCE",
+        help="instead of images: what `train --data` takes, or any dataset or folder of folders with pictures",
+    )
     add_source_options(parser)
     add_model_option(parser)
     parser.add_argument(
@@ -130,7 +135,7 @@ def _pictures(arguments: argparse.Namespace) -> tuple[ImageFiles | DatasetPictur
 
     from .pictures import DatasetPictures
 
-    return DatasetPictures(read_source(arguments.data, **source_options(arguments)).records, with_truth=False), []
+    return DatasetPictures(read_pictures(arguments.data, **source_options(arguments)), with_truth=False), []
 
 
 def expand_images(names: Sequence[str], *, output: Path) -> tuple[list[Path], list[str]]:

@@ -13,7 +13,7 @@ from ..evaluation.results import write_coco_json, write_segmentation
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from .loading import model_categories
-from .pictures import DatasetPictures, ImageFiles
+from .pictures import DatasetPictures, ImageFiles, file_name_of
 from .predict import MAX_LISTED_IMAGES, output_stems
 from .prediction import Prediction, describe_segments, segments_of, write_prediction
 
@@ -58,7 +58,8 @@ class Writer:
         for record, result in zip(batch.records, results, strict=True):
             segmentation = result["segmentation"].cpu().numpy()
             segments = describe_segments(segmentation, result["segments_info"], self.config)
-            prediction = Prediction(Path(record["file_name"]).name, record["image"], segmentation, segments)
+            name = Path(file_name_of(record["file_name"], record["image_id"])).name
+            prediction = Prediction(name, record["image"], segmentation, segments)
             if len(self.first) < MAX_LISTED_IMAGES:
                 self.first.append(prediction)
             yield self.write(prediction, record)
@@ -78,14 +79,12 @@ class FileWriter(Writer):
     def __init__(self, *parts: Any) -> None:
         """Find a name for each image."""
         super().__init__(*parts)
-        paths = self.pictures.paths if isinstance(self.pictures, ImageFiles) else None
-        self._stems = None if paths is None else output_stems(paths, self.output)
+        self._stems = output_stems(self.pictures.paths, self.output)
 
     def write(self, prediction: Prediction, record: Any) -> dict[str, Any]:
         """Write the three files."""
-        stem = f"{record['image_id']:012d}" if self._stems is None else self._stems[record["index"]]
         id2label: dict[Any, str] = self.config.id2label or {}
-        write_prediction(prediction, self.output, stem, id2label)
+        write_prediction(prediction, self.output, self._stems[record["index"]], id2label)
         return {}
 
     def finish(self, journal: Journal) -> None:
@@ -106,7 +105,7 @@ class CocoWriter(Writer):
         """Write the map."""
         file_name = f"{record['image_id']:012d}.png"
         write_segmentation(self.output / MAPS / file_name, prediction.segmentation)
-        image = {"id": record["image_id"], "file_name": record["file_name"]}
+        image = {"id": record["image_id"], "file_name": file_name_of(record["file_name"], record["image_id"])}
         height, width = prediction.segmentation.shape
         return {
             "image": {**image, "height": height, "width": width},

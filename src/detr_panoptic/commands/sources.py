@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import argparse
 
+    from datasets import Dataset
+
     from ..data import PanopticData
 
 SCENES = "scenes"
@@ -54,3 +56,10 @@ def read_source(
     count = options.get("limit") or SCENE_COUNT
     scenes = scenes_dataset(count, seed=scene_seed, height=scene_side, width=scene_side, workers=scene_workers)
     return PanopticData(scenes, SCENE_CATEGORIES)
+
+
+def read_pictures(source: str, **options: Any) -> Dataset:
+    """The pictures of a dataset, which need not be annotated, or generated ones; arguments as of `read_source`."""
+    from ..data import read_images
+
+    return read_source(source, **options).records if source == SCENES else read_images(source, **options)

@@ -4,6 +4,7 @@ from .augmentation import Augmentation, LargeScaleJitter, RandomAugmentation, sa
 from .coco import CocoPanopticPaths, find_coco_panoptic
 from .collation import PanopticCollator
 from .folders import IMAGE_SUFFIXES, read_categories
+from .images import read_images
 from .reading import FORMATS, PanopticData, read_panoptic
 from .records import Record, categories_of, measure_segments, panoptic_features, segmentation_ids
 from .scenes import SCENE_CATEGORIES, make_scene, scenes_dataset
@@ -26,6 +27,7 @@ __all__ = [
     "measure_segments",
     "panoptic_features",
     "read_categories",
+    "read_images",
     "read_panoptic",
     "sample_seed",
     "save_dataset",

@@ -11,7 +11,7 @@ from .coco import find_coco_panoptic, json_candidates, raw_coco_panoptic, splits
 from .coco_instances import ROBOFLOW_FILE, find_coco_instances, raw_coco_instances
 from .label_maps import MAP_FOLDERS, SEMANTIC, TWO_CHANNEL, find_maps, kind_of_maps, raw_label_maps
 from .lazy_records import RawRecords, map_style_records, relabeled, streamed_records
-from .rows import HUB_ID, first_rows, holds_rows, raw_rows
+from .rows import first_rows, holds_rows, is_hub_id, raw_rows
 
 COCO_PANOPTIC_FORMAT, COCO_INSTANCES, CITYSCAPES_FORMAT, ROWS = "coco-panoptic", "coco-instances", "cityscapes", "rows"
 FORMATS = (COCO_PANOPTIC_FORMAT, ROWS, TWO_CHANNEL, COCO_INSTANCES, CITYSCAPES_FORMAT, SEMANTIC)
@@ -86,12 +86,8 @@ def recognize(source: str, *, split: str | None = None) -> str:
         ValueError: none of them; says what was looked for.
     """
     folder = Path(source)
-    if not folder.exists():
-        if HUB_ID.fullmatch(source):
-            return ROWS
-        raise ValueError(
-            f"`data` {source!r} must be a folder or a Parquet file, or OWNER/NAME of a dataset on the Hub."
-        )
+    if is_hub_id(source):
+        return ROWS
     inner = folder if split is None else folder / split
     panoptic = json_candidates(folder, split, "panoptic")
     instances = [*json_candidates(folder, split, "instances"), inner / ROBOFLOW_FILE]

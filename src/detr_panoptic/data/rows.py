@@ -7,7 +7,7 @@ with `segments_info`.
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,19 @@ def holds_rows(source: str) -> bool:
     return any(next(path.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet"))
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether a source is the name of a dataset on the Hub; False: there is something here.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if Path(source).exists():
+        return False
+    if HUB_ID.fullmatch(source):
+        return True
+    raise ValueError(f"`data` {source!r} must be a folder or a Parquet file, or OWNER/NAME of a dataset on the Hub.")
+
+
 def raw_rows(
     source: str,
     *,
@@ -81,7 +94,7 @@ def raw_rows(
         for name in ("image", "segmentation"):
             rows = rows.cast_column(name, Image(mode="RGB"))
         return RawRecords(rows, own)
-    map_column = next((name for name in MAP_COLUMNS if isinstance(features.get(name), Image)), None)
+    map_column = next((name for name in MAP_COLUMNS if name in features and is_picture_column(features[name])), None)
     missing = [name for name in ("image", *([] if map_kind else ["segments_info"])) if name not in features]
     if missing or map_column is None:
         raise ValueError(
@@ -96,15 +109,40 @@ def raw_rows(
         raise ValueError(_unknown_categories(source))
     decode = RowDecoder(known, map_column, LabelMapDecoder(known, map_kind) if map_kind else None)
     rows = rows.cast_column(map_column, Image())  # in the mode of its file
-    if "image_id" not in features:
+    if not isinstance(features["image"], Image):
+        rows = rows.cast_column("image", Image())
+    if isinstance(rows, Dataset):
+        rows = identified(rows)
+    elif "image_id" not in features:
         rows = _numbered(rows)
     return RawRecords(rows, known, decode)
 
 
-def _numbered(rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    """The rows with their number as `image_id`; in a stream, each worker of a loader counts its own."""
-    if isinstance(rows, Dataset):
-        return rows.add_column("image_id", np.arange(len(rows)))
+def is_picture_column(feature: Any) -> bool:
+    """Whether a column holds pictures, also if its file was not written by `datasets`, and does not say so."""
+    return isinstance(feature, Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
+
+
+def identified(rows: Dataset, file_names: Sequence[str | None] | None = None) -> Dataset:
+    """The rows with a number as `image_id`, and with a `file_name`.
+
+    Args:
+        rows: an `image_id` of text becomes a number, one that lacks is the place of the row.
+        file_names: of rows that have none; None: unknown.
+    """
+    numbers = list(range(len(rows)))
+    if "image_id" in rows.column_names:
+        numbers = [image_id_of(name) for name in rows["image_id"]]
+        rows = rows.remove_columns("image_id")
+    rows = rows.add_column("image_id", numbers, feature=Value("int64"))
+    if "file_name" not in rows.column_names:
+        names = [None] * len(rows) if file_names is None else list(file_names)
+        rows = rows.add_column("file_name", names, feature=Value("string"))
+    return rows
+
+
+def _numbered(rows: IterableDataset) -> IterableDataset:
+    """A stream with the number of each row as `image_id`; each worker of a loader counts its own."""
     features = Features({**rows.features, "image_id": Value("int64")})
     return rows.map(_add_number, with_indices=True, features=features)
 

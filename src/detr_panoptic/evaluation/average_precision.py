@@ -88,7 +88,7 @@ def detected_instances(
         )
     ]
     if with_masks:
-        sizes = ImageSizes(_pair(outputs.image_sizes[index]), _pair(outputs.canvas_sizes[index]), size)
+        sizes = image_sizes(outputs, index, size)
         for start in range(0, len(instances), QUERIES_AT_ONCE):
             some = slice(start, start + QUERIES_AT_ONCE)
             masks = query_masks(outputs.pred_masks[index][counted][some], sizes)
@@ -96,6 +96,11 @@ def detected_instances(
             for instance, code in zip(instances[some], codes, strict=True):
                 instance["counts"] = code["counts"].decode("ascii")
     return instances
+
+
+def image_sizes(outputs: Any, index: int, size: tuple[int, int]) -> ImageSizes:
+    """The sizes of one image of a batch; `size` is its own (height, width)."""
+    return ImageSizes(_pair(outputs.image_sizes[index]), _pair(outputs.canvas_sizes[index]), size)
 
 
 def average_precision(

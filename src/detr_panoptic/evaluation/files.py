@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,11 @@ from PIL import Image
 
 from ..segment_ids import MAX_ID, rgb_to_ids
 from .panoptic_quality import ImageCounts, add_up, count_image, panoptic_quality
+
+try:  # an extra, `fast-png`: six times as fast as Pillow
+    from kornia_rs.io import read_image_png_u8
+except ImportError:
+    read_image_png_u8 = None
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,6 +83,10 @@ def read_ids(file: str | Path) -> NDArray[np.int32]:
         ValueError: if it is no RGB image, or a broken one; names the file.
         FileNotFoundError: if there is none.
     """
+    if read_image_png_u8 is not None:
+        # It refuses other modes and broken files; then Pillow tells what is wrong.
+        with contextlib.suppress(Exception):
+            return rgb_to_ids(read_image_png_u8(str(file), "rgb"))
     try:
         with Image.open(file) as image:
             image.load()

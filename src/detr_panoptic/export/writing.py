@@ -13,6 +13,7 @@ import torch
 from torch.export import Dim
 
 from .graph import CANVAS_STEP, ExportGraph, GraphOptions
+from .same_padding import pad_in_whole_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -57,6 +58,7 @@ def trace(
     model = copy.deepcopy(model).cpu().eval()
     # Written out: the fused kernel stands for a graph with more steps, which guard against what is not possible here.
     model.set_attn_implementation("eager")
+    pad_in_whole_numbers(model)
     graph = ExportGraph(model.half() if half else model, processor, options)
     batch, height, width = EXAMPLE if canvas is None else (batch, *canvas)
     shape = (batch, height, width, 3) if options.uint8 else (batch, 3, height, width)

@@ -23,7 +23,8 @@ body { font: 15px/1.45 system-ui, sans-serif; max-width: 76rem; margin: 2rem aut
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; } td, th { padding: .2rem .7rem; border-bottom: 1px solid var(--line); }
 th { text-align: left; } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-td.bar { width: 18rem; } td.bar div { height: .8rem; border-radius: .2rem; min-width: 1px; }
+td.bar { width: 18rem; }
+td.bar div { height: .8rem; border-radius: .2rem; min-width: 1px; box-shadow: 0 0 0 1px #0002; }
 .error { color: var(--error); font-weight: 600; } .warning { color: var(--warning); font-weight: 600; }
 .note { color: var(--note); }
 .gallery { display: flex; flex-wrap: wrap; gap: 1rem; margin-bottom: 1rem; }
@@ -78,13 +79,14 @@ def bar_chart(header: Sequence[str], bars: Iterable[Bar]) -> Html:
     return _table(header, rows)
 
 
-def gallery(pictures: Iterable[tuple[Image.Image, str]]) -> Html:
-    """Pictures with their captions, inside the page itself."""
+def gallery(pictures: Iterable[tuple[Image.Image, str]], *, columns: int | None = None) -> Html:
+    """Pictures with their captions, inside the page itself; as many in a row as fit, or `columns`."""
     figures = []
     for picture, caption in pictures:
         image = picture_tag(picture, alt="", max_side=PICTURE_SIDE)
         figures.append(f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>")
-    return Html('<div class="gallery">' + "\n".join(figures) + "</div>")
+    grid = "" if columns is None else f' style="display: grid; grid-template-columns: repeat({columns}, max-content)"'
+    return Html(f'<div class="gallery"{grid}>' + "\n".join(figures) + "</div>")
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:

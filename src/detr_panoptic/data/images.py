@@ -1,0 +1,86 @@
+"""The pictures of a dataset alone, annotated or not: what `predict` takes."""
+
+from collections.abc import Iterator
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import pyarrow.compute as pc
+from datasets import Dataset, Features, Image, Value
+
+from .folders import pictures_below
+from .lazy_records import file_image_id
+from .reading import ROWS, read_panoptic, recognize
+from .rows import first_rows, holds_rows, identified, is_hub_id, is_picture_column, open_rows
+
+ROWS_AT_ONCE = 1000  # of which the paths are read
+
+
+def read_images(
+    source: str | Path, *, split: str | None = None, data_format: str | None = None, limit: int | None = None
+) -> Dataset:
+    """The pictures of a dataset.
+
+    Args:
+        source: what `read_panoptic` takes; or a dataset of `datasets` with a column of pictures, whatever else it
+            has; or a folder with pictures in it and in its subfolders.
+        split: where the source has splits.
+        data_format: as of `read_panoptic`; None recognizes it.
+        limit: number of pictures, from the first.
+
+    Returns:
+        Rows with `image`, `image_id` and `file_name` (None where nothing tells).
+
+    Raises:
+        ValueError: as `read_panoptic`, or there is no picture, or there are several columns of pictures.
+    """
+    source = str(source)
+    if limit is not None and limit < 1:
+        raise ValueError(f"`limit` must be at least 1, got {limit}.")
+    if data_format in (None, ROWS) and (is_hub_id(source) or holds_rows(source)):
+        rows: Any = open_rows(source, split=split, streaming=False)
+        return _picture_rows(rows if limit is None else first_rows(rows, limit), source)
+    if data_format is None:
+        try:
+            recognize(source, split=split)
+        except ValueError:
+            folder = Path(source) if split is None else Path(source, split)
+            names = pictures_below(folder) if folder.is_dir() else []
+            if not names:
+                raise
+            return _folder_rows(folder, names[:limit])
+    records: Any = read_panoptic(source, split=split, data_format=data_format, limit=limit).records
+    return records
+
+
+def _folder_rows(folder: Path, names: list[str]) -> Dataset:
+    """Picture files by their names in a folder."""
+    columns = {
+        "image": [{"path": str((folder / name).absolute()), "bytes": None} for name in names],
+        "image_id": [file_image_id(name) for name in names],
+        "file_name": names,
+    }
+    features = Features({"image": Image(), "image_id": Value("int64"), "file_name": Value("string")})
+    return Dataset.from_dict(columns, features=features)
+
+
+def _picture_rows(rows: Dataset, source: str) -> Dataset:
+    """Any rows with a column of pictures; their paths are names where no `file_name` is."""
+    columns = [name for name, feature in rows.features.items() if is_picture_column(feature)]
+    if "image" in columns:
+        columns = ["image"]
+    if len(columns) != 1:
+        found = ", ".join(f"{name}: {feature}" for name, feature in rows.features.items())
+        raise ValueError(
+            f"`data` {source!r} must have a column `image`, or another one that alone holds pictures, got {found}."
+        )
+    known = [name for name in ("image_id", "file_name") if name in rows.column_names]
+    rows = rows.select_columns([*columns, *known]).rename_columns({columns[0]: "image"})
+    names = None if "file_name" in known else list(_stored_names(rows))
+    return identified(rows, names).cast_column("image", Image())
+
+
+def _stored_names(rows: Dataset) -> Iterator[str | None]:
+    """Names of the picture files, without a look at their contents."""
+    for table in rows.select_columns("image").with_format("arrow").iter(ROWS_AT_ONCE):
+        for path in pc.struct_field(table["image"], "path").to_pylist():
+            yield PureWindowsPath(path).name if path else None  # either kind of slash
