@@ -20,6 +20,7 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .contained_paths import path_inside
 from .convert_config import UNUSED, convert_config, infer_sizes, label_fields
 from .convert_names import MASK_PREFIXES, StateDict, check_names, rename, table_of
 
@@ -226,12 +227,16 @@ def _read_folder(folder: Path) -> StateDict:
         if (folder / name).is_file():
             return _read_tensors(folder / name)[0]
         if index.is_file():
-            return {key: value for shard in _shards(index) for key, value in _read_tensors(folder / shard)[0].items()}
+            shards = [path_inside(folder, shard, str(index)) for shard in _shards(index)]
+            return {key: value for shard in shards for key, value in _read_tensors(shard)[0].items()}
     raise ValueError(f"No weights in {folder}: expected {' or '.join(_WEIGHT_FILES)}.")
 
 
 def _shards(index: Path) -> list[str]:
-    return sorted(set(_read_json(index).get("weight_map", {}).values()))
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise ValueError(f"{index} must have a `weight_map` of names of tensors to names of files.")
+    return sorted(set(weight_map.values()))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

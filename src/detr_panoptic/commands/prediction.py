@@ -153,7 +153,7 @@ def write_prediction(prediction: Prediction, folder: Path, stem: str, id2label: 
     }
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     with written_whole(folder / f"{stem}.json") as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be no UTF-8
 
 
 def _segments_of_labels(label_map: Tensor) -> dict[str, Any]:
