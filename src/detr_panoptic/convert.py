@@ -10,6 +10,7 @@ What is not in the tensors comes from the source's config, else from the caller,
 import argparse
 import json
 import pickle
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -254,6 +255,8 @@ def _read_tensors(path: Path) -> tuple[StateDict, dict[str, Any] | None]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path), None
+        if zipfile.is_zipfile(path) and any(entry.compress_type for entry in zipfile.ZipFile(path).infolist()):
+            raise ValueError("it is compressed, which torch.save does not do, and may be of any size.")
         # The reference's training saves its command line too: a Namespace is attributes and no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)

@@ -70,7 +70,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels, the most that are decoded."
     if isinstance(error, UnidentifiedImageError):
-        return f"it is empty, damaged, or in none of the formats {', '.join(FORMATS)}."
+        return f"it is empty, damaged, or none of {', '.join(FORMATS)}."
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).partition("\n")[0] or type(error).__name__

@@ -23,5 +23,5 @@ def one_line(text: str) -> str:
 
 def markdown(text: str) -> str:
     """The text for Markdown and the HTML in it: in a line, an item of a list, a cell of a table."""
-    text = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = one_line(text).replace("&", "&amp;").replace("<", "&lt;")
     return "".join("\\" + letter if letter in _MARKDOWN else letter for letter in text)

@@ -27,6 +27,10 @@ class CommandError(Exception):
     """Something that the user can mend; its text is the one line to show."""
 
 
+EXPECTED = (CommandError, OSError, ValueError)
+"""Kinds of errors whose text says enough; any other is shown with its kind."""
+
+
 class CommandParser(argparse.ArgumentParser):
     """An argument parser that reports an error in one line instead of the usage and the error."""
 
@@ -93,18 +97,25 @@ def plain(text: str) -> str:
 
 def error_line(error: Exception, *, debug: bool) -> str:
     """What a command ends with; `debug`: the traceback was shown."""
-    is_expected = isinstance(error, (CommandError, OSError, ValueError))
+    is_expected = isinstance(_told(error), EXPECTED)
     return explain(error) + ("" if is_expected or debug else " (--debug shows where it happened)")
 
 
 def explain(error: Exception) -> str:
     """An error as one line: the first of its text, with its kind where the text alone would puzzle."""
+    error = _told(error)
     lines = str(error).strip().splitlines()
     kind = type(error).__name__
     if isinstance(error, OSError) and error.strerror and error.filename:
         return one_line(f"{error.filename}: {error.strerror}")
     if lines and all(part in lines[0] for part in WORKER_FAILED):
         lines = [line.removeprefix(f"{kind}: ") for line in lines if line.startswith(f"{kind}: ")] or lines[-1:]
-    if isinstance(error, (CommandError, OSError, ValueError)) and lines:
+    if isinstance(error, EXPECTED) and lines:
         return one_line(lines[0])
     return one_line(f"{kind}: {lines[0]}") if lines else kind
+
+
+def _told(error: Exception) -> Exception:
+    """The error that says it: of a configuration, what was wrong with a field."""
+    is_wrapped = type(error).__name__.startswith("StrictDataclass") and isinstance(error.__cause__, Exception)
+    return error.__cause__ if is_wrapped and error.__cause__ is not None else error  # type: ignore[return-value]

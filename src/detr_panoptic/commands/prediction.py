@@ -48,7 +48,11 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         ValueError: it is no image, or only a part of one; names the file.
     """
-    pixels = picture_to_tensor(read_picture(path))
+    picture = read_picture(path)
+    try:
+        pixels = picture_to_tensor(picture)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 

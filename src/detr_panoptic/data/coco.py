@@ -202,10 +202,22 @@ def _segment(entry: Any, categories: Categories, where: str) -> dict[str, Any]:
     return {
         "id": entry["id"],
         "label_id": label_id,
-        "iscrowd": whole(entry.get("iscrowd"), f"{where}: `iscrowd`") or 0,
+        "iscrowd": crowd_flag(entry, where),
         "area": whole(entry.get("area"), f"{where}: `area`"),
         "bbox": whole_box(entry.get("bbox"), f"{where}: `bbox`"),
     }
+
+
+def crowd_flag(entry: Mapping[str, Any], where: str) -> int:
+    """`iscrowd` of an entry, 0 if it does not say.
+
+    Raises:
+        ValueError: it is neither 0 nor 1.
+    """
+    flag = entry.get("iscrowd") or 0
+    if flag not in (0, 1):
+        raise ValueError(f"{where}: `iscrowd` must be 0 or 1, got {excerpt(flag)}.")
+    return int(flag)
 
 
 def whole(value: Any, where: str) -> int | None:

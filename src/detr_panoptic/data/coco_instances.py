@@ -21,6 +21,7 @@ from ..contained_paths import file_inside
 from .coco import (
     KEY,
     by_unique_id,
+    crowd_flag,
     entry_problem,
     image_dir_candidates,
     json_candidates,
@@ -101,7 +102,8 @@ def raw_coco_instances(paths: InstancePaths, *, limit: int | None = None) -> Raw
             categories.label_id(annotation["category_id"])
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        annotations[annotation["image_id"]].append({key: annotation.get(key) for key in MASK_KEYS})
+        shape = {key: annotation.get(key) for key in MASK_KEYS} | {"iscrowd": crowd_flag(annotation, where)}
+        annotations[annotation["image_id"]].append(shape)
     columns: dict[str, list[Any]] = {name: [] for name in FEATURES}
     for image_id, image in list(images.items())[:limit]:
         where, file_name = f"{paths.json_path}, image {image_id}", image["file_name"]
@@ -162,7 +164,7 @@ class InstanceDecoder:
             {
                 "id": index,
                 "label_id": self.categories.label_id(annotation["category_id"]),
-                "iscrowd": int(annotation["iscrowd"] or 0),
+                "iscrowd": annotation["iscrowd"],
             }
             for index, annotation in enumerate(annotations, start=1)
         ]
