@@ -69,11 +69,9 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _let_go_of_closed_pipe() -> None:
-    """Point both streams at nothing: the interpreter flushes them when it ends, and would complain."""
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # replaced by something that is no file
-            os.dup2(nothing, stream.fileno())
+    """Point stdout at nothing: the interpreter flushes it when it ends, and would complain."""
+    with suppress(OSError, ValueError):  # replaced by something that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def build_parser() -> CommandParser:
