@@ -156,6 +156,8 @@ def _normalized_convolutions(body: nn.Module) -> list[tuple[Any, Any]]:
 
 
 def _create_feature_extractor(name: str, *, dilation: bool, num_channels: int, pretrained: bool) -> nn.Module:
+    if not name.replace(".", "_").isidentifier():
+        raise ValueError(f"`backbone` must be the name of a timm model, not where to fetch one, got {name!r}.")
     # Not every architecture takes `output_stride`: ask for it only where it says something.
     stride: dict[str, Any] = {"output_stride": DILATED_STRIDES[-1]} if dilation else {}
     try:

@@ -1,6 +1,7 @@
 """Images by index for a long run: the records of a dataset, or image files. Imports `datasets` and torch."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,5 +110,5 @@ class ImageFiles:
         """A text that tells other images from these, by their paths."""
         digest = hashlib.blake2b(digest_size=8)
         for path in self.paths:
-            digest.update(f"{path}\n".encode())
+            digest.update(os.fsencode(path) + b"\n")
         return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,9 +47,15 @@ def read_source(
     Raises:
         ValueError: as `read_panoptic`, or other categories are wanted than those of scenes.
     """
+    from datasets import disable_progress_bars
+
     from ..data import SCENE_CATEGORIES, PanopticData, read_panoptic, scenes_dataset
+    from ..image_reading import refuse_other_formats
 
     if source != SCENES:
+        refuse_other_formats()
+        if not sys.stderr.isatty():
+            disable_progress_bars()
         return read_panoptic(source, **options)
     wanted = options.get("categories")
     if wanted is not None and wanted.names != SCENE_CATEGORIES.names:

@@ -10,7 +10,7 @@ from datasets import Dataset, Features, Image, Value
 from .folders import pictures_below
 from .lazy_records import file_image_id
 from .reading import ROWS, read_panoptic, recognize
-from .rows import first_rows, holds_rows, identified, is_hub_id, is_picture_column, open_rows
+from .rows import check_pictures_inside, first_rows, holds_rows, identified, is_hub_id, is_picture_column, open_rows
 
 ROWS_AT_ONCE = 1000  # of which the paths are read
 
@@ -38,6 +38,7 @@ def read_images(
         raise ValueError(f"`limit` must be at least 1, got {limit}.")
     if data_format in (None, ROWS) and (is_hub_id(source) or holds_rows(source)):
         rows: Any = open_rows(source, split=split, streaming=False)
+        check_pictures_inside(rows, source)
         return _picture_rows(rows if limit is None else first_rows(rows, limit), source)
     if data_format is None:
         try:

@@ -1,0 +1,192 @@
+"""Names of classes and files, which strangers choose, are text in every report, and never markup."""
+
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from markdown_it import MarkdownIt
+from PIL import Image
+
+from detr_panoptic.cli import main
+from detr_panoptic.commands.evaluation_report import markdown as evaluation_markdown
+from detr_panoptic.plain_text import markdown, one_line
+from detr_panoptic.training.summary import write_model_card, write_summary
+from detr_panoptic.visualization import draw_segments, hover_figure
+from detr_panoptic.visualization.report import escaped, gallery, heading, paragraph, table, write_page
+from tests.conftest import photo
+from tests.data_folders import coco_panoptic
+
+NASTY = {
+    "script": "<script>alert(1)</script>",
+    "attribute": "\" onerror='alert(1)' x=\"",
+    "image": "<img src=x onerror=alert(1)>",
+    "cell": "a | b || c",
+    "backticks": "`a` ``` ~~~",
+    "break": "a\n\n# title\r\n- item\u2028<b>",
+    "link": "[a](javascript:alert(1)) ![b](http://c/d.png) <http://e>",
+    "direction": "photo\u202egpj.exe \u2066a\u2069",
+    "terminal": "\x1b[2J\x1b]0;title\x07",
+    "emphasis": "**a** __b__ ~~c~~",
+    "entity": "&lt;b&gt; &#60;",
+    "rich": "[red]a[/red] [link=http://b]c[/link]",
+    "backslash": "a\\| \\<b>",
+}
+CONTROLS = [chr(code) for code in (*range(9), *range(11, 32), 0x7F, 0x202E, 0x2066, 0x2069, 0x2028)]
+HARMLESS = {
+    "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td",
+    "div", "figure", "figcaption", "img", "section", "canvas", "label", "input", "button", "span", "a", "script",
+}  # fmt: skip
+NAMES = list(NASTY.values())
+
+
+class Page(HTMLParser):
+    """The tags of a page, their attributes, and its text outside of scripts and styles."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.tags, self.attributes, self.text, self.inside = [], [], "", ""
+        self.feed(source)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        self.inside = tag
+
+    def handle_data(self, data):
+        if self.inside not in ("script", "style"):
+            self.text += data
+
+    def handle_endtag(self, tag):  # noqa: ARG002
+        self.inside = ""
+
+
+def assert_only_text(source, names, *, scripts=0):
+    """The page has our own tags alone, and shows each name."""
+    page = Page(source)
+    assert set(page.tags) <= HARMLESS
+    assert page.tags.count("script") == scripts
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    targets = [value for name, value in page.attributes if name in ("src", "href")]
+    assert all(value.startswith(("data:image/jpeg;base64,", "#")) for value in targets)
+    for name in names:
+        assert one_line(name) in page.text
+    assert not [letter for letter in CONTROLS if letter in source]
+
+
+def assert_only_table_cells(text, names):
+    """Markdown whose blocks are headings, lists, tables and fences of ours, with each name in it as text."""
+    assert not [letter for letter in CONTROLS if letter in text]
+    tokens = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(text)
+    inline = [child for token in tokens for child in token.children or ()]
+    kinds = {token.type for token in (*tokens, *inline)}
+    assert not kinds & {"link_open", "code_inline", "em_open", "strong_open", "s_open", "html_inline", "html_block"}
+    assert [token.info for token in tokens if token.type == "fence"] in ([], [""], ["python", ""])
+    shown = "\n".join("".join(child.content for child in token.children or ()) for token in tokens)
+    for name in names:
+        assert one_line(name).strip() in shown
+    return tokens
+
+
+@pytest.mark.parametrize("name", NAMES, ids=list(NASTY))
+def test_html_shows_a_name_as_it_is(name):
+    picture = Image.new("RGB", (4, 3))
+    parts = [heading(name), paragraph(name), table((name,), [[name]]), gallery([(picture, name)])]
+    assert_only_text("".join(parts), [name])
+    assert escaped(name) in parts[0]
+
+
+def test_a_page_shows_its_title_as_it_is(tmp_path):
+    for name in NAMES:
+        write_page(tmp_path / "page.html", name, [])
+        assert_only_text((tmp_path / "page.html").read_text(), [name])
+
+
+def test_markdown_shows_a_name_as_it_is():
+    lines = [f"- {markdown(name)}" for name in NAMES]
+    rows = ["| a | b |", "|---|---|", *(f"| {markdown(name)} | {index} |" for index, name in enumerate(NAMES))]
+    tokens = assert_only_table_cells("\n".join([*lines, "", *rows]), NAMES)
+    assert sum(token.type == "list_item_open" for token in tokens) == len(NAMES)
+    assert sum(token.type == "td_open" for token in tokens) == 2 * len(NAMES)
+
+
+def test_a_picture_to_point_at_shows_names_as_they_are():
+    ids = np.arange(1, len(NAMES) + 1).repeat(4)[None].repeat(6, 0)
+    segments = [{"id": label + 1, "label_id": label, "score": 0.5} for label in range(len(NAMES))]
+    figure = hover_figure(photo((ids.shape[1], 6), seed=0), ids, segments, dict(enumerate(NAMES)))
+    assert_only_text(figure, NAMES, scripts=2)
+
+
+def test_labels_in_pictures_are_one_line():
+    """Pillow cannot measure a text of two."""
+    ids = np.ones((40, 90), np.int64)
+    for name in NAMES:
+        drawn = draw_segments(photo((90, 40), seed=0), ids, [{"id": 1, "label_id": 0}], {0: name})
+        assert drawn.size == (90, 40)
+
+
+def test_the_check_of_a_dataset_shows_names_as_they_are(tmp_path, capsys):
+    path = coco_panoptic(tmp_path / "my_data") / "panoptic.json"
+    contents = json.loads(path.read_text())
+    contents["images"] += [{"id": 1000 + i, "file_name": name} for i, name in enumerate(NAMES)]
+    contents["categories"] += [{"id": 1000 + i, "name": name, "isthing": 1} for i, name in enumerate(NAMES)]
+    path.write_text(json.dumps(contents))
+    main(["data", "check", str(tmp_path / "my_data"), "--report", str(tmp_path / "report")])
+    assert_only_text((tmp_path / "report" / "index.html").read_text(), NAMES)
+    assert not [letter for letter in CONTROLS if letter in capsys.readouterr().out]
+
+
+def test_an_evaluation_shows_names_as_they_are():
+    quality = {"pq": 0.5, "sq": 0.5, "rq": 0.5, "tp": 1, "fp": 0, "fn": 0, "isthing": 1}
+    metrics = {
+        "images": 1,
+        "panoptic_quality": {"All": {"n": 1, **quality}},
+        "average_precision": {},
+        "per_class": [{"name": name, **quality} for name in NAMES],
+        "skipped": NAMES,
+        "settings": {"data": "a|b\n<c>"},
+    }
+    assert_only_table_cells(evaluation_markdown(metrics), NAMES)
+
+
+def test_what_a_training_leaves_shows_names_as_they_are(tmp_path):
+    line = {"step": 1, "epoch": 1} | dict.fromkeys(("pq", "sq", "rq"), 0.5)
+    line |= {f"{name}_{kind}": 0.5 for name in ("pq", "sq", "rq") for kind in ("things", "stuff")}
+    line |= {f"pq/{name}": 0.5 for name in NAMES}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    data = {"training": "; ".join(NAMES), "validation": NASTY["break"]}
+    plan = ["recipe: none", "```\n<script>alert(1)</script>"]
+    write_summary(tmp_path, plan, data)
+    assert_only_table_cells((tmp_path / "training_summary.md").read_text(), NAMES)
+    write_model_card(tmp_path, data=data, recipe=plan, measured_on=NASTY["script"], picture=None)
+    card = (tmp_path / "README.md").read_text().partition("\n---\n")[2]
+    body = card.partition("## Data")[2]
+    for own in ("<details><summary>by class</summary>", "</details>", "`detr_panoptic.evaluation`"):
+        assert own in body
+        body = body.replace(own, "")
+    assert_only_table_cells(body, NAMES)
+
+
+def test_names_on_the_terminal_are_text(tmp_path, model_folder, capsys):
+    name = "[red]a\x1b[2J\u202eb.png"
+    photo((31, 23), seed=0).save(tmp_path / name)
+    words = ["predict", str(tmp_path / name), str(tmp_path / "gone\x1b[2J.png"), "--model", str(model_folder)]
+    assert main([*words, "--output", str(tmp_path / "out")]) == 2
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out + shown.err
+    assert "\u202e" not in shown.out + shown.err
+    assert r"gone\x1b[2J.png" in shown.err
+    assert "[red]a" in shown.out
+
+
+def test_a_name_that_is_no_text_is_a_result_too(tmp_path, model_folder, capsys):
+    """Linux takes any bytes for a file's name."""
+    path = tmp_path / "a\udcffb.png"
+    try:
+        photo((31, 23), seed=0).save(path)
+    except (OSError, UnicodeError):
+        pytest.skip("this file system wants UTF-8")
+    assert main(["predict", str(path), "--model", str(model_folder), "--output", str(tmp_path / "out")]) == 0
+    contents = json.loads((tmp_path / "out" / "a\udcffb.json").read_text())
+    assert contents["image"] == path.name
+    assert r"a\udcffb.png" in capsys.readouterr().out
