@@ -197,7 +197,7 @@ def _mask_loss_sums(
 
 def _cell_centers(length: int, canvas: int, cells: int, *, device: torch.device) -> Tensor:
     """The pixels at the centers of a canvas' cells, (n,) int64: of those cells whose center lies on the image."""
-    centers = ((torch.arange(cells, device=device) + 0.5) * (canvas / cells)).long()
+    centers = ((torch.arange(cells, dtype=torch.float32, device=device) + 0.5) * (canvas / cells)).long()
     return centers[centers < length]
 
 

@@ -264,7 +264,7 @@ def _merge_weighted(
         mask_areas += (probs >= mask_threshold).sum((0, 1))
         owner[strip] = (probs * scores).max(-1).indices
     owned_areas = owner.flatten().bincount(minlength=len(labels))
-    valid = (owned_areas > 0) & (mask_areas > 0) & (owned_areas / mask_areas > overlap_mask_area_threshold)
+    valid = (owned_areas > 0) & (mask_areas > 0) & (owned_areas.float() / mask_areas > overlap_mask_area_threshold)
 
     representatives = _representatives(labels, is_fused & valid)
     is_first = valid & (representatives == torch.arange(len(labels), device=labels.device))
