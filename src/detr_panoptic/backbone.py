@@ -217,6 +217,8 @@ def _run_without_values(body: nn.Module, num_channels: int, uses: _Readers) -> N
 
 
 def _create_feature_extractor(name: str, *, dilation: bool, num_channels: int, pretrained: bool) -> nn.Module:
+    if not name.replace(".", "_").isidentifier():
+        raise ValueError(f"`backbone` must be the name of a timm model, not where to fetch one, got {name!r}.")
     # Not every architecture takes `output_stride`: ask for it only where it says something.
     stride: dict[str, Any] = {"output_stride": DILATED_STRIDES[-1]} if dilation else {}
     try:

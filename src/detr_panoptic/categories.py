@@ -77,13 +77,14 @@ class Categories:
         """
         categories = list(categories)
         for category in categories:
-            missing = {"id", "name", "isthing"} - set(category)
-            if missing:
-                raise ValueError(f"A category needs `id`, `name` and `isthing`, got {dict(category)}.")
+            if not isinstance(category, Mapping) or {"id", "name", "isthing"} - set(category):
+                raise ValueError(f"A category needs `id`, `name` and `isthing`, got {str(category)[:80]}.")
+            if not isinstance(category["id"], int) or category["isthing"] not in (0, 1):
+                raise ValueError(f"A category needs a whole `id`, and 0 or 1 as `isthing`, got {str(category)[:80]}.")
         return cls(
             names=tuple(str(category["name"]) for category in categories),
             is_thing=tuple(bool(category["isthing"]) for category in categories),
-            category_ids=tuple(int(category["id"]) for category in categories),
+            category_ids=tuple(category["id"] for category in categories),
         )
 
     @classmethod

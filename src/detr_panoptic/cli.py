@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from .commands import convert, data, demo, evaluate, explain, export, predict, train
-from .commands.frame import PROGRAM, USER_ERROR, CommandParser, HelpFormatter
-from .commands.frame import explain as explain_error
+from .commands.frame import EXIT_CODES, PROGRAM, USER_ERROR, CommandParser, HelpFormatter, error_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 COMMANDS = (demo, predict, explain, train, evaluate, convert, data, export)
-INTERRUPTED = 130  # exit code of the shell after Ctrl-C
+INTERRUPTED, CLOSED_PIPE = 130, 141  # as a shell has them after SIGINT and SIGPIPE
 DESCRIPTION = "DETR for panoptic segmentation: every pixel of a photograph gets its thing or stuff."
-EPILOG = f"`{PROGRAM} COMMAND --help` explains a command and shows examples."
+EPILOG = f"""`{PROGRAM} COMMAND --help` explains a command and shows examples.
+
+exit codes:
+{EXIT_CODES}"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,8 +30,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; None reads the command line.
 
     Returns:
-        The exit code: 0 if all went well, 2 after an error, which is one line on stderr (`--debug`: a traceback too).
+        The exit code (`EXIT_CODES`). An error is one line on stderr; with `--debug`, after a traceback.
     """
+    try:
+        code = _run(argv)
+        sys.stdout.flush()  # what is left goes to a closed pipe here, not while the interpreter ends
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _let_go_of_closed_pipe()
+        return CLOSED_PIPE
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = build_parser()
     try:
         arguments = parser.parse_args(argv)
@@ -38,13 +54,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USER_ERROR
     try:
         return arguments.run(arguments)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # `rich` leaves that way
+            raise BrokenPipeError from stop
+        raise
     except Exception as error:  # the last stop: nobody above could do more than show it
         if arguments.debug:
             traceback.print_exc()
-        print(f"{PROGRAM} {arguments.command}: error: {explain_error(error)}", file=sys.stderr)
+        line = error_line(error, debug=arguments.debug)
+        print(f"{PROGRAM} {arguments.command}: error: {line}", file=sys.stderr)
         return USER_ERROR
+
+
+def _let_go_of_closed_pipe() -> None:
+    """Point both streams at nothing: the interpreter flushes them when it ends, and would complain."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # replaced by something that is no file
+            os.dup2(nothing, stream.fileno())
 
 
 def build_parser() -> CommandParser:

@@ -115,6 +115,8 @@ class DetrPanopticConfig(PreTrainedConfig):
             close = difflib.get_close_matches(key, names, n=1, cutoff=0.85)
             if close and key not in self.attribute_map and key not in dir(PreTrainedConfig):
                 raise ValueError(f"`{key}` is no field of DetrPanopticConfig; did you mean `{close[0]}`?")
+        if self.id2label is not None and not _names_labels(self.id2label):
+            raise ValueError(f"`id2label` must map whole numbers to names, got {str(self.id2label)[:80]}.")
         if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
             # The package's import registers the pipeline; to name it here as well would demand `trust_remote_code`.
             kwargs.pop("custom_pipelines", None)
@@ -193,6 +195,11 @@ def hub_code() -> dict[str, Any]:
             }
         },
     }
+
+
+def _names_labels(id2label: Any) -> bool:
+    """Whether it is a mapping from numbers, which JSON writes as text."""
+    return isinstance(id2label, dict) and all(str(label).isdecimal() for label in id2label)
 
 
 def check_mask_queries(mask_queries: str | int, num_queries: int) -> None:

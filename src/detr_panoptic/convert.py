@@ -10,6 +10,7 @@ What is not in the tensors comes from the source's config, else from the caller,
 import argparse
 import json
 import pickle
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .contained_paths import path_inside
 from .convert_config import UNUSED, convert_config, infer_sizes, label_fields
 from .convert_names import MASK_PREFIXES, StateDict, check_names, rename, table_of
 
@@ -226,12 +228,16 @@ def _read_folder(folder: Path) -> StateDict:
         if (folder / name).is_file():
             return _read_tensors(folder / name)[0]
         if index.is_file():
-            return {key: value for shard in _shards(index) for key, value in _read_tensors(folder / shard)[0].items()}
+            shards = [path_inside(folder, shard, str(index)) for shard in _shards(index)]
+            return {key: value for shard in shards for key, value in _read_tensors(shard)[0].items()}
     raise ValueError(f"No weights in {folder}: expected {' or '.join(_WEIGHT_FILES)}.")
 
 
 def _shards(index: Path) -> list[str]:
-    return sorted(set(_read_json(index).get("weight_map", {}).values()))
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise ValueError(f"{index} must have a `weight_map` of names of tensors to names of files.")
+    return sorted(set(weight_map.values()))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -249,6 +255,8 @@ def _read_tensors(path: Path) -> tuple[StateDict, dict[str, Any] | None]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path), None
+        if zipfile.is_zipfile(path) and any(entry.compress_type for entry in zipfile.ZipFile(path).infolist()):
+            raise ValueError("it is compressed, which torch.save does not do, and may be of any size.")
         # The reference's training saves its command line too: a Namespace is attributes and no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)

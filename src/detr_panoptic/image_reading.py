@@ -1,5 +1,7 @@
 """Images of every kind as (3, H, W) tensors: what to do with modes, bit depths, channel orders and rotation tags."""
 
+import base64
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,15 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from transformers.image_utils import ChannelDimension, load_image
 
 MAX_UINT16, MAX_UINT8 = 65535, 255
+# Pillow goes by the content of a file, not by its name, and knows fifty formats; for PostScript it runs Ghostscript.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+URLS = ("http://", "https://")
+MAX_PATH = 4096  # characters; what is longer is no path but base64
+MIN_PICTURE = 20  # bytes; no format has a smaller file
 
 
 def read_picture(source: str | os.PathLike[str], *, timeout: float | None = None) -> Image.Image:
-    """Opens a path as it is stored, whatever its mode, or a URL or base64 string as RGB.
+    """Opens a path or base64 string as it is stored, whatever its mode, or a URL as RGB.
+
+    Nothing is decoded that has more than twice `PIL.Image.MAX_IMAGE_PIXELS`, or another format than `FORMATS`.
 
     Args:
         source: the path, URL or string.
@@ -25,14 +34,52 @@ def read_picture(source: str | os.PathLike[str], *, timeout: float | None = None
         ValueError: if it cannot be read; names it.
     """
     try:
-        if not Path(source).is_file():
-            return load_image(str(source), timeout=timeout)
-        with Image.open(source) as picture:
+        if isinstance(source, str) and source.startswith(URLS):
+            return load_image(source, timeout=timeout)
+        with Image.open(_file_of(source), formats=FORMATS) as picture:
             picture.load()
             return picture
     except Exception as error:
         # Broken files raise anything from SyntaxError to struct.error, and few of these name the file.
-        raise ValueError(f"Cannot read the image {str(source)[:200]!r}: {error}") from error
+        raise ValueError(f"Cannot read the image {str(source)[:200]!r}: {_reason(error)}") from error
+
+
+def _file_of(source: str | os.PathLike[str]) -> Path | io.BytesIO:
+    """The file that is meant, or the contents that a base64 string has.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    is_short = len(os.fspath(source)) <= MAX_PATH
+    if is_short and Path(source).is_file():
+        return Path(source)
+    if is_short and Path(source).is_dir():
+        raise ValueError("it is a folder.")
+    try:
+        text = str(source).partition(",")[2] or str(source)  # data:image/png;base64,…
+        contents = base64.b64decode("".join(text.split()), validate=True)
+    except ValueError:
+        contents = b""
+    if len(contents) < MIN_PICTURE:  # short names of files are base64, too
+        raise ValueError("there is no such file.")
+    return io.BytesIO(contents)
+
+
+def _reason(error: Exception) -> str:
+    """Why a picture cannot be read, as one line."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels, the most that are decoded."
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is empty, damaged, or none of {', '.join(FORMATS)}."
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def refuse_other_formats() -> None:
+    """Let this whole process open nothing but `FORMATS`: for programs, whose pictures are opened by libraries too."""
+    Image.init()
+    Image.ID[:] = [name for name in Image.ID if name in FORMATS]
 
 
 def picture_to_tensor(picture: Image.Image) -> Tensor:
@@ -43,6 +90,8 @@ def picture_to_tensor(picture: Image.Image) -> Tensor:
         # 16-bit files of several formats.
         values = torch.from_numpy(np.asarray(picture).astype(np.int64))
         return _sixteen_to_eight_bits(values).expand(3, -1, -1).contiguous()
+    if picture.mode == "F":
+        return _floats_to_eight_bits(torch.from_numpy(np.array(picture))).expand(3, -1, -1).contiguous()
     if picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")  # else PIL warns
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
@@ -51,6 +100,20 @@ def picture_to_tensor(picture: Image.Image) -> Tensor:
 def _sixteen_to_eight_bits(values: Tensor) -> Tensor:
     """Integers from 0 to 65535 to the nearest uint8, so that the ends meet."""
     return ((values.clamp(0, MAX_UINT16) * MAX_UINT8 + MAX_UINT16 // 2) // MAX_UINT16).to(torch.uint8)
+
+
+def _floats_to_eight_bits(values: Tensor) -> Tensor:
+    """Floats from 0 to 1, or from 0 to 255, to the nearest uint8.
+
+    Raises:
+        ValueError: they are neither; what would be white and black is not known then.
+    """
+    low, high = values.min().item(), values.max().item()
+    if not (low >= 0 and high <= MAX_UINT8):  # not so for NaN either
+        raise ValueError(
+            f"A picture of floats must have values from 0 to 1 or to {MAX_UINT8}, got {low:g} to {high:g}."
+        )
+    return (values * (MAX_UINT8 if high <= 1 else 1)).round().to(torch.uint8)
 
 
 def array_to_tensor(image: np.ndarray | Tensor, input_data_format: str | ChannelDimension | None) -> Tensor:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..plain_text import one_line
 from .frame import CommandError, add_command
 from .sources import SCENES, add_source_options, read_source, source_options
 
@@ -123,7 +124,6 @@ def group_cases(cases: Sequence[Case]) -> dict[str, list[Case]]:
 
 def print_summary(console: Console, source: CheckSource, counts: DataCounts, by_kind: dict[str, list[Case]]) -> None:
     """Totals, a table of the kinds found, and the first cases of each."""
-    from rich.markup import escape
     from rich.table import Table
 
     from ..data.checks import ERROR, KINDS, WARNING
@@ -137,12 +137,12 @@ def print_summary(console: Console, source: CheckSource, counts: DataCounts, by_
     overview.columns[2].justify = "right"
     for kind, cases in by_kind.items():
         severity, meaning = KINDS[kind]
-        overview.add_row(f"[{colors.get(severity, 'blue')}]{severity}[/]", kind, str(len(cases)), escape(meaning))
+        overview.add_row(f"[{colors.get(severity, 'blue')}]{severity}[/]", kind, str(len(cases)), meaning)
     console.print(overview)
     for kind, cases in by_kind.items():
         console.print(f"[bold]{kind}[/]")
         for _, finding in cases[:SHOWN_CASES]:
-            console.print(f"  {finding.where}: {finding.message}", markup=False)
+            console.print(one_line(f"  {finding.where}: {finding.message}"), markup=False)
         if len(cases) > SHOWN_CASES:
             console.print(f"  ... and {len(cases) - SHOWN_CASES} more")
 

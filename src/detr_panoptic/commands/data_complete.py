@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .data_convert import COCO, Counts, check_output, good_records, write_records
-from .frame import CommandError, add_command
+from .frame import CommandError, add_command, plain
 from .loading import add_device_option, load_model, model_categories, resolve_device
 from .sources import add_source_options, read_source, source_options
 
@@ -210,14 +210,13 @@ class Additions:
 
     def show(self, console: Console, *, num_images: int) -> None:
         """Print the table of classes."""
-        from rich.markup import escape
         from rich.table import Table
 
         table = Table("added class", "", "images", "pixels")
         for column in table.columns[2:]:
             column.justify = "right"
         for _, name, kind, images, pixels in self.rows():
-            table.add_row(escape(name), kind, str(images), str(pixels))
+            table.add_row(plain(name), kind, str(images), str(pixels))
         if self.pixels:
             console.print(table)
         console.print(self.totals(num_images=num_images))

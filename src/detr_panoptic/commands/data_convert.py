@@ -174,7 +174,8 @@ def good_records(records: Dataset, counts: Counts, *, skip: bool) -> Iterator[Re
             record = stored_record(encoded[index])
             _decode(record["image"]["bytes"])
         except Exception as error:  # broken files raise anything from SyntaxError to struct.error
-            reason = f"{_name(records, index)}: {explain(error)}"
+            name, reason = _name(records, index), explain(error)
+            reason = reason if name.casefold() in reason.casefold() else f"{name}: {reason}"
             if not skip:
                 raise CommandError(f"{reason} (`--on-error skip` leaves such images out)") from error
             counts.broken.append(reason)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ..evaluation.average_precision import FIGURES, average_precision
@@ -18,7 +17,9 @@ from ..evaluation.journal import written_whole
 from ..evaluation.model_evaluation import truth_ids
 from ..evaluation.panoptic_quality import ImageCounts, PanopticStats, add_up, panoptic_quality
 from ..evaluation.results import write_coco_json
+from ..plain_text import markdown as markdown_text
 from ..visualization import draw_side_by_side
+from .frame import plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,11 +140,11 @@ def markdown(metrics: dict[str, Any]) -> str:
     parts = [f"# Evaluation\n\n{metrics['images']} images. Numbers in percent; classes that occur.\n"]
     for header, rows in _tables(metrics):
         lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-        parts.append("\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines) + "\n")
+        parts.append("\n".join(f"| {' | '.join(map(markdown_text, line))} |" for line in lines) + "\n")
     if metrics["skipped"]:
         parts.append(f"{len(metrics['skipped'])} images could not be read and are not in these numbers:\n")
-        parts.append("\n".join(f"- {_cell(message)}" for message in metrics["skipped"]) + "\n")
-    settings = [[_cell(name), _cell(str(value))] for name, value in metrics["settings"].items()]
+        parts.append("\n".join(f"- {markdown_text(message)}" for message in metrics["skipped"]) + "\n")
+    settings = [[markdown_text(name), markdown_text(str(value))] for name, value in metrics["settings"].items()]
     parts.append("\n".join(f"| {' | '.join(line)} |" for line in [["setting", ""], ["---", "---"], *settings]) + "\n")
     return "\n".join(parts)
 
@@ -156,7 +157,7 @@ def _print(metrics: dict[str, Any], output: Path, speed: float) -> None:
         for name in header[1:]:
             table.add_column(name, justify="right")
         for row in rows:
-            table.add_row(*map(escape, row))
+            table.add_row(*map(plain, row))
         console.print(table)
     if metrics["skipped"]:
         console.print(f"Left out, because they could not be read: {len(metrics['skipped'])} images")
@@ -212,8 +213,3 @@ def _write_text(path: Path, text: str) -> None:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _cell(text: str) -> str:
-    """Text that cannot break a Markdown table."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

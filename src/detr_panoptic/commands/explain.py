@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .frame import CommandError, add_command
+from .frame import CommandError, add_command, plain
 from .loading import add_device_option, add_model_option, load_model, resolve_device
 
 if TYPE_CHECKING:
@@ -98,7 +98,6 @@ def run(arguments: argparse.Namespace) -> int:
 def write(explanation: Explanation, arguments: argparse.Namespace) -> None:
     """Write the sheets and the page, and say which they are."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from ..visualization import draw_attention
@@ -117,7 +116,7 @@ def write(explanation: Explanation, arguments: argparse.Namespace) -> None:
         file = arguments.output / f"{arguments.image.stem}_{anchor}.png"
         sheet.save(file)
         sheets[anchor] = (f"{attention.title}: {attention.subtitle}", sheet)
-        table.add_row(escape(attention.title), escape(file.name))
+        table.add_row(plain(attention.title), plain(file.name))
     page = arguments.output / f"{arguments.image.stem}.html"
     links = {
         entry["id"]: f"#segment_{entry['id']}"

@@ -6,16 +6,29 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+from ..plain_text import one_line
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 PROGRAM = "detr-panoptic"
 USER_ERROR = 2  # exit code, as argparse has it
 HUB_NAME_PARTS = 2  # OWNER/NAME
+EXIT_CODES = """  0    everything was done
+  1    `data check` found an error in the data
+  2    something was wrong, which one line on stderr says; also if only some images could not be read
+  130  interrupted (Ctrl-C)
+  141  nobody read the output any more (`| head`)
+  143  `train` was stopped by SIGTERM, and saved where it was"""
+WORKER_FAILED = ("Caught ", " in DataLoader worker process ")  # how torch passes an error on, with a traceback
 
 
 class CommandError(Exception):
     """Something that the user can mend; its text is the one line to show."""
+
+
+EXPECTED = (CommandError, OSError, ValueError)
+"""Kinds of errors whose text says enough; any other is shown with its kind."""
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -72,14 +85,37 @@ def add_command(
 
 def report(message: str) -> None:
     """Print one line about a part that failed while the rest goes on."""
-    sys.stderr.write(f"{PROGRAM}: error: {message}\n")
+    sys.stderr.write(f"{PROGRAM}: error: {one_line(message)}\n")
+
+
+def plain(text: str) -> str:
+    """Text from a file for a table of `rich`: on one line, and no markup."""
+    from rich.markup import escape
+
+    return escape(one_line(text))
+
+
+def error_line(error: Exception, *, debug: bool) -> str:
+    """What a command ends with; `debug`: the traceback was shown."""
+    is_expected = isinstance(_told(error), EXPECTED)
+    return explain(error) + ("" if is_expected or debug else " (--debug shows where it happened)")
 
 
 def explain(error: Exception) -> str:
     """An error as one line: the first of its text, with its kind where the text alone would puzzle."""
+    error = _told(error)
     lines = str(error).strip().splitlines()
+    kind = type(error).__name__
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    if isinstance(error, (CommandError, OSError, ValueError)) and lines:
-        return lines[0]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        return one_line(f"{error.filename}: {error.strerror}")
+    if lines and all(part in lines[0] for part in WORKER_FAILED):
+        lines = [line.removeprefix(f"{kind}: ") for line in lines if line.startswith(f"{kind}: ")] or lines[-1:]
+    if isinstance(error, EXPECTED) and lines:
+        return one_line(lines[0])
+    return one_line(f"{kind}: {lines[0]}") if lines else kind
+
+
+def _told(error: Exception) -> Exception:
+    """The error that says it: of a configuration, what was wrong with a field."""
+    is_wrapped = type(error).__name__.startswith("StrictDataclass") and isinstance(error.__cause__, Exception)
+    return error.__cause__ if is_wrapped and error.__cause__ is not None else error  # type: ignore[return-value]

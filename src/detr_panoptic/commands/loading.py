@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import pickle
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..training.recipes import COCO_CHECKPOINT
 from .frame import HUB_NAME_PARTS, PROGRAM, CommandError, explain
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
+PROCESSOR_FILE = "preprocessor_config.json"
 LOADED_TYPES = ("detr_panoptic", "detr")  # `model_type` of our configurations, and of transformers' DETR
 
 
@@ -64,7 +68,9 @@ def resolve_device(name: str) -> torch.device:
     try:
         torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise CommandError(f"`--device {name}` does not work on this machine: {explain(error)}") from error
+        raise CommandError(
+            f"`--device {name}` does not work on this machine: {explain(error).partition('. ')[0]}"
+        ) from error
     return device
 
 
@@ -113,19 +119,24 @@ def load_model(
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
     try:
-        model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
-        if model_type not in LOADED_TYPES:  # transformers would go on with random weights
-            raise CommandError(f"`--model {source}` is of type {model_type!r}, not {' or '.join(LOADED_TYPES)}.")
-        with without_progress_bars():
+        config, _ = PreTrainedConfig.get_config_dict(source)
+        _check_files(source, folder, config)
+        with without_progress_bars(), _quiet_loading():
             # Unasked, a checkpoint saved in half precision would be loaded in it.
-            model = DetrPanopticForSegmentation.from_pretrained(source, dtype=getattr(torch, dtype))
+            model, report = DetrPanopticForSegmentation.from_pretrained(
+                source, dtype=getattr(torch, dtype), output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        if config["model_type"] == LOADED_TYPES[0]:  # what another DETR lacks was said when it was converted
+            _check_fit(source, model, report)
         # The model knows its labels best: a processor saved by another program may not tell stuff from things.
         processor = DetrPanopticImageProcessor.from_pretrained(
             source, stuff_label_ids=model.config.stuff_label_ids, category_ids=model.config.category_ids
         )
-    except OSError as error:
+    except CommandError:
+        raise
+    except Exception as error:  # of transformers, safetensors, torch and timm, each with its own
         if folder.is_dir():
-            raise
+            raise CommandError(f"`--model {source}` cannot be loaded: {_reason(error)}") from error
         message = f"`--model {source}` is no folder here, and could not be fetched from the Hub: {explain(error)}"
         if source == COCO_CHECKPOINT:  # nobody may have asked for it
             message = (
@@ -134,6 +145,64 @@ def load_model(
             )
         raise CommandError(message) from error
     return model.to(device).eval(), processor
+
+
+def _check_files(source: str, folder: Path, config: Any) -> None:
+    """Raises CommandError unless the configuration is of a model of ours, with what belongs beside it."""
+    if not isinstance(config, dict):
+        raise CommandError(f"`--model {source}` has a config.json that is no object.")
+    model_type = config.get("model_type")
+    if model_type not in LOADED_TYPES:  # transformers would go on with random weights
+        raise CommandError(f"`--model {source}` is of type {model_type!r}, not {' or '.join(LOADED_TYPES)}.")
+    if folder.is_dir() and not (folder / PROCESSOR_FILE).is_file():
+        raise CommandError(f"`--model {source}` has no {PROCESSOR_FILE}: save the image processor beside the model.")
+
+
+def _check_fit(source: str, model: DetrPanopticForSegmentation, report: dict[str, Any]) -> None:
+    """Raises CommandError unless the weights are those that the configuration asks for, and numbers.
+
+    transformers draws at random what is missing and goes on without what is left over.
+    """
+    misfits = sorted(f"{name} {tuple(saved)}, not {tuple(made)}" for name, saved, made in report["mismatched_keys"])
+    if misfits:
+        raise CommandError(
+            f"`--model {source}` has weights of other shapes than its config.json makes them "
+            f"({model.config.num_labels} labels): {_some(misfits)}."
+        )
+    for keys, what in (("missing_keys", "lacks"), ("unexpected_keys", "has no place for")):
+        if report[keys]:
+            raise CommandError(f"`--model {source}` {what} weights: {_some(sorted(report[keys]))}.")
+    broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    if broken:
+        raise CommandError(f"`--model {source}` has weights that are not finite in {model.dtype}: {_some(broken)}.")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _reason(error: Exception) -> str:
+    """Why a folder cannot be loaded, where the libraries' own words would puzzle or advise to trust it."""
+    kind = type(error).__name__
+    if isinstance(error, pickle.UnpicklingError):
+        return "its weights are not made of tensors and plain values alone."
+    if kind == "SafetensorError":
+        return f"its weights are no safetensors file, or only a part of one ({explain(error).partition(': ')[2]})."
+    return explain(error)
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Keep transformers from printing tables of weights that do not fit: `_check_fit` says it in a line."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # of a file that is refused anyway
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def model_categories(config: PreTrainedConfig) -> Categories:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .frame import USER_ERROR, CommandError, add_command, report
+from .frame import USER_ERROR, CommandError, add_command, plain, report
 from .loading import add_model_option, fingerprint, load_model
 from .long_runs import add_run_options, check_run_options, journal_folder, processes, run_over
 from .sources import add_source_options, read_source, source_options
@@ -199,18 +199,17 @@ def _check(arguments: argparse.Namespace) -> None:
 def print_table(predictions: Sequence[Prediction], *, num_done: int, done_before: int, output: Path) -> None:
     """Show the segments of the first images, and say where the results are."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table("image", "label")
     table.add_column("score", justify="right")
     table.add_column("share of area", justify="right")
     for prediction in predictions:
-        name = escape(prediction.name)
+        name = plain(prediction.name)
         num_pixels = prediction.segmentation.size
         for entry in sorted(prediction.segments_info, key=lambda entry: -entry["area"]):
             score = "" if entry["score"] is None else f"{entry['score']:.2f}"
-            table.add_row(name, escape(entry["label"]), score, f"{entry['area'] / num_pixels:.1%}")
+            table.add_row(name, plain(entry["label"]), score, f"{entry['area'] / num_pixels:.1%}")
             name = ""
         if not prediction.segments_info:
             table.add_row(name, "nothing above the threshold", "", "")

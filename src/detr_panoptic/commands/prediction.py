@@ -48,7 +48,11 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         ValueError: it is no image, or only a part of one; names the file.
     """
-    pixels = picture_to_tensor(read_picture(path))
+    picture = read_picture(path)
+    try:
+        pixels = picture_to_tensor(picture)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
@@ -153,7 +157,7 @@ def write_prediction(prediction: Prediction, folder: Path, stem: str, id2label: 
     }
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     with written_whole(folder / f"{stem}.json") as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be no UTF-8
 
 
 def _segments_of_labels(label_map: Tensor) -> dict[str, Any]:

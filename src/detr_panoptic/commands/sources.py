@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,9 +42,15 @@ def read_source(source: str, *, scene_side: int = SCENE_SIDE, scene_seed: int = 
     Raises:
         ValueError: as `read_panoptic`.
     """
+    from datasets import disable_progress_bars
+
     from ..data import SCENE_CATEGORIES, PanopticData, read_panoptic, scenes_dataset
+    from ..image_reading import refuse_other_formats
 
     if source != SCENES:
+        refuse_other_formats()
+        if not sys.stderr.isatty():
+            disable_progress_bars()
         return read_panoptic(source, **options)
     count = options.get("limit") or SCENE_COUNT
     return PanopticData(scenes_dataset(count, seed=scene_seed, height=scene_side, width=scene_side), SCENE_CATEGORIES)

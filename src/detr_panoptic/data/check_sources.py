@@ -13,21 +13,24 @@ from datasets import Image as ImageFeature
 from PIL import Image, ImageOps
 
 from ..categories import Categories
+from ..contained_paths import path_inside
 from ..segment_ids import rgb_to_ids
 from .checks import AnnotatedMap, DataCounts, Finding, check_annotation
-from .coco import CocoPanopticPaths, read_coco_json, whole
-from .folders import path_inside
+from .coco import (
+    ANNOTATION_KEYS,
+    IMAGE_KEYS,
+    SEGMENT_KEYS,
+    CocoPanopticPaths,
+    entry_problem,
+    read_coco_json,
+    whole,
+)
 from .lazy_records import ORIENTATION_TAG, TURNING_ORIENTATIONS
 
 DRAFT_SCALE = 8  # a JPEG file decoded at an eighth of its size is read to its end, in a third of the time
 ROWS_AHEAD = 256  # submitted to the threads at once
 UPRIGHT = 1  # orientation
 BOX_LENGTH = 4
-KEY = (int, str)  # image ids may be either
-IMAGE_KEYS = {"id": KEY, "file_name": (str,)}
-ANNOTATION_KEYS = {"image_id": KEY, "file_name": (str,), "segments_info": (list,)}
-SEGMENT_KEYS = {"id": (int,), "category_id": (int,)}
-TYPE_NAMES = {int: "a whole number", str: "a text", list: "a list"}
 PICTURES = ("image", "segmentation")  # columns
 
 Source = Path | bytes | Image.Image
@@ -196,14 +199,14 @@ def coco_source(paths: CocoPanopticPaths, *, limit: int | None = None) -> CheckS
         ValueError: the annotation file is no JSON, or lacks one of its lists: there is nothing to check.
     """
     where = paths.json_path.name
-    contents = _read_lists(paths.json_path)
+    contents = read_coco_json(paths.json_path)
     categories, findings = _read_categories(contents["categories"], where)
     images, problems = _read_images(contents["images"], where)
     findings += problems
     rows = []
     seen: set[int | str] = set()
     for index, annotation in enumerate(contents["annotations"][:limit]):
-        problem = _problem(annotation, ANNOTATION_KEYS)
+        problem = entry_problem(annotation, ANNOTATION_KEYS)
         if problem:
             findings.append(Finding("broken-entry", where, f"`annotations`, entry {index}: {problem}"))
             continue
@@ -217,14 +220,6 @@ def coco_source(paths: CocoPanopticPaths, *, limit: int | None = None) -> CheckS
     if limit is None:
         findings += [Finding("unannotated-image", name, f"image {i}") for i, name in images.items() if i not in seen]
     return CheckSource(categories, findings, len(rows), rows.__getitem__)
-
-
-def _read_lists(json_path: Path) -> dict[str, list[Any]]:
-    contents = read_coco_json(json_path)
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(contents[key], list):
-            raise ValueError(f"{json_path}: `{key}` must be a list, got {str(contents[key])[:40]}.")
-    return contents
 
 
 def _read_categories(entries: list[Any], where: str) -> tuple[Categories, list[Finding]]:
@@ -248,7 +243,7 @@ def _read_images(entries: list[Any], where: str) -> tuple[dict[int | str, str], 
     images: dict[int | str, str] = {}
     findings = []
     for index, entry in enumerate(entries):
-        problem = _problem(entry, IMAGE_KEYS)
+        problem = entry_problem(entry, IMAGE_KEYS)
         if problem:
             findings.append(Finding("broken-entry", where, f"`images`, entry {index}: {problem}"))
         elif entry["id"] in images:
@@ -265,7 +260,7 @@ def _coco_row(
     findings: list[Finding] = []
     segments = []
     for index, entry in enumerate(annotation["segments_info"]):
-        problem = _problem(entry, SEGMENT_KEYS) or _measure_problem(entry)
+        problem = entry_problem(entry, SEGMENT_KEYS) or _measure_problem(entry)
         if problem:
             findings.append(Finding("broken-entry", where, f"`segments_info`, entry {index}: {problem}"))
         else:
@@ -290,17 +285,6 @@ def _label_id(category_id: int, categories: Categories) -> int | None:
         return categories.label_id(category_id)
     except ValueError:
         return None
-
-
-def _problem(entry: Any, keys: Mapping[str, tuple[type, ...]]) -> str | None:
-    """What keeps an entry from being read."""
-    if not isinstance(entry, Mapping):
-        return f"expected an object, got {type(entry).__name__}"
-    for key, types in keys.items():
-        if not isinstance(entry.get(key), types):
-            expected = " or ".join(TYPE_NAMES[kind] for kind in types)
-            return f"`{key}` must be {expected}, got {str(entry.get(key))[:40]}"
-    return None
 
 
 def _measure_problem(entry: Mapping[str, Any]) -> str | None:

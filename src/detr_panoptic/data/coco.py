@@ -10,11 +10,20 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 
 from ..categories import Categories
-from .folders import file_inside, first_existing, read_json
+from ..contained_paths import file_inside
+from ..segment_ids import MAX_ID, VOID_ID
+from .folders import excerpt, first_existing, named_categories, read_json
 from .lazy_records import RawRecords, image_id_of, opened
 from .records import Record, fill_measures, panoptic_features, segmentation_ids
 
 BOX_LENGTH = 4
+MAX_WHOLE = 2**53  # JSON readers with floats for numbers still read it exactly
+KEY = (int, str)  # image ids may be either
+IMAGE_KEYS = {"id": KEY, "file_name": (str,)}
+ANNOTATION_KEYS = {"image_id": KEY, "file_name": (str,), "segments_info": (list,)}
+SEGMENT_KEYS = {"id": (int,), "category_id": (int,)}
+LISTS = ("images", "annotations", "categories")
+TYPE_NAMES = {int: "a whole number", str: "a text", list: "a list"}
 
 
 class CocoPanopticPaths(NamedTuple):
@@ -97,10 +106,10 @@ def raw_coco_panoptic(paths: CocoPanopticPaths, *, limit: int | None = None) -> 
             a path leaves its folder.
     """
     contents = read_coco_json(paths.json_path)
-    categories = Categories.from_coco(contents["categories"])
-    images = by_unique_id(contents["images"], paths.json_path, "id")
+    categories = named_categories(contents["categories"], paths.json_path)
+    images = by_unique_id(contents["images"], paths.json_path, "images")
     annotations = contents["annotations"][:limit]
-    by_unique_id(annotations, paths.json_path, "image_id")
+    by_unique_id(annotations, paths.json_path, "annotations")
     columns: dict[str, list[Any]] = {name: [] for name in panoptic_features()}
     for annotation in annotations:
         image_id = annotation["image_id"]
@@ -118,33 +127,57 @@ def raw_coco_panoptic(paths: CocoPanopticPaths, *, limit: int | None = None) -> 
     return RawRecords(rows, categories, None if complete else _measure_missing)
 
 
-def read_coco_json(path: Path) -> dict[str, Any]:
+def read_coco_json(path: Path) -> dict[str, list[Any]]:
     """A COCO file.
 
     Raises:
         ValueError: if it lacks one of its three lists.
     """
     contents = read_json(path)
-    missing = [key for key in ("images", "annotations", "categories") if key not in contents]
+    if not isinstance(contents, dict):
+        raise ValueError(f"{path} must hold an object, got {excerpt(contents)}.")
+    missing = [key for key in LISTS if key not in contents]
     if missing:
         raise ValueError(f"{path} must hold `images`, `annotations` and `categories`, {missing} not found.")
+    for key in LISTS:
+        if not isinstance(contents[key], list):
+            raise ValueError(f"{path}: `{key}` must be a list, got {excerpt(contents[key])}.")
     return contents
 
 
-def by_unique_id(entries: list[dict[str, Any]], path: Path, key: str) -> dict[Any, dict[str, Any]]:
-    """Entries by one of their values.
+def by_unique_id(entries: list[Any], path: Path, name: str) -> dict[Any, dict[str, Any]]:
+    """Entries of `images` or `annotations` by the image's id.
+
+    Args:
+        entries: all of them, or the first.
+        path: of the file.
+        name: of the list.
 
     Raises:
-        ValueError: if one has no such value, or two have the same.
+        ValueError: if an entry lacks something, or two have the same id.
     """
+    key, keys = ("id", IMAGE_KEYS) if name == "images" else ("image_id", ANNOTATION_KEYS)
     found: dict[Any, dict[str, Any]] = {}
-    for entry in entries:
-        if key not in entry:
-            raise ValueError(f"{path}: expected `{key}` in each entry, got {str(entry)[:80]}.")
+    for index, entry in enumerate(entries):
+        problem = entry_problem(entry, keys)
+        if problem:
+            raise ValueError(f"{path}, `{name}`, entry {index}: {problem}.")
         if entry[key] in found:
             raise ValueError(f"{path}: expected each `{key}` once, got {entry[key]!r} twice.")
         found[entry[key]] = entry
     return found
+
+
+def entry_problem(entry: Any, keys: Mapping[str, tuple[type, ...]]) -> str | None:
+    """What keeps an entry of a JSON file from being read: a key that is missing, or a value of another type."""
+    if not isinstance(entry, Mapping):
+        return f"expected an object, got {type(entry).__name__}"
+    for key, types in keys.items():
+        value = entry.get(key)
+        if not isinstance(value, types) or isinstance(value, bool):
+            expected = " or ".join(TYPE_NAMES[kind] for kind in types)
+            return f"`{key}` must be {expected}, got {excerpt(value)}"
+    return None
 
 
 def _measure_missing(record: Record) -> Record:
@@ -152,11 +185,16 @@ def _measure_missing(record: Record) -> Record:
     return {**record, "segments_info": fill_measures(ids, record["segments_info"])}
 
 
-def _segment(entry: Mapping[str, Any], categories: Categories, where: str) -> dict[str, Any]:
-    missing = [key for key in ("id", "category_id") if key not in entry]
+def _segment(entry: Any, categories: Categories, where: str) -> dict[str, Any]:
+    missing = [key for key in SEGMENT_KEYS if key not in entry] if isinstance(entry, Mapping) else []
     if missing:
-        raise ValueError(f"{where}: a segment must have `id` and `category_id`, {missing} not found in {dict(entry)}.")
+        raise ValueError(f"{where}: a segment must have `id` and `category_id`, {missing} not found in {entry}.")
+    problem = entry_problem(entry, SEGMENT_KEYS)
+    if problem:
+        raise ValueError(f"{where}, `segments_info`: {problem}.")
     where = f"{where}, segment {entry['id']}"
+    if not VOID_ID < entry["id"] <= MAX_ID:
+        raise ValueError(f"{where}: `id` must be from 1 to {MAX_ID}.")
     try:
         label_id = categories.label_id(entry["category_id"])
     except ValueError as error:
@@ -164,22 +202,34 @@ def _segment(entry: Mapping[str, Any], categories: Categories, where: str) -> di
     return {
         "id": entry["id"],
         "label_id": label_id,
-        "iscrowd": int(entry.get("iscrowd", 0)),
+        "iscrowd": crowd_flag(entry, where),
         "area": whole(entry.get("area"), f"{where}: `area`"),
         "bbox": whole_box(entry.get("bbox"), f"{where}: `bbox`"),
     }
 
 
-def whole(value: Any, where: str) -> int | None:
-    """A number of pixels, or None.
+def crowd_flag(entry: Mapping[str, Any], where: str) -> int:
+    """`iscrowd` of an entry, 0 if it does not say.
 
     Raises:
-        ValueError: it is not whole.
+        ValueError: it is neither 0 nor 1.
+    """
+    flag = entry.get("iscrowd") or 0
+    if flag not in (0, 1):
+        raise ValueError(f"{where}: `iscrowd` must be 0 or 1, got {excerpt(flag)}.")
+    return int(flag)
+
+
+def whole(value: Any, where: str) -> int | None:
+    """A whole number, such as one of pixels, or None.
+
+    Raises:
+        ValueError: it is something else, or larger than any picture.
     """
     if value is None:
         return None
-    if int(value) != value:
-        raise ValueError(f"{where} must be in whole pixels, got {value}.")
+    if not isinstance(value, int | float) or not abs(value) <= MAX_WHOLE or int(value) != value:  # NaN is not, either
+        raise ValueError(f"{where} must be in whole pixels, got {excerpt(value)}.")
     return int(value)
 
 
@@ -191,6 +241,6 @@ def whole_box(box: Any, where: str) -> list[int | None] | None:
     """
     if box is None:
         return None
-    if len(box) != BOX_LENGTH:
-        raise ValueError(f"{where} must be [x, y, width, height], got {box}.")
+    if not isinstance(box, list | tuple) or len(box) != BOX_LENGTH:
+        raise ValueError(f"{where} must be [x, y, width, height], got {excerpt(box)}.")
     return [whole(value, where) for value in box]

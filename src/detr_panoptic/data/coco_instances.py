@@ -6,6 +6,7 @@ other instances, stuff beneath crowds. Each picture with pixels in dispute gets 
 nothing is void, all that the instances leave if there is no stuff.
 """
 
+import itertools
 import json
 import logging
 from dataclasses import dataclass
@@ -16,15 +17,29 @@ import numpy as np
 from datasets import Dataset, Features, Value
 
 from ..categories import Categories
-from .coco import by_unique_id, image_dir_candidates, json_candidates, read_coco_json, splits_hint
-from .folders import CATEGORIES_FILE, file_inside, first_existing, read_categories
+from ..contained_paths import file_inside
+from .coco import (
+    KEY,
+    by_unique_id,
+    crowd_flag,
+    entry_problem,
+    image_dir_candidates,
+    json_candidates,
+    read_coco_json,
+    splits_hint,
+    whole,
+)
+from .folders import CATEGORIES_FILE, excerpt, first_existing, named_categories, read_categories
 from .label_maps import MAP_FEATURES, VOID_VALUES
 from .lazy_records import RawRecords, check_size, image_id_of, make_record, name_of, opened, upright_size
 from .records import Record, measure_segments
 
 ROBOFLOW_FILE = "_annotations.coco.json"  # its exports have the pictures beside the file
 OTHER_CATEGORY = 183  # of COCO's stuff maps: "there is a thing here"
+FURTHEST = 4  # sides of the picture that a point of a polygon may lie away from its corner
+RLE_ZERO, RLE_CODES, RLE_GOES_ON = ord("0"), 64, 0x20  # of compressed RLE
 MIN_POLYGON = 6  # numbers; of four, pycocotools would make a box
+INSTANCE_KEYS = {"image_id": KEY, "category_id": (int,)}
 MASK_KEYS = ("id", "category_id", "segmentation", "iscrowd")
 FEATURES = Features(
     {**MAP_FEATURES, "width": Value("int64"), "height": Value("int64"), "annotations": Value("string")}
@@ -74,17 +89,21 @@ def raw_coco_instances(paths: InstancePaths, *, limit: int | None = None) -> Raw
     """
     contents = read_coco_json(paths.json_path)
     categories = _categories(contents["categories"], paths)
-    images = by_unique_id(contents["images"], paths.json_path, "id")
+    images = by_unique_id(contents["images"], paths.json_path, "images")
     annotations: dict[Any, list[dict[str, Any]]] = {image_id: [] for image_id in images}
-    for annotation in contents["annotations"]:
+    for index, annotation in enumerate(contents["annotations"]):
+        problem = entry_problem(annotation, INSTANCE_KEYS)
+        if problem:
+            raise ValueError(f"{paths.json_path}, `annotations`, entry {index}: {problem}.")
         where = f"{paths.json_path}, annotation {annotation.get('id')}"
-        if annotation.get("image_id") not in annotations:
-            raise ValueError(f"{where}: `images` must hold the id {annotation.get('image_id')!r}.")
+        if annotation["image_id"] not in annotations:
+            raise ValueError(f"{where}: `images` must hold the id {annotation['image_id']!r}.")
         try:
-            categories.label_id(annotation.get("category_id"))
+            categories.label_id(annotation["category_id"])
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        annotations[annotation["image_id"]].append({key: annotation.get(key) for key in MASK_KEYS})
+        shape = {key: annotation.get(key) for key in MASK_KEYS} | {"iscrowd": crowd_flag(annotation, where)}
+        annotations[annotation["image_id"]].append(shape)
     columns: dict[str, list[Any]] = {name: [] for name in FEATURES}
     for image_id, image in list(images.items())[:limit]:
         where, file_name = f"{paths.json_path}, image {image_id}", image["file_name"]
@@ -94,8 +113,8 @@ def raw_coco_instances(paths: InstancePaths, *, limit: int | None = None) -> Raw
         stuff_name = str(Path(file_name).with_suffix(".png"))
         stuff = None if paths.stuff_dir is None else str(file_inside(paths.stuff_dir, stuff_name, where))
         columns["segmentation"].append(stuff)
-        columns["width"].append(image.get("width"))
-        columns["height"].append(image.get("height"))
+        for side in ("width", "height"):
+            columns[side].append(whole(image.get(side), f"{where}: `{side}`"))
         columns["annotations"].append(json.dumps(annotations[image_id]))
     rows = Dataset.from_dict(columns, features=FEATURES)
     return RawRecords(rows, categories, InstanceDecoder(categories))
@@ -103,7 +122,9 @@ def raw_coco_instances(paths: InstancePaths, *, limit: int | None = None) -> Raw
 
 def _categories(instance_categories: list[dict[str, Any]], paths: InstancePaths) -> Categories:
     """All classes: those of the instances are things, those of a map of stuff must be told."""
-    things = Categories.from_coco([{**category, "isthing": 1} for category in instance_categories])
+    are_objects = all(isinstance(category, dict) for category in instance_categories)  # else the error says so
+    entries = [{**category, "isthing": 1} for category in instance_categories] if are_objects else instance_categories
+    things = named_categories(entries, paths.json_path)
     if paths.stuff_dir is None:
         return things
     if paths.categories_path is None:
@@ -143,7 +164,7 @@ class InstanceDecoder:
             {
                 "id": index,
                 "label_id": self.categories.label_id(annotation["category_id"]),
-                "iscrowd": int(annotation["iscrowd"] or 0),
+                "iscrowd": annotation["iscrowd"],
             }
             for index, annotation in enumerate(annotations, start=1)
         ]
@@ -207,21 +228,49 @@ def _mask(annotation: dict[str, Any], height: int, width: int, row: Record) -> n
     shape = annotation["segmentation"]
     where = f"{name_of(row)}, annotation {annotation['id']}"
     if isinstance(shape, list):
-        if not shape or any(len(polygon) < MIN_POLYGON or len(polygon) % 2 for polygon in shape):
-            raise ValueError(
-                f"{where}: `segmentation` must be RLE or polygons of three points or more, got {str(shape)[:60]}; "
-                "a box alone is no mask."
-            )
+        _check_polygons(shape, height, width, where)
         rle = coco_mask.merge(coco_mask.frPyObjects(shape, height, width))
     elif isinstance(shape, dict) and {"counts", "size"} <= set(shape):
-        if list(shape["size"]) != [height, width]:
+        if shape["size"] != [height, width]:
             raise ValueError(
-                f"{where}: `size` of the RLE must be the picture's, {[height, width]}, got {shape['size']}."
+                f"{where}: `size` of the RLE must be the picture's, {[height, width]}, got {excerpt(shape['size'])}."
             )
+        _check_counts(shape["counts"], height * width, where)
         rle = coco_mask.frPyObjects(shape, height, width) if isinstance(shape["counts"], list) else shape
     else:
-        raise ValueError(f"{where}: `segmentation` must be polygons or RLE, got {str(shape)[:60]}.")
-    return coco_mask.decode(rle).astype(bool)
+        raise ValueError(f"{where}: `segmentation` must be polygons or RLE, got {excerpt(shape)}.")
+    try:
+        return coco_mask.decode(rle).astype(bool)
+    except ValueError as error:
+        raise ValueError(f"{where}: `segmentation` is no RLE of the picture: {error}") from error
+
+
+def _check_polygons(polygons: list[Any], height: int, width: int, where: str) -> None:
+    """Raises ValueError for what pycocotools cannot draw; it takes memory in proportion to a line's length."""
+    if not polygons or any(not isinstance(p, list) or len(p) < MIN_POLYGON or len(p) % 2 for p in polygons):
+        raise ValueError(
+            f"{where}: `segmentation` must be RLE or polygons of three points or more, got {excerpt(polygons)}; "
+            "a box alone is no mask."
+        )
+    furthest = FURTHEST * max(height, width)
+    for number in itertools.chain.from_iterable(polygons):
+        if not isinstance(number, int | float) or not abs(number) <= furthest:  # NaN is not, either
+            raise ValueError(
+                f"{where}: points of a polygon must be near the picture of {width}x{height}, got {excerpt(number)}."
+            )
+
+
+def _check_counts(counts: Any, num_pixels: int, where: str) -> None:
+    """Raises ValueError for counts with which pycocotools would leave its memory."""
+    if isinstance(counts, list):
+        is_good = all(isinstance(count, int) and 0 <= count <= num_pixels for count in counts)
+    else:  # six bits a letter, of which the highest says that the number goes on
+        codes = [ord(letter) - RLE_ZERO for letter in counts] if isinstance(counts, str) else []
+        is_good = bool(codes) and all(0 <= code < RLE_CODES for code in codes) and not codes[-1] & RLE_GOES_ON
+    if not is_good:
+        raise ValueError(
+            f"{where}: `counts` must be the lengths of runs of {num_pixels} pixels, got {excerpt(counts)}."
+        )
 
 
 def _log_disputes(masks: list[np.ndarray], ids: np.ndarray, row: Record) -> None:

@@ -1,9 +1,10 @@
-"""Files of datasets: names that stay in their folder, pictures and maps of the same name, lists of categories."""
+"""Files of datasets: pictures and maps of the same name, JSON, lists of categories."""
 
 import json
 import logging
+import reprlib
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from ..categories import Categories
@@ -11,34 +12,10 @@ from ..categories import Categories
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 CATEGORIES_FILE = "categories.json"
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 2, 60, 60, 24
+
 _logger = logging.getLogger(__name__)
-
-
-def path_inside(folder: Path, file_name: str, where: str) -> Path:
-    """Absolute path of a name in a folder.
-
-    The check is on the text of the name: single files that are symbolic links to another disk are common and fine.
-
-    Args:
-        folder: that must not be left.
-        file_name: with either kind of slash.
-        where: of the error.
-
-    Raises:
-        ValueError: the name is absolute, or climbs.
-    """
-    name = PureWindowsPath(file_name)  # reads both kinds of slash
-    if name.anchor or ".." in name.parts:
-        raise ValueError(f"{where}: expected a file name inside {folder}, got {file_name!r}.")
-    return (folder / file_name).absolute()
-
-
-def file_inside(folder: Path, file_name: str, where: str) -> Path:
-    """`path_inside` of a file that must exist."""
-    path = path_inside(folder, file_name, where)
-    if not path.is_file():
-        raise ValueError(f"{where}: expected the file {path}, which does not exist.")
-    return path
 
 
 def first_existing(paths: Sequence[Path], *, hint: str = "") -> Path:
@@ -50,7 +27,7 @@ def first_existing(paths: Sequence[Path], *, hint: str = "") -> Path:
     for path in paths:
         if path.exists():
             return path
-    looked_for = " or ".join(str(path) for path in paths)
+    looked_for = " or ".join(dict.fromkeys(str(path) for path in paths))
     raise ValueError(f"Expected {looked_for} to exist, found neither file nor folder.{hint}")
 
 
@@ -102,9 +79,18 @@ def read_categories(path: Path, *, kind_needed: bool = True) -> Categories:
     if isinstance(entries, dict):
         entries = entries.get("categories")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{path} must hold a list of categories {{id, name, isthing}}, got {str(entries)[:80]}.")
+        raise ValueError(f"{path} must hold a list of categories {{id, name, isthing}}, got {excerpt(entries)}.")
     if not kind_needed:
         entries = [{"isthing": 0, **entry} for entry in entries]
+    return named_categories(entries, path)
+
+
+def named_categories(entries: list[Any], path: Path) -> Categories:
+    """`Categories.from_coco`; its errors name the file.
+
+    Raises:
+        ValueError: as it.
+    """
     try:
         return Categories.from_coco(entries)
     except ValueError as error:
@@ -123,3 +109,10 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} must be JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} must be JSON, got lists or objects that are nested too deeply.") from error
+
+
+def excerpt(value: Any) -> str:
+    """The beginning of a value from a file, for an error; it may be huge."""
+    return _SHORT.repr(value)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from datasets import (
     Dataset,
     DatasetDict,
@@ -24,6 +25,8 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
+from datasets.config import HF_CACHE_HOME, HF_DATASETS_CACHE
+from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image as PILImage
 
 from ..categories import COCO_PANOPTIC, Categories
@@ -37,6 +40,7 @@ from .records import Record, categories_of, fill_measures, panoptic_features
 MAP_COLUMNS = ("segmentation", "label", "annotation", "mask")
 SAVED_FILES = ("dataset_info.json", "dataset_dict.json")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+CACHES = (Path(HF_CACHE_HOME), Path(HF_DATASETS_CACHE), Path(HF_HUB_CACHE))
 SEEN_ROWS = 100  # to see whose category ids they are
 
 _logger = logging.getLogger(__name__)
@@ -73,6 +77,8 @@ def raw_rows(
         ValueError: there is no such dataset or split, it has other columns, or nothing says what its categories are.
     """
     rows = open_rows(source, split=split, streaming=streaming)
+    if isinstance(rows, Dataset):
+        _check_pictures(rows, source)
     features = rows.features
     if features is None:
         raise ValueError(f"`data` {source!r} does not say what its columns are when it is streamed: read it whole.")
@@ -81,14 +87,7 @@ def raw_rows(
         for name in ("image", "segmentation"):
             rows = rows.cast_column(name, Image(mode="RGB"))
         return RawRecords(rows, own)
-    map_column = next((name for name in MAP_COLUMNS if isinstance(features.get(name), Image)), None)
-    missing = [name for name in ("image", *([] if map_kind else ["segments_info"])) if name not in features]
-    if missing or map_column is None:
-        raise ValueError(
-            f"`data` {source!r} must have the columns `image`, `segments_info` and a picture "
-            f"{' or '.join(MAP_COLUMNS)}, got {list(features)}; without `segments_info`, name the format, "
-            "two-channel or semantic."
-        )
+    map_column = _map_column(features, source, map_kind)
     known = own or _categories_beside(source, kind_needed=map_kind != SEMANTIC) or categories
     if map_kind is None and known is None:
         known = _guess_categories(rows, source)
@@ -99,6 +98,42 @@ def raw_rows(
     if "image_id" not in features:
         rows = _numbered(rows)
     return RawRecords(rows, known, decode)
+
+
+def _map_column(features: Features, source: str, map_kind: str | None) -> str:
+    """Which column has the maps; raises ValueError if that or another column is missing, or of another type."""
+    map_column = next((name for name in MAP_COLUMNS if isinstance(features.get(name), Image)), None)
+    missing = [name for name in ("image", *([] if map_kind else ["segments_info"])) if name not in features]
+    if missing or map_column is None:
+        raise ValueError(
+            f"`data` {source!r} must have the columns `image`, `segments_info` and a picture "
+            f"{' or '.join(MAP_COLUMNS)}, got {list(features)}; without `segments_info`, name the format, "
+            "two-channel or semantic."
+        )
+    if not isinstance(features["image"], Image):
+        raise ValueError(f"`data` {source!r} must have pictures in `image`, got {features['image']}.")
+    if not map_kind and isinstance(features["segments_info"], Value):
+        raise ValueError(f"`data` {source!r} must have a list in `segments_info`, got {features['segments_info']}.")
+    return map_column
+
+
+def _check_pictures(rows: Dataset, source: str) -> None:
+    """Raises ValueError for pictures that are not in the rows but paths to elsewhere: to files of whoever reads them.
+
+    Good are paths into the source's own folder, and into the caches, where `datasets` unpacks what it has fetched.
+    """
+    roots = [root.resolve() for root in (*([Path(source)] if Path(source).is_dir() else []), *CACHES)]
+    for name, feature in rows.features.items():
+        if not isinstance(feature, Image):
+            continue
+        for pictures in rows.data.column(name).chunks:
+            paths = pictures.field("path").filter(pictures.field("bytes").is_null())
+            for path in filter(None, paths.unique().to_pylist()):
+                file = Path(path.rpartition("::")[2])  # of an archive: zip://1.png::/folder/archive.zip
+                if not any(file.resolve().is_relative_to(root) for root in roots):
+                    raise ValueError(
+                        f"`data` {source!r} must have its pictures inside, got in `{name}` the path {path!r}."
+                    )
 
 
 def _numbered(rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
@@ -125,7 +160,12 @@ def open_rows(source: str, *, split: str | None, streaming: bool) -> Dataset | I
         return saved[_one_split(list(saved), split, source)] if isinstance(saved, DatasetDict) else saved
     options: dict[str, Any] = {"streaming": streaming}
     if path.is_file():
-        return load_dataset("parquet", data_files=source, split="train", **options)
+        try:
+            pq.read_schema(path)  # what is no Parquet file, `datasets` says in several lines
+            return load_dataset("parquet", data_files=source, split="train", **options)
+        except Exception as error:  # of pyarrow and `datasets`, each with its own
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"`data` {source!r} is no Parquet file, or only a part of one: {reason}") from error
     try:
         names = get_dataset_split_names(source)
     except Exception as error:  # of the Hub, the network and the parsers of files, each with its own

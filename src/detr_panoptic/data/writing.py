@@ -18,8 +18,8 @@ from datasets import Dataset, Features, load_from_disk
 from PIL import Image as PILImage
 
 from ..categories import Categories
+from ..contained_paths import path_inside
 from ..segment_ids import ids_to_rgb
-from .folders import path_inside
 from .lazy_records import check_size, name_of, upright_size
 from .records import Record, panoptic_features, segmentation_ids
 

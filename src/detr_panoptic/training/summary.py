@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..plain_text import markdown, one_line
 from .checkpoints import METRICS
 
 CURVES = "training_curves.png"
@@ -33,8 +34,15 @@ def write_summary(folder: Path, plan: Sequence[str], data: Mapping[str, str]) ->
     lines = read_metrics(folder)
     draw_curves(lines, folder / CURVES)
     evaluations = [line for line in lines if "pq" in line]
-    text = ["# Training summary", "", *[f"- {name}: {escape(words)}" for name, words in data.items()], ""]
-    text += ["```", *plan, "```", "", f"![losses, quality, rate and gradient over updates]({CURVES})", ""]
+    text = ["# Training summary", "", *[f"- {name}: {markdown(words)}" for name, words in data.items()], ""]
+    text += [
+        "```",
+        *map(one_line, plan),
+        "```",
+        "",
+        f"![losses, quality, rate and gradient over updates]({CURVES})",
+        "",
+    ]
     if evaluations:
         best = max(evaluations, key=lambda line: line["pq"])
         text += ["| update | epoch | PQ | SQ | RQ | PQ things | PQ stuff |", "|---|---|---|---|---|---|---|"]
@@ -104,11 +112,11 @@ def write_model_card(
             metrics=["panoptic_quality"],
         ),
         template_path=str(CARD_TEMPLATE),
-        model_name=escape(folder.resolve().name),
+        model_name=markdown(folder.resolve().name),
         picture=f"![image, annotation and prediction of held-out images]({picture})" if picture else "",
-        data="\n".join(f"- {name}: {escape(words)}" for name, words in data.items()),
-        recipe="\n".join(recipe),
-        how_measured=escape(f"{measured_on}, after update {best['step']}" if best else "not measured"),
+        data="\n".join(f"- {name}: {markdown(words)}" for name, words in data.items()),
+        recipe="\n".join(map(one_line, recipe)),
+        how_measured=markdown(f"{measured_on}, after update {best['step']}" if best else "not measured"),
         pq_table="\n".join(table),
         class_table="\n".join(_class_table(best)),
     )
@@ -119,10 +127,4 @@ def _class_table(evaluation: Mapping[str, Any]) -> list[str]:
     """PQ of each class that was measured, the best first, as Markdown."""
     classes = {name.removeprefix("pq/"): value for name, value in evaluation.items() if name.startswith("pq/")}
     ordered = sorted(classes.items(), key=lambda item: -item[1])
-    return ["| class | PQ |", "|---|---|", *[f"| {escape(name)} | {100 * value:.1f} |" for name, value in ordered]]
-
-
-def escape(text: str) -> str:
-    """Text that is only text in Markdown and in the HTML around it."""
-    text = text.replace("&", "&amp;").replace("<", "&lt;")
-    return "".join("\\" + letter if letter in "\\|`*_[]" else letter for letter in text)
+    return ["| class | PQ |", "|---|---|", *[f"| {markdown(name)} | {100 * value:.1f} |" for name, value in ordered]]

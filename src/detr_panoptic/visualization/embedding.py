@@ -8,6 +8,8 @@ from typing import Any
 
 from PIL import Image
 
+from ..plain_text import one_line
+
 JPEG_QUALITY = 82
 
 
@@ -19,7 +21,7 @@ def picture_tag(picture: Image.Image, *, alt: str, max_side: int) -> str:
     small.save(stream, "JPEG", quality=JPEG_QUALITY)
     data = base64.b64encode(stream.getvalue()).decode("ascii")
     source = f'src="data:image/jpeg;base64,{data}"'
-    return f'<img {source} width="{small.width}" height="{small.height}" alt="{html.escape(alt)}">'
+    return f'<img {source} width="{small.width}" height="{small.height}" alt="{html.escape(one_line(alt))}">'
 
 
 def data_tag(data: Any) -> str:

@@ -3,7 +3,6 @@
 What is returned needs no other file, and without scripts it is still the picture and the list.
 """
 
-import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from .colors import segment_colors
 from .embedding import data_tag, picture_tag
 from .labels import class_name, label_text
 from .overlays import VOID_ID, draw_segments, index_map
-from .report import Html
+from .report import Html, escaped
 
 MAX_SIDE = 1600  # pixels; larger photographs are made smaller
 SCRIPT = Path(__file__).with_name("hover.js")
@@ -101,7 +100,7 @@ def _row(
     links: Mapping[int, str],
 ) -> str:
     """A line of the list."""
-    name = html.escape(class_name(segment["label_id"], id2label))
+    name = escaped(class_name(segment["label_id"], id2label))
     score = segment.get("score")
     swatch = '<span class="swatch" style="background: rgb({}, {}, {})"></span>'.format(*color)
     cells = [
@@ -111,7 +110,7 @@ def _row(
     ]
     if links:
         link = links.get(segment["id"])
-        cells.append("<td></td>" if link is None else f'<td><a href="{html.escape(link)}">attention</a></td>')
+        cells.append("<td></td>" if link is None else f'<td><a href="{escaped(link)}">attention</a></td>')
     return f"<tr>{''.join(cells)}</tr>\n"
 
 

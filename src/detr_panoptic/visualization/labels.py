@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..plain_text import one_line
 from .colors import Color
 
 SUPERSAMPLING = 4  # Pillow draws rounded corners without anti-aliasing
@@ -36,8 +37,8 @@ FONT_FILES = (
 
 
 def class_name(label_id: int, id2label: Mapping[int, str]) -> str:
-    """Name of a class without the bookkeeping in COCO's `sky-other-merged`."""
-    name = id2label[label_id]
+    """Name of a class on one line, without the bookkeeping in COCO's `sky-other-merged`."""
+    name = one_line(id2label[label_id])
     for suffix in ("-merged", "-other", "-stuff"):
         name = name.removesuffix(suffix)
     return name

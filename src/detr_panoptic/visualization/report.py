@@ -10,6 +10,7 @@ from typing import NamedTuple, NewType
 
 from PIL import Image
 
+from ..plain_text import one_line
 from .embedding import picture_tag
 
 Html = NewType("Html", str)
@@ -42,7 +43,7 @@ class Bar(NamedTuple):
 
 def write_page(file: Path, title: str, parts: Iterable[Html]) -> None:
     """Write a page; its folder is made if it does not exist."""
-    name = html.escape(title)
+    name = escaped(title)
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -52,14 +53,19 @@ def write_page(file: Path, title: str, parts: Iterable[Html]) -> None:
     file.write_text(page + "\n".join(parts) + "\n</body></html>\n", encoding="utf-8")
 
 
+def escaped(value: object) -> Html:
+    """Any text, on one line, as text and nothing else."""
+    return Html(html.escape(one_line(str(value))))
+
+
 def heading(text: str) -> Html:
     """A section's title."""
-    return Html(f"<h2>{html.escape(text)}</h2>")
+    return Html(f"<h2>{escaped(text)}</h2>")
 
 
 def paragraph(text: str) -> Html:
     """A paragraph of plain text."""
-    return Html(f"<p>{html.escape(text)}</p>")
+    return Html(f"<p>{escaped(text)}</p>")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Html:
@@ -83,7 +89,7 @@ def gallery(pictures: Iterable[tuple[Image.Image, str]]) -> Html:
     figures = []
     for picture, caption in pictures:
         image = picture_tag(picture, alt="", max_side=PICTURE_SIDE)
-        figures.append(f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>")
+        figures.append(f"<figure>{image}<figcaption>{escaped(caption)}</figcaption></figure>")
     return Html('<div class="gallery">' + "\n".join(figures) + "</div>")
 
 
@@ -91,7 +97,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
     """A table of finished cells; titles stand as the cells of the first row do."""
     first = rows[0] if rows else [""] * len(header)
     titles = "".join(
-        f"<th{NUMBER if cell.startswith(f'<td{NUMBER}') else ''}>{html.escape(title)}</th>"
+        f"<th{NUMBER if cell.startswith(f'<td{NUMBER}') else ''}>{escaped(title)}</th>"
         for title, cell in zip(header, first, strict=True)
     )
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
@@ -99,7 +105,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
 
 
 def _cell(value: object) -> str:
-    text = html.escape(str(value))
+    text = escaped(value)
     if isinstance(value, (int, float)) or text.endswith("%"):
         return f"<td{NUMBER}>{text}</td>"
     return f'<td class="{text}">{text}</td>' if text in SEVERITIES else f"<td>{text}</td>"
