@@ -6,11 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation, DetrPanopticImageProcessor
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network, and none shall wait for it
+FUZZ_FACTOR = int(os.environ.get("DETR_PANOPTIC_FUZZ", "1"))
+"""How many times as many examples the tests in fuzz/ try; above 1 at random, and else the same ones every time."""
+settings.register_profile("suite", deadline=None, derandomize=FUZZ_FACTOR == 1, print_blob=True)
+settings.load_profile("suite")
 NAMES = ("boat", "person", "sky-other-merged")  # labels of `model_folder`
 CATEGORY_IDS = [9, 1, 187]
 

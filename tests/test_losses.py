@@ -152,6 +152,35 @@ def test_own_resolution_counts_padding_only_when_asked():
     assert not torch.isclose(counted["loss_dice"], found["loss_dice"], atol=1e-3)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 13), (52, 2), (3, 3)])
+def test_an_image_smaller_than_a_cell_has_a_loss_at_the_masks_own_resolution(size):
+    """A strip of two pixels in a batch reaches no center of a cell: the mean over its no pixels was NaN."""
+    logits, labels, matching = mask_problem()
+    labels[0]["masks"] = torch.ones(2, *size, dtype=torch.bool)
+    options = {"canvas_size": CANVAS, "num_targets": torch.tensor(1.0), "resolution": "mask"}
+    found = mask_losses(logits, labels, matching, image_sizes=[size, SIZES[1]], **options)
+    assert all(value.isfinite() for value in found.values())
+    wrong = mask_losses(-logits, labels, matching, image_sizes=[size, SIZES[1]], **options)
+    assert found["loss_mask"] != wrong["loss_mask"]
+
+
+def test_no_target_and_no_weight_for_no_object_is_no_loss():
+    """0 / 0 was NaN: an image without objects where `eos_coefficient` is 0."""
+    logits = torch.randn(1, 5, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    normalizers = loss_normalizers([{"class_labels": nothing}], num_queries=5, eos_coefficient=0.0)
+    loss = classification_loss(
+        logits,
+        nothing,
+        Matching(nothing, nothing, nothing),
+        eos_coefficient=0.0,
+        class_weight=normalizers.class_weight,
+    )
+    loss.backward()
+    assert loss == 0
+    assert logits.grad.abs().max() == 0
+
+
 def test_the_model_passes_the_resolution_on(tiny_batch):
     losses_of = [build_tiny(mask_loss_resolution=r).eval()(**tiny_batch).loss_dict for r in ("image", "mask")]
     assert losses_of[0]["loss_ce"] == losses_of[1]["loss_ce"]

@@ -96,6 +96,13 @@ def assert_same_run(output, expected):
     assert metrics_of(output) == metrics_of(expected)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_neither_to_repeat_a_run_nor_the_number_of_workers_changes_a_bit(workers, whole_run, tmp_path):
+    assert train(tmp_path, workers=workers) == 0
+    assert_same_run(tmp_path, whole_run)
+
+
 # ------ going on
 
 

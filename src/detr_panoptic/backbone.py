@@ -18,14 +18,19 @@ from typing import Any
 import timm
 import torch
 from timm.layers import Format, FrozenBatchNormAct2d, freeze_batch_norm_2d
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812  the field's name for it
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 from torchvision.ops import FrozenBatchNorm2d
 
 from .box_ops import at_least_float32
 
 STRIDES = (4, 8, 16, 32)
 DILATED_STRIDES = (4, 8, 16, 16)
+PROBE_SIZE = (224, 224)  # (H, W) of an image for a model that does not say what it takes
 
 
 class Backbone(nn.Module):
@@ -55,7 +60,7 @@ class Backbone(nn.Module):
         self._first_stage: str = features.module_name()[0].replace(".", "_")
         self._channels_last_output = getattr(body, "output_fmt", None) == Format.NHWC  # Swin and its kin
         self.body = freeze_batch_norm_2d(body)
-        fold_frozen_norms(self.body)
+        fold_frozen_norms(self.body, num_channels=num_channels)
         self.freeze_stem()
         self._keep_initial_weights()
 
@@ -115,44 +120,100 @@ class AppliedNormAct2d(FrozenBatchNormAct2d):
         return self.act(self.drop(x))
 
 
-def fold_frozen_norms(body: nn.Module) -> None:
+def fold_frozen_norms(body: nn.Module, *, num_channels: int = 3) -> None:
     """Lets each convolution do the affine part of the frozen batch norm that alone reads it, in place.
 
-    Parameters, buffers and their names stay. Where `body` cannot be traced, everything stays.
+    Parameters, buffers and their names stay. Where `body` cannot run without values, everything stays.
+
+    Args:
+        body: frozen already.
+        num_channels: of the images that it takes.
     """
     applied = {FrozenBatchNorm2d: AppliedNorm2d, FrozenBatchNormAct2d: AppliedNormAct2d}
-    for conv, norm in _normalized_convolutions(body):
+    for conv, norm in _normalized_convolutions(body, num_channels):
         conv.__class__ = NormalizedConv2d
         conv.norms = (norm,)
         norm.__class__ = applied[type(norm)]
 
 
-class _Tracer(fx.Tracer):
-    """Looks into everything but convolutions and frozen norms."""
+class _Readers(TorchFunctionMode):
+    """While a network runs: which modules, or other code, read the output of each of some modules.
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (nn.Conv2d, FrozenBatchNorm2d, FrozenBatchNormAct2d)) or super().is_leaf_module(
-            m, module_qualified_name
-        )
+    Modes and hooks belong to one thread and one network. `torch.fx` replaces methods of every `nn.Module` while it
+    traces: a model that another thread runs meanwhile fails.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs: Counter[nn.Module] = Counter()
+        self.readers: dict[nn.Module, list[nn.Module | None]] = {}
+        """By the module whose output is read; None for code that is not one of the watched modules."""
+        # By the number of the tensor; as these stay alive, no number comes twice.
+        self._writers: dict[int, tuple[nn.Module, Tensor]] = {}
+        self._inside = 0
+
+    def watch(self, module: nn.Module) -> list[RemovableHandle]:
+        """Notes what this module reads and who reads its output."""
+        return [module.register_forward_pre_hook(self._enter), module.register_forward_hook(self._leave)]
+
+    def read(self, value: object, reader: nn.Module | None) -> None:
+        """Notes that a tensor is read, if a watched module wrote it."""
+        module, tensor = self._writers.get(id(value), (None, None))
+        if module is not None and tensor is value:
+            self.readers.setdefault(module, []).append(reader)
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        for value in args:
+            self.read(value, module)
+        self._inside += 1
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG002
+        self._inside -= 1
+        self.runs[module] += 1
+        self._writers[id(output)] = (module, output)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Calls the function; its tensors are read unless a watched module is at work."""
+        if not self._inside:
+            for value in tree_leaves((args, kwargs)):
+                self.read(value, None)
+        return func(*args, **(kwargs or {}))
 
 
-def _normalized_convolutions(body: nn.Module) -> list[tuple[Any, Any]]:
+def _normalized_convolutions(body: nn.Module, num_channels: int) -> list[tuple[Any, Any]]:
     """Convolutions with the frozen norm that reads their output, where nothing else does and each runs once."""
-    try:
-        nodes = [node for node in _Tracer().trace(body).nodes if node.op == "call_module"]
-    except (fx.proxy.TraceError, TypeError, RuntimeError, AttributeError, ValueError):
+    norms = (FrozenBatchNorm2d, FrozenBatchNormAct2d)
+    # A hook may read what no code does: timm takes the maps of some models so.
+    convs = [m for m in body.modules() if type(m) is nn.Conv2d and not m._forward_hooks]
+    frozen = [m for m in body.modules() if type(m) in norms and not m._forward_pre_hooks]
+    if not frozen:
         return []
-    module_of = {node: body.get_submodule(str(node.target)) for node in nodes}
-    runs = Counter(module_of.values())
+    uses = _Readers()
+    handles = [handle for module in (*convs, *frozen) for handle in uses.watch(module)]
+    try:
+        _run_without_values(body, num_channels, uses)
+    except Exception:  # whatever a model says that cannot run so: its norms stay as they are
+        return []
+    finally:
+        for handle in handles:
+            handle.remove()
     pairs = []
-    for node, norm in module_of.items():
-        source: Any = node.args[0] if node.args else None
-        conv: Any = module_of.get(source)
-        is_pair = type(conv) is nn.Conv2d and type(norm) in (FrozenBatchNorm2d, FrozenBatchNormAct2d)
-        # A hook may read what no node does: timm takes the maps of some models so.
-        if is_pair and len(source.users) == runs[conv] == runs[norm] == 1 and not conv._forward_hooks:
-            pairs.append((conv, norm))
+    for conv in convs:
+        match uses.readers.get(conv):
+            case [nn.Module() as norm] if type(norm) in norms and uses.runs[conv] == uses.runs[norm] == 1:
+                pairs.append((conv, norm))
     return pairs
+
+
+def _run_without_values(body: nn.Module, num_channels: int, uses: _Readers) -> None:
+    """One forward on the meta device, where tensors have shapes and nothing is computed; `body` stays as it is."""
+    sides = getattr(body, "pretrained_cfg", {}).get("input_size", (num_channels, *PROBE_SIZE))[1:]
+    image = torch.empty(1, num_channels, *sides, device="meta")
+    tensors = dict([*body.named_parameters(), *body.named_buffers()])
+    with uses:
+        maps = functional_call(body, {name: tensor.to("meta") for name, tensor in tensors.items()}, (image,))
+        for value in maps:
+            uses.read(value, None)
 
 
 def _create_feature_extractor(name: str, *, dilation: bool, num_channels: int, pretrained: bool) -> nn.Module:

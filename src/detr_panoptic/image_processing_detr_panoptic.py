@@ -185,6 +185,31 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
             size = SizeDict(height=max(height, 1), width=max(width, 1))
         return super().resize(image, size, resample, antialias, **kwargs)
 
+    def rescale_and_normalize(
+        self,
+        images: Tensor,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | Sequence[float],
+        image_std: float | Sequence[float],
+    ) -> Tensor:
+        """As the base class, to the bit, but in float32 whatever torch's default dtype.
+
+        That changes for a while when another thread loads a model in half precision, and the base class would keep
+        what it then computed.
+        """
+        if not do_normalize:
+            return self.rescale(images, rescale_factor) if do_rescale else images
+        mean: Any = image_mean
+        std: Any = image_std
+        if do_rescale:
+            mean, std = (
+                torch.tensor(values, dtype=torch.float32, device=images.device) * (1 / rescale_factor)
+                for values in (mean, std)
+            )
+        return self.normalize(images.to(torch.float32), mean, std, inplace=images.dtype != torch.float32)
+
     def preprocess(
         self,
         images: Any,

@@ -68,14 +68,16 @@ def classification_loss(
         target_classes: (all targets,) int64.
         matching: of this layer.
         eos_coefficient: weight of "no object".
-        class_weight: the sum of weights to divide by.
+        class_weight: the sum of weights to divide by; where it is 0 (no target, and "no object" weighs 0), so is the
+            loss.
     """
     no_object = logits.shape[-1] - 1
     classes = torch.full(logits.shape[:2], no_object, device=logits.device)
     classes[matching.image, matching.query] = target_classes[matching.target]
     weights = logits.new_ones(logits.shape[-1])
     weights[no_object] = eos_coefficient
-    return F.cross_entropy(logits.flatten(0, 1), classes.flatten(), weight=weights, reduction="sum") / class_weight
+    loss = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), weight=weights, reduction="sum")
+    return loss / class_weight.clamp(min=torch.finfo(class_weight.dtype).tiny)
 
 
 def box_losses(
@@ -212,9 +214,12 @@ def _mask_loss_sums(
 
 
 def _cell_centers(length: int, canvas: int, cells: int, *, device: torch.device) -> Tensor:
-    """The pixels at the centers of a canvas' cells, (n,) int64: of those cells whose center lies on the image."""
-    centers = ((torch.arange(cells, device=device) + 0.5) * (canvas / cells)).long()
-    return centers[centers < length]
+    """The pixels at the centers of a canvas' cells, (n,) int64: of those cells whose center lies on the image.
+
+    Of an image that reaches no center, one of a pixel or two, it is the last pixel.
+    """
+    centers = ((torch.arange(cells, dtype=torch.float32, device=device) + 0.5) * (canvas / cells)).long()
+    return centers[: max(int((centers < length).sum()), 1)].clamp(max=length - 1)
 
 
 def detection_losses(

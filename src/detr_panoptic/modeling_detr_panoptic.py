@@ -7,6 +7,7 @@ Legend: B images, Q queries, K labels, L decoder layers, D hidden size, M heads,
 (h, w) the map of stride 32 (16 with a dilated backbone).
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,9 @@ from .transformer import ATTENTION_FUNCTIONS, Attention, Decoder, DecoderLayer, 
 
 logger = logging.get_logger(__name__)
 
+LOADING = threading.RLock()
+"""Held while a checkpoint is loaded: transformers then changes PyTorch's default dtype and `PreTrainedModel` for the
+whole process, and two that load at a time come out in each other's dtype and leave the changes behind."""
 SKIPPED_MASK_LOGIT = -1e4
 """Mask logits of queries that the head did not run for: probability 0, finite in half precision, resizable."""
 
@@ -125,7 +129,8 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Loads one of our checkpoints, or transformers' DETR, which is converted on the way.
 
-        Takes the arguments of `PreTrainedModel.from_pretrained`. A detection-only DETR gets a new mask head.
+        Takes the arguments of `PreTrainedModel.from_pretrained`. A detection-only DETR gets a new mask head. Threads
+        may load at the same time; they wait for each other.
 
         Raises:
             ValueError: a foreign checkpoint has parameters that have no place here, or lacks some.
@@ -139,7 +144,8 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
             if foreign.is_detection_only and cls is DetrPanopticForSegmentation:
                 logger.warning("The checkpoint has no mask head: a new one was made, which has to be trained.")
             return cls.from_converted(foreign, *args, **kwargs)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        with LOADING:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
             if isinstance(module, Backbone):
                 module.freeze_stem()  # parameters from a checkpoint come back with gradients

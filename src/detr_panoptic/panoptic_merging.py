@@ -264,7 +264,7 @@ def _merge_weighted(
         mask_areas += (probs >= mask_threshold).sum((0, 1))
         owner[strip] = (probs * scores).max(-1).indices
     owned_areas = owner.flatten().bincount(minlength=len(labels))
-    valid = (owned_areas > 0) & (mask_areas > 0) & (owned_areas / mask_areas > overlap_mask_area_threshold)
+    valid = (owned_areas > 0) & (mask_areas > 0) & (owned_areas.float() / mask_areas > overlap_mask_area_threshold)
 
     representatives = _representatives(labels, is_fused & valid)
     is_first = valid & (representatives == torch.arange(len(labels), device=labels.device))
@@ -282,7 +282,8 @@ def _semantic_strips(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Iterat
     class_probs = at_least_float32(logits).softmax(-1)[:, :-1]
     # Contiguous: sigmoid's last bits depend on the memory layout, and a crop has another one than the image alone.
     mask_probs = at_least_float32(crop_to_image(masks, sizes)).contiguous().sigmoid()
-    maps = torch.einsum("qk,qhw->hwk", class_probs, mask_probs).contiguous()
+    with torch.autocast(masks.device.type, enabled=False):  # the model's precision is not that of the sums
+        maps = torch.einsum("qk,qhw->hwk", class_probs, mask_probs).contiguous()
     return _resized_strips(maps, *_target_taps(maps, sizes))
 
 

@@ -159,7 +159,7 @@ class LargeScaleJitter(Augmentation):
         if _chance(self.flip_probability, generator):
             image, ids = F.horizontal_flip(image), F.horizontal_flip(ids)
         least, greatest = self.scale_range
-        scale = least + (greatest - least) * float(torch.rand((), generator=generator))
+        scale = least + (greatest - least) * _fraction(generator)
         factor = scale * self.size / max(ids.shape)  # of the picture's own lengths
         height, width = (min(side, max(round(self.size / factor), 1)) for side in ids.shape)
         image, ids = _random_window(image, ids, (height, width), generator)
@@ -189,7 +189,12 @@ def _resize(image: Tensor, ids: Tensor, size: list[int], **options: Any) -> tupl
 
 
 def _chance(probability: float, generator: torch.Generator) -> bool:
-    return bool(torch.rand((), generator=generator) < probability)
+    return _fraction(generator) < probability
+
+
+def _fraction(generator: torch.Generator) -> float:
+    """A random number from 0 to below 1; in float32, so that torch's default dtype does not count."""
+    return float(torch.rand((), dtype=torch.float32, generator=generator))
 
 
 def _choose(values: Sequence[int], generator: torch.Generator) -> int:
