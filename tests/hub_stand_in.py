@@ -9,12 +9,17 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 TOKEN, READ_TOKEN = "hf_may_write", "hf_may_read"
 USER = "somebody"
@@ -279,3 +284,20 @@ def hub_stand_in() -> Iterator[Hub]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def library_talks_to_stand_in(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
+    """huggingface_hub in this process talks to the stand-in, and waits for nothing between tries."""
+    with hub_stand_in() as hub:
+        files = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        settings = {"ENDPOINT": hub.endpoint, "HUGGINGFACE_CO_URL_TEMPLATE": files}
+        settings |= {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "HF_HUB_CACHE": str(cache)}
+        for name, value in settings.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # it keeps the address
+        clock = SimpleNamespace(**{name: getattr(time, name) for name in dir(time) if not name.startswith("_")})
+        clock.sleep = lambda _: None
+        monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub

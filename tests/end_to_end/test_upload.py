@@ -5,9 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.cli import main
 from tests.conftest import photo
-from tests.hub_stand_in import READ_TOKEN, TOKEN, USER, Hub, hub_stand_in
+from tests.hub_stand_in import READ_TOKEN, TOKEN, USER, Hub
 
 REPOSITORY = f"{USER}/some-model"
 LARGE_FILE = "PUT /large/"
@@ -41,23 +39,6 @@ with torch.no_grad():
     outputs = model(**processor(Image.open(picture), return_tensors="pt"))
 save_file({name: outputs[name].contiguous() for name in ("logits", "pred_boxes", "pred_masks")}, results)
 """
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """The library in this process talks to a stand-in, and waits for nothing between tries."""
-    with hub_stand_in() as hub:
-        files = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        settings = {"ENDPOINT": hub.endpoint, "HUGGINGFACE_CO_URL_TEMPLATE": files}
-        settings |= {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "HF_HUB_CACHE": str(tmp_path / "cache")}
-        for name, value in settings.items():
-            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
-        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # it keeps the address
-        clock = SimpleNamespace(**{name: getattr(time, name) for name in dir(time) if not name.startswith("_")})
-        clock.sleep = lambda _: None
-        monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield hub
 
 
 def push(folder: Path, *words: str, repository: str = REPOSITORY) -> int:
