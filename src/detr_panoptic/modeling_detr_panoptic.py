@@ -10,7 +10,7 @@ Legend: B images, Q queries, K labels, L decoder layers, D hidden size, M heads,
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from huggingface_hub import HfApi, ModelCard
@@ -32,6 +32,7 @@ from .position_encoding import sine_position_encoding
 from .transformer import ATTENTION_FUNCTIONS, Attention, Decoder, DecoderLayer, Encoder, EncoderLayer
 
 logger = logging.get_logger(__name__)
+ModelType = TypeVar("ModelType", bound="DetrPanopticPreTrainedModel")
 
 SKIPPED_MASK_LOGIT = -1e4
 """Mask logits of queries that the head did not run for: probability 0, finite in half precision, resizable."""
@@ -120,8 +121,17 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = {"Backbone", "EncoderLayer", "DecoderLayer", "MaskAttention", "MaskHead"}  # noqa: RUF012
 
+    if TYPE_CHECKING:  # transformers leaves these without types, or with ones that its users cannot live with
+        config: Any  # a DetrPanopticConfig; in transformers' type the names of labels may be None
+
+        def eval(self: ModelType) -> ModelType: ...  # noqa: D102
+        def train(self: ModelType, mode: bool = True) -> ModelType: ...  # noqa: D102
+        def to(self: ModelType, *args: Any, **kwargs: Any) -> ModelType: ...  # type: ignore[override]  # noqa: D102
+
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls: type[ModelType], pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
+    ) -> ModelType:
         """Loads one of our checkpoints, or transformers' DETR, which is converted on the way.
 
         Takes the arguments of `PreTrainedModel.from_pretrained`. A detection-only DETR gets a new mask head.
@@ -145,7 +155,7 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
         return loaded
 
     @classmethod
-    def from_converted(cls, converted: ConvertedCheckpoint, *args: Any, **kwargs: Any) -> Any:
+    def from_converted(cls: type[ModelType], converted: ConvertedCheckpoint, *args: Any, **kwargs: Any) -> ModelType:
         """Builds a model of a foreign checkpoint; takes the arguments of `from_pretrained`.
 
         Fields of the configuration among them go before those of the checkpoint.

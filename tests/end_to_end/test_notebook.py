@@ -42,6 +42,6 @@ def test_from_data_to_hub_runs_from_top_to_bottom(tmp_path):
     assert after > before
     difference = re.search(r"largest difference from PyTorch: (\S+)", words)
     assert difference
-    assert float(difference[1]) < 1e-4
-    for part in ("It is the model", "name: PQ of things", f"value: {after}", "Nothing was sent"):
-        assert part in words or part == "It is the model"
+    assert float(difference[1]) < 1e-3  # of logits up to 20
+    for part in ("name: PQ of things", "| all |", "Nothing was sent"):
+        assert part in words

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -82,7 +83,8 @@ def read_model(folder: Path) -> tuple[DetrPanopticForSegmentation, DetrPanopticI
             "`DetrPanopticImageProcessor.for_model(model.config).save_pretrained(FOLDER)` if there is none."
         )
     with without_progress_bars():
-        model, loading = DetrPanopticForSegmentation.from_pretrained(folder, dtype="auto", output_loading_info=True)
+        loaded: Any = DetrPanopticForSegmentation.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    model, loading = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, loading[problem])):
             shown = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
