@@ -37,7 +37,7 @@ def train_step(model: DetrPanopticForSegmentation, processor: DetrPanopticImageP
         raise ValueError("The batch has no labels.")
     output.loss.backward()
     optimizer.step()
-    return float(output.loss)
+    return float(output.loss.detach())
 
 
 def measure(model: DetrPanopticForSegmentation, processor: DetrPanopticImageProcessor, data: Path) -> float:
