@@ -1,6 +1,7 @@
 """What several tests share: the tiny model, a padded batch of it, and where real photographs are."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import settings
 from PIL import Image
 
 from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation, DetrPanopticImageProcessor
+from tests.hub_stand_in import Hub, library_talks_to_stand_in
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network, and none shall wait for it
 FUZZ_FACTOR = int(os.environ.get("DETR_PANOPTIC_FUZZ", "1"))
@@ -106,3 +108,10 @@ def coco_folder() -> Path:
     if folder is None:
         pytest.skip("DETR_PANOPTIC_COCO names no folder with COCO panoptic photographs")
     return Path(folder) / "coco_panoptic_100"
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path) -> Iterator[Hub]:
+    """A stand-in of the Hub, to which huggingface_hub talks in this process."""
+    with library_talks_to_stand_in(monkeypatch, tmp_path / "hub_cache") as hub:
+        yield hub

@@ -50,7 +50,7 @@ def only_record(folder, **options):
 
 @pytest.mark.parametrize("mode", ["RGB", "LA"])
 def test_two_channels_are_class_and_instance(mode, tmp_path):
-    picture = two_channels() if mode == "RGB" else Image.fromarray(np.stack([CLASSES, INSTANCES], -1), mode="LA")
+    picture = two_channels() if mode == "RGB" else Image.fromarray(np.stack([CLASSES, INSTANCES], -1))
     ids, segments, record = only_record(write_map(tmp_path, picture))
     # By category id: sky, then the sea as one whatever its instances, then boats 0 and 5; 255 is void.
     assert np.array_equal(ids, [[2, 2, 3, 4, 0], [1, 2, 4, 4, 0]])
@@ -59,7 +59,7 @@ def test_two_channels_are_class_and_instance(mode, tmp_path):
 
 
 def palette_picture(values):
-    picture = Image.fromarray(values, mode="P")
+    picture = Image.fromarray(values)
     picture.putpalette([color for i in range(256) for color in (255 - i, i * 7 % 256, 9)])
     return picture
 

@@ -188,7 +188,7 @@ def test_maps_of_every_mode_hold_the_same_ids(mode, tmp_path):
 
 def test_of_a_palette_map_what_agrees_with_the_segments_is_taken():
     indices = np.array([[0, 1, 1], [2, 2, 1]], np.uint8)
-    picture = PILImage.fromarray(indices, mode="P")
+    picture = PILImage.fromarray(indices)
     picture.putpalette([0, 0, 0, 5, 0, 0, 9, 0, 0])
     assert np.array_equal(map_ids(picture, {5, 9}, {}), IDS)
     assert np.array_equal(map_ids(picture, {1, 2}, {}), indices)

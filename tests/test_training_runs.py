@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -21,9 +22,9 @@ from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcesso
 from detr_panoptic.cli import main
 from detr_panoptic.commands import training_run
 from detr_panoptic.commands.training_setup import build_batches, read_data
-from detr_panoptic.data import SCENE_CATEGORIES
+from detr_panoptic.data import SCENE_CATEGORIES, scenes_dataset, write_coco_panoptic_dataset
 from detr_panoptic.training import loop
-from detr_panoptic.training.arguments import TrainingArguments
+from detr_panoptic.training.arguments import DataArguments, TrainingArguments
 from tests.conftest import build_tiny
 
 SIDE = 64
@@ -233,6 +234,18 @@ def test_the_output_folder_is_a_model_with_its_card_and_curves(whole_run):
         with Image.open(whole_run / picture) as opened:
             assert min(opened.size) > 100
     assert "validation.png" in card
+    results = {result.metric_name: result for result in ModelCard(card).data.eval_results}
+    assert results["PQ"].dataset_name == "generated scenes that are not learned"
+    assert results["PQ"].metric_value == 0
+
+
+def test_what_a_card_says_of_data_names_no_folder_of_this_machine(tmp_path):
+    folder = tmp_path / "secret" / "photos"
+    write_coco_panoptic_dataset(folder, scenes_dataset(2, height=64, width=96), SCENE_CATEGORIES)
+    data = read_data(DataArguments(data=str(folder), validation_data=str(folder)), 0)
+    words = data.describe()
+    assert words["training"].startswith("photos: 2 images")
+    assert words["validation"] == "2 images, photos"
 
 
 def test_metrics_hold_every_layer_errors_and_classes(whole_run):

@@ -11,9 +11,10 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
+from huggingface_hub import HfApi, ModelCard
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
@@ -27,10 +28,12 @@ from .convert import ConvertedCheckpoint, convert_checkpoint, fetch_checkpoint
 from .losses import LossNormalizers, detection_losses, loss_normalizers, mask_losses
 from .mask_head import MaskAttention, MaskHead
 from .matcher import Matching, match
+from .model_card import ModelFacts, build_card
 from .position_encoding import sine_position_encoding
 from .transformer import ATTENTION_FUNCTIONS, Attention, Decoder, DecoderLayer, Encoder, EncoderLayer
 
 logger = logging.get_logger(__name__)
+ModelType = TypeVar("ModelType", bound="DetrPanopticPreTrainedModel")
 
 LOADING = threading.RLock()
 """Held while a checkpoint is loaded: transformers then changes PyTorch's default dtype and `PreTrainedModel` for the
@@ -122,11 +125,20 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = {"Backbone", "EncoderLayer", "DecoderLayer", "MaskAttention", "MaskHead"}  # noqa: RUF012
 
+    if TYPE_CHECKING:  # transformers leaves these without types, or with ones that its users cannot live with
+        config: Any  # a DetrPanopticConfig; in transformers' type the names of labels may be None
+
+        def eval(self: ModelType) -> ModelType: ...  # noqa: D102
+        def train(self: ModelType, mode: bool = True) -> ModelType: ...  # noqa: D102
+        def to(self: ModelType, *args: Any, **kwargs: Any) -> ModelType: ...  # type: ignore[override]  # noqa: D102
+
     def get_input_embeddings(self) -> None:  # type: ignore[override]  # there, a module
         """None: there are no tokens. What asks, as Accelerate does before it shards a model, need not fail."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls: type[ModelType], pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
+    ) -> ModelType:
         """Loads one of our checkpoints, or transformers' DETR, which is converted on the way.
 
         Takes the arguments of `PreTrainedModel.from_pretrained`. A detection-only DETR gets a new mask head. Threads
@@ -152,7 +164,7 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
         return loaded
 
     @classmethod
-    def from_converted(cls, converted: ConvertedCheckpoint, *args: Any, **kwargs: Any) -> Any:
+    def from_converted(cls: type[ModelType], converted: ConvertedCheckpoint, *args: Any, **kwargs: Any) -> ModelType:
         """Builds a model of a foreign checkpoint; takes the arguments of `from_pretrained`.
 
         Fields of the configuration among them go before those of the checkpoint.
@@ -169,6 +181,40 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
         return cls.from_pretrained(
             None, *args, config=config, state_dict=_select_for(cls, converted.state_dict), **kwargs
         )
+
+    def model_card(self, name: str, **known: Any) -> ModelCard:
+        """The model's card, with what is known of it.
+
+        Args:
+            name: of the model.
+            known: fields of `model_card.ModelFacts`: data, recipe, quality, picture …
+        """
+        config, stuff = self.config, set(self.config.stuff_label_ids)
+        is_thing = {label_name: int(label) not in stuff for label, label_name in (config.id2label or {}).items()}
+        architecture = (
+            f"{config.backbone}{' (DC5)' if config.dilation else ''}, {config.encoder_layers} encoder and "
+            f"{config.decoder_layers} decoder layers, {config.num_queries} queries, "
+            f"{self.num_parameters() / 1e6:.1f} M parameters"
+        )
+        return build_card(ModelFacts(name=name, architecture=architecture, is_thing=is_thing, **known))
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override]  # decorated there
+        """Uploads the model and its code, with a card where the repository has none.
+
+        Takes the arguments of `PreTrainedModel.push_to_hub`. The image processor has a `push_to_hub` of its own.
+        """
+        api = HfApi(token=kwargs.get("token"))
+        repo_id = api.create_repo(repo_id, private=kwargs.get("private"), exist_ok=True).repo_id
+        # Where there is a card, transformers keeps it; its own says nothing. A pull request may come without rights.
+        if not kwargs.get("create_pr") and not api.file_exists(repo_id, "README.md"):
+            card = self.model_card(repo_id.rpartition("/")[2], repository=repo_id)
+            api.upload_file(
+                path_or_fileobj=str(card).encode(),
+                path_in_repo="README.md",
+                repo_id=repo_id,
+                commit_message="Model card",
+            )
+        return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]
 
     @classmethod
     def is_custom_code(cls) -> bool:

@@ -28,6 +28,7 @@ LAYERS = [
         "image_reading",
         "convert_names",
         "convert_config",
+        "model_card",
         "pipeline_detr_panoptic",  # knows the model by its name and its outputs; the image processor brings it along
     },
     {"losses", "convert"},

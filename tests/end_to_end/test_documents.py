@@ -34,7 +34,7 @@ class Block(NamedTuple):
 
 
 def blocks(*languages: str) -> list[Block]:
-    pattern = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
+    pattern = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
     texts = {document: document.read_text() for document in DOCUMENTS}
     return [
         Block(document, text[: match.start()].count("\n") + 1, match[1], match[2])
@@ -47,7 +47,7 @@ def blocks(*languages: str) -> list[Block]:
 def commands() -> list:
     """Every line that calls the program or one of its scripts, as the words after `detr-panoptic`."""
     found = []
-    for block in blocks("bash"):
+    for block in blocks("bash", ""):
         for line in block.text.replace("\\\n", " ").splitlines():
             for part in re.split(r"&&|\|(?!\|)", line.partition("  #")[0]):
                 words = shlex.split(part, comments=True)
@@ -122,8 +122,11 @@ def test_command_lines_of_the_readme_run(words):
 
 @pytest.mark.usefixtures("workplace")
 @pytest.mark.filterwarnings("ignore:.pin_memory. argument is set")  # by Trainer, on a machine without a GPU
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw:DeprecationWarning")  # as in test_upload.py
 @pytest.mark.parametrize("block", blocks("python"), ids=str)
-def test_python_blocks_run(block, monkeypatch):
+def test_python_blocks_run(block, monkeypatch, request):
+    if "model.push_to_hub" in block.text:
+        request.getfixturevalue("hub")
     monkeypatch.setattr("datasets.Dataset.push_to_hub", lambda *_: None)  # needs the network and an account
     monkeypatch.setattr(
         "transformers.Trainer.train", lambda _: None
@@ -138,3 +141,22 @@ def test_a_loaded_example_is_the_model(workplace):
     model = DetrPanopticForSegmentation.from_pretrained(PUBLISHED)
     assert (workplace / PUBLISHED).is_dir()
     assert model.config.id2label[1] == "person"
+
+
+def links(document: Path) -> list[Path]:
+    """Files that a document names in its links and pictures."""
+    targets = re.findall(r"\]\(([^)#\s]+)", re.sub(r"^```.*?^```", "", document.read_text(), flags=re.M | re.S))
+    return [(document.parent / target).resolve() for target in targets if "://" not in target]
+
+
+def test_every_document_is_reached_from_the_readme_and_no_link_is_dead():
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        document = waiting.pop()
+        reached.add(document)
+        for target in links(document):
+            assert target.exists(), f"{document.name} links {target}"
+            if target.suffix == ".md" and target not in reached:
+                waiting.append(target)
+    assert set(DOCUMENTS) <= reached
+    assert set((ROOT / "docs" / "notebooks").iterdir()) <= {link for document in reached for link in links(document)}

@@ -78,6 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         model, processor = load_model(arguments.model, device, dtype=arguments.dtype)
 
         from ..evaluation.journal import Journal
+        from ..model_card import public_name
         from .evaluation_report import write_report
         from .pictures import DatasetPictures
 
@@ -108,7 +109,10 @@ def run(arguments: argparse.Namespace) -> int:
         mask_queries = "all" if "mask" in kinds else None
         speed = run_over(pictures, model, processor, journal, state, arguments, measure, mask_queries)
         if state.is_main_process:
-            write_report(arguments.output, journal, pictures, data.categories, kinds=kinds, speed=speed)
+            dataset = f"{public_name(arguments.data)} {arguments.split or ''}".strip()
+            write_report(
+                arguments.output, journal, pictures, data.categories, dataset=dataset, kinds=kinds, speed=speed
+            )
         state.wait_for_everyone()
     return USER_ERROR if journal.failures else 0
 

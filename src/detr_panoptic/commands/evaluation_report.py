@@ -42,6 +42,7 @@ def write_report(
     pictures: DatasetPictures,
     categories: Categories,
     *,
+    dataset: str,
     kinds: Sequence[str],
     speed: float,
 ) -> None:
@@ -52,6 +53,7 @@ def write_report(
         journal: of all processes.
         pictures: the images; for the sheet.
         categories: of the data.
+        dataset: its name, for readers.
         kinds: of AP.
         speed: images per second of this run, 0 if there was nothing left to do.
     """
@@ -65,6 +67,7 @@ def write_report(
     precision = _precision(journal, categories, kinds)
     metrics = {
         **_metrics(stats, categories, precision),
+        "dataset": dataset,
         "images": len(counts),
         "skipped": list(journal.failures.values()),
         "settings": journal.settings,

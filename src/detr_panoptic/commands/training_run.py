@@ -21,6 +21,7 @@ from rich.console import Console
 from ..data import segmentation_ids
 from ..evaluation import evaluate_model
 from ..evaluation.panoptic_quality import PanopticStats, panoptic_quality
+from ..model_card import hub_name
 from ..training.arguments import TrainingArguments
 from ..training.checkpoints import Progress, claim_output, load_checkpoint, open_run, save_checkpoint, whole_files
 from ..training.loop import Surroundings, TrainingState, train
@@ -312,4 +313,14 @@ class TrainingRun:
     def _summarize(self, plan: list[str]) -> None:
         data = self.data.describe()
         write_summary(self.output, plan, data)
-        write_model_card(self.output, data=data, recipe=plan, measured_on=self.data.validation_name, picture=PICTURE)
+        start = self.arguments.model.model
+        write_model_card(
+            self.output,
+            self.model,
+            measured_on=self.data.validation_name,
+            data=data,
+            recipe=plan,
+            picture=PICTURE,
+            datasets=tuple(filter(None, (hub_name(self.arguments.data.data or ""),))),
+            base_model=None if start is None else hub_name(start),
+        )

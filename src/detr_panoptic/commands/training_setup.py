@@ -24,6 +24,7 @@ from ..data.augmentation import (
     RandomAugmentation,
 )
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
+from ..model_card import public_name
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from ..training.aids import attach_training_aids
 from ..training.arguments import DataArguments, TrainingArguments
@@ -54,6 +55,7 @@ class TrainingData:
     train: Dataset
     validation: Dataset
     categories: Categories
+    train_name: str
     validation_name: str
     summary: DataSummary
     """Of the images that are learned."""
@@ -63,7 +65,7 @@ class TrainingData:
         looked_at = f"; counted in {self.summary.images} of {len(self.train)} images"
         words = self.summary.describe(self.categories)
         return {
-            "training": words + (looked_at if self.summary.images < len(self.train) else ""),
+            "training": f"{self.train_name}: {words}" + (looked_at if self.summary.images < len(self.train) else ""),
             "validation": f"{len(self.validation)} images, {self.validation_name}"
             + ("; others may fare worse: --validation-data names some" if self.validation is self.train else ""),
         }
@@ -90,14 +92,15 @@ def read_data(arguments: DataArguments, seed: int) -> TrainingData:
     validation, name = train, "the training images"
     if arguments.validation_data is not None or arguments.validation_split is not None:
         source, split = arguments.validation_data or source, arguments.validation_split
-        name = f"{source} {split or ''}".strip()
+        name = f"{public_name(source)} {split or ''}".strip()
         options |= {"scene_side": side, "scene_seed": seed + VALIDATION_SEED_OFFSET, "split": split}
         validation, _ = _read_with_classes_of(categories, source, **options)
     elif source == SCENES:
         name = "generated scenes that are not learned"
         options["limit"] = min(arguments.limit or VALIDATION_SCENES, VALIDATION_SCENES)
         validation, _ = read_source(source, scene_side=side, scene_seed=seed + VALIDATION_SEED_OFFSET, **options)
-    return TrainingData(train, validation, categories, name, summary)
+    train_name = f"{public_name(arguments.data)} {arguments.split or ''}".strip()
+    return TrainingData(train, validation, categories, train_name, name, summary)
 
 
 def _read_with_classes_of(categories: Categories, source: str, **options: Any) -> PanopticData:

@@ -5,15 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
-
+from ..model_card import MeasuredQuality, class_table, hub_name
+from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from ..plain_text import markdown, one_line
 from .checkpoints import METRICS
 
 CURVES = "training_curves.png"
 SUMMARY = "training_summary.md"
 CARD = "README.md"
-CARD_TEMPLATE = Path(__file__).with_name("model_card.md")
 LOSS_TERMS = ("loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
 
 
@@ -54,7 +53,7 @@ def write_summary(folder: Path, plan: Sequence[str], data: Mapping[str, str]) ->
             mark = " (best)" if line is best else ""
             numbers = " | ".join(f"{100 * value:.1f}" for value in shown)
             text.append(f"| {line['step']}{mark} | {line['epoch']} | {numbers} |")
-        text += ["", "Classes at the best update:", "", *_class_table(best)]
+        text += ["", "Classes at the best update:", "", *class_table(_classes(best))]
     (folder / SUMMARY).write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
@@ -88,46 +87,37 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def write_model_card(
-    folder: Path, *, data: Mapping[str, str], recipe: Sequence[str], measured_on: str, picture: str | None
-) -> None:
-    """Writes `README.md` for the model of a run: its data, recipe, quality and a picture.
+def write_model_card(folder: Path, model: DetrPanopticForSegmentation, *, measured_on: str, **known: Any) -> None:
+    """Writes `README.md` for the model of a run.
 
     Args:
         folder: output of the run; also the model's name.
-        data: a description of each set of images.
-        recipe: lines about the run.
-        measured_on: what PQ was measured on.
-        picture: file in the folder.
+        model: that was trained.
+        measured_on: the name of the data that PQ was measured on.
+        known: fields of `model_card.ModelFacts`.
     """
-    evaluations = [line for line in read_metrics(folder) if "pq" in line]
-    best = max(evaluations, key=lambda line: line["pq"], default={})
-    rows = [("all", "pq", "sq", "rq"), ("things", "pq_things", "sq_things", "rq_things")]
-    rows.append(("stuff", "pq_stuff", "sq_stuff", "rq_stuff"))
-    table = [
-        f"| {name} | " + " | ".join(f"{100 * best[key]:.1f}" for key in keys) + " |" for name, *keys in rows if best
-    ]
-    card = ModelCard.from_template(
-        ModelCardData(
-            library_name="transformers",
-            pipeline_tag="image-segmentation",
-            tags=["panoptic-segmentation", "detr", "detr_panoptic"],
-            metrics=["panoptic_quality"],
-        ),
-        template_path=str(CARD_TEMPLATE),
-        model_name=markdown(folder.resolve().name),
-        picture=f"![image, annotation and prediction of held-out images]({picture})" if picture else "",
-        data="\n".join(f"- {name}: {markdown(words)}" for name, words in data.items()),
-        recipe="\n".join(map(one_line, recipe)),
-        how_measured=markdown(f"{measured_on}, after update {best['step']}" if best else "not measured"),
-        pq_table="\n".join(table),
-        class_table="\n".join(_class_table(best)),
-    )
+    quality = best_quality(folder, measured_on)
+    card = model.model_card(folder.resolve().name, quality=quality, **known)
     (folder / CARD).write_text(str(card), encoding="utf-8")
 
 
-def _class_table(evaluation: Mapping[str, Any]) -> list[str]:
-    """PQ of each class that was measured, the best first, as Markdown."""
-    classes = {name.removeprefix("pq/"): value for name, value in evaluation.items() if name.startswith("pq/")}
-    ordered = sorted(classes.items(), key=lambda item: -item[1])
-    return ["| class | PQ |", "|---|---|", *[f"| {markdown(name)} | {100 * value:.1f} |" for name, value in ordered]]
+def best_quality(folder: Path, measured_on: str) -> MeasuredQuality | None:
+    """The best evaluation of a run; None if masks were never measured."""
+    evaluations = [line for line in read_metrics(folder) if "pq" in line]
+    if not evaluations:
+        return None
+    best = max(evaluations, key=lambda line: line["pq"])
+    endings = {"all": "", "things": "_things", "stuff": "_stuff"}
+    return MeasuredQuality(
+        dataset=measured_on,
+        hub_dataset=hub_name(measured_on.split(" ")[0]),
+        how=f"after update {best['step']}",
+        groups={
+            name: (best[f"pq{ending}"], best[f"sq{ending}"], best[f"rq{ending}"]) for name, ending in endings.items()
+        },
+        classes=_classes(best),
+    )
+
+
+def _classes(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    return {name.removeprefix("pq/"): value for name, value in evaluation.items() if name.startswith("pq/")}
