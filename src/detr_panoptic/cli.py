@@ -6,14 +6,14 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from .commands import convert, data, demo, evaluate, explain, export, predict, train
+from .commands import app, convert, data, demo, evaluate, explain, export, predict, train
 from .commands.frame import PROGRAM, USER_ERROR, CommandParser, HelpFormatter
 from .commands.frame import explain as explain_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = (demo, predict, explain, train, evaluate, convert, data, export)
+COMMANDS = (demo, app, predict, explain, train, evaluate, convert, data, export)
 INTERRUPTED = 130  # exit code of the shell after Ctrl-C
 DESCRIPTION = "DETR for panoptic segmentation: every pixel of a photograph gets its thing or stuff."
 EPILOG = f"`{PROGRAM} COMMAND --help` explains a command and shows examples."
