@@ -15,13 +15,19 @@ MAX_CONNECTIONS = 512
 IDLE_SECONDS = 10  # after which a connection without a request is closed
 ENDING_SECONDS = 3  # for answers on their way when the server is told to stop
 
+SETTINGS = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    # Statistics of its own queue, which are shown nowhere here, and for which it would make a table after each answer.
+    "GRADIO_ANALYTICS_MAX_EVENTS": "1",
+    "GRADIO_ANALYTICS_CACHE_FREQUENCY": "1000000000",
+}
+
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
     """A folder for uploads that goes with the server; Gradio, which must not be imported yet, is told to use it."""
     with tempfile.TemporaryDirectory(prefix="detr_panoptic_", ignore_cleanup_errors=True) as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        os.environ.update(SETTINGS, GRADIO_TEMP_DIR=folder)
         yield Path(folder)
 
 
@@ -65,11 +71,19 @@ def serve(application: Application, listener: socket.socket, *, on_start: Callab
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=ENDING_SECONDS,
     )
-    _Server(config, on_start).run(sockets=[listener])
+    Server(config, on_start).run(sockets=[listener])
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
+    """Says when it has started.
+
+    Args:
+        config: of the server.
+        on_start: called then.
+    """
+
     def __init__(self, config: uvicorn.Config, on_start: Callable[[], None]) -> None:
+        """Keep the call."""
         super().__init__(config)
         self._on_start = on_start
 

@@ -1,18 +1,18 @@
 """What the page says of a picture: its segments, where the model looked, and the files that `predict` would write."""
 
 import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ..app.guard import Guard, Listeners
+from ..app.answers import Content, File, Result, Settings, Threshold
+from ..app.guard import Guard
 from ..app.limits import Limits
-from ..app.page import Content, File, Result, Settings, Threshold, build_page, mount
-from ..app.uploads import Uploads
+from ..app.page import page_application
 from ..data.scenes import SCENE_CATEGORIES, make_scene
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
@@ -39,11 +39,10 @@ function connect(root, data) {
 """
 
 
-@contextmanager
 def application_for(
     model: DetrPanopticForSegmentation, processor: DetrPanopticImageProcessor, limits: Limits, folder: Path
-) -> Iterator[Guard]:
-    """The page of a model, guarded, as an ASGI application.
+) -> AbstractContextManager[Guard]:
+    """The page of a model as an ASGI application.
 
     Args:
         model: in evaluation mode.
@@ -51,13 +50,7 @@ def application_for(
         limits: of the server.
         folder: of the uploads.
     """
-    uploads, listeners = Uploads(folder, limits), Listeners()
-    content = content_for(model, processor)
-    page, workers = build_page(partial(answer, model, processor), content, uploads, listeners)
-    try:
-        yield Guard(mount(page, content, limits), uploads, listeners)
-    finally:
-        workers.shutdown(wait=False, cancel_futures=True)
+    return page_application(partial(answer, model, processor), content_for(model, processor), limits, folder)
 
 
 def answer(
