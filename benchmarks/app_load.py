@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -72,7 +73,10 @@ def main() -> int:
 
 async def measure(url: str, pid: int | None, arguments: argparse.Namespace) -> Tally:
     """First every picture alone, then all clients at once."""
-    pictures = [_picture(seed, SIZES[seed % len(SIZES)]) for seed in range(arguments.pictures)]
+    if arguments.files:
+        pictures = [file.read_bytes() for file in arguments.files]
+    else:
+        pictures = [_picture(seed, SIZES[seed % len(SIZES)]) for seed in range(arguments.pictures)]
     tally = Tally()
     limits = httpx.Limits(max_connections=4 * arguments.clients + 4)
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, limits=limits, trust_env=False) as client:
@@ -211,7 +215,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="of the server that is started (default: the one that ships)")
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=120, help="at most 600")
-    parser.add_argument("--pictures", type=int, default=8, help="different ones, each with four settings")
+    parser.add_argument("--pictures", type=int, default=8, help="generated ones, each with four settings")
+    parser.add_argument("--files", type=Path, nargs="+", help="these instead of generated pictures")
     parser.add_argument("--queue", type=int, default=20, help="of the server that is started")
     arguments = parser.parse_args()
     if arguments.url and not re.match(r"http://(127\.0\.0\.1|localhost|\[::1\])(:|/|$)", arguments.url):

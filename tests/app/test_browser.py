@@ -232,6 +232,16 @@ def test_a_wrong_file_gets_a_sentence_and_the_next_one_works(browser, page, scen
     assert result(browser)
 
 
+def test_a_file_that_is_too_large_gets_a_sentence(browser, page, tmp_path):
+    visit(browser, page)
+    large = tmp_path / "large.png"
+    Image.effect_noise((1200, 1000), 90).convert("RGB").save(large, compress_level=0)
+    choose(browser, large)
+    toast = wait_for(lambda: css(browser, ".toast-body").text)
+    assert "exceed the maximum allowed size" in toast
+    assert "Choose a picture" in css(browser, "#result").text
+
+
 def test_the_keyboard_is_enough(browser, page):
     from selenium.webdriver import Keys
 
@@ -297,6 +307,7 @@ def test_names_stay_texts_in_the_browser(browser, hostile_page, tiny_picture):
     assert not all_css(browser, "#result img[onerror]")
 
 
+@pytest.mark.slow  # well below a minute, but the others show more
 def test_a_busy_page_says_so(browser, page_folder, tiny_picture):
     import threading
     from dataclasses import replace

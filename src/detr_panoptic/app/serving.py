@@ -1,11 +1,13 @@
 """The server: where it writes, where it listens, how it starts and ends."""
 
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import uvicorn
 
@@ -54,13 +56,15 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(application: Application, listener: socket.socket, *, on_start: Callable[[], None]) -> None:
-    """Serve until the process is told to stop (SIGINT, SIGTERM).
+    """Serve until the process is told to stop (SIGINT, SIGTERM); to be called in the main thread.
 
     Args:
         application: in ASGI's sense.
         listener: see `listen`.
         on_start: called when the first request can come.
     """
+    # Having ended its answers, uvicorn raises the signal once more; by itself, SIGTERM would leave the uploads behind.
+    signal.signal(signal.SIGTERM, _leave)
     config = uvicorn.Config(
         application,
         log_level="warning",
@@ -72,6 +76,10 @@ def serve(application: Application, listener: socket.socket, *, on_start: Callab
         timeout_graceful_shutdown=ENDING_SECONDS,
     )
     Server(config, on_start).run(sockets=[listener])
+
+
+def _leave(number: int, _: object) -> NoReturn:
+    raise SystemExit(128 + number)  # the shell's code for it
 
 
 class Server(uvicorn.Server):
