@@ -32,7 +32,7 @@ function start() {
     addDownload(list, label, name, () => new Blob([bytes], { type: kind }));
   }
   addDownload(list, "picture (PNG)", data.picture, () => pictureOf(root));
-  root.append(list);
+  root.insertBefore(list, root.querySelector(".list").nextSibling);
   connect(root, data);
 }
 watch("value", start);

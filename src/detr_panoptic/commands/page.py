@@ -30,7 +30,7 @@ TASKS = {
 }
 EXAMPLES = 24  # different scenes, so that no more files than that come of the button
 SCALE = 2  # of a scene, for readable labels
-EMPTY = "<p>Nothing scored that high. A lower least score may show something.</p>"
+EMPTY = '<p role="status">Nothing scored that high. A lower least score may show something.</p>'
 CONNECT = """
 function connect(root, data) {
   const owner = connectSegments(root, data);

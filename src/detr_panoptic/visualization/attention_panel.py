@@ -30,8 +30,8 @@ def attention_data(attentions: Iterable[ObjectAttention]) -> dict[str, Any]:
             through once, so that no more than one need be in memory with its mask.
 
     Returns:
-        For each object its title and maps: the sum of the mask head's heads, each head in their common scale, and the
-        mean of the heads of each decoder layer. Cells of padding are left out.
+        For each object its title and maps: the sum of the mask head's heads, the mean of the heads of each decoder
+        layer, and each head of the mask head, these in one scale. Cells of padding are left out.
     """
     objects = []
     for attention in attentions:
@@ -59,11 +59,11 @@ def _maps(attention: ObjectAttention, rows: int, columns: int) -> list[dict[str,
     peak = float(heads.max())
     return [
         _map("mask head, sum of its heads", heads.sum(0)),
+        *(_map(f"decoder layer {i}, mean of its heads", layer) for i, layer in enumerate(layers, start=1)),
         *(
             _map(f"mask head, head {i}: {percent(attention.mask_maps[i - 1].sum())}", head, peak=peak)
             for i, head in enumerate(heads, start=1)
         ),
-        *(_map(f"decoder layer {i}, mean of its heads", layer) for i, layer in enumerate(layers, start=1)),
     ]
 
 
