@@ -45,7 +45,7 @@ THIRD_PARTY_ON_THE_HUB = {
     "safetensors",
 }
 TOP_LEVEL = sorted(path for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "cli"))
-FOLDERS = ("data", "evaluation", "training", "visualization", "export")
+FOLDERS = ("data", "evaluation", "training", "visualization", "export", "app")
 
 
 def relative_imports(path: Path) -> list[tuple[int, str]]:

@@ -22,7 +22,7 @@ from ..visualization import ObjectAttention, hover_figure
 from ..visualization.embedding import picture_tag
 from ..visualization.labels import label_text
 from ..visualization.report import Html, write_page
-from .prediction import describe_segments, segments_of
+from .prediction import MaskThresholds, describe_segments, segments_of
 
 SHEET_SIDE = 4000  # pixels: sheets stand on the page as they are
 
@@ -103,7 +103,9 @@ def explain_image(
     processor: DetrPanopticImageProcessor,
     *,
     threshold: float | None,
-    all_masks: bool,
+    all_masks: bool = False,
+    task: str = "panoptic",
+    mask_thresholds: MaskThresholds = (None, None),
 ) -> Explanation:
     """Run the model on one image and keep what it attended to.
 
@@ -114,12 +116,14 @@ def explain_image(
         processor: the model's.
         threshold: the least score of a segment; None: the processor's.
         all_masks: make the masks of all queries, also of those that see no object.
+        task: "panoptic" or "instance"; the classes of a semantic map come from no query alone.
+        mask_thresholds: see `segments_of`.
     """
     inputs = processor(images=image, return_tensors="pt").to(device=model.device, dtype=model.dtype)
     with torch.inference_mode():
         outputs = model(**inputs, mask_queries="all" if all_masks else None, output_attentions=True)
     sizes = [(image.height, image.width)]
-    (result,) = segments_of(outputs, processor, sizes, task="panoptic", threshold=threshold)
+    (result,) = segments_of(outputs, processor, sizes, task=task, threshold=threshold, mask_thresholds=mask_thresholds)
     segmentation = result["segmentation"].cpu().numpy()
     segments = describe_segments(segmentation, result["segments_info"], model.config)
     queries = queries_of(segments, outputs.logits[0])

@@ -23,6 +23,7 @@ from ..visualization import draw_segments
 # By task, where it is not what the model's configuration says: in the semantic map the queries add up, also those
 # whose best class is "no object".
 MASK_QUERIES = {"semantic": "all"}
+MaskThresholds = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,26 @@ def segments_of(
     *,
     task: str,
     threshold: float | None,
+    mask_thresholds: MaskThresholds = (None, None),
 ) -> list[Mapping[str, Any]]:
-    """The segments of a batch's outputs, as `segment` returns them; `sizes` are (height, width) of the images."""
+    """The segments of a batch's outputs, as `segment` returns them.
+
+    Args:
+        outputs: the model's.
+        processor: the model's.
+        sizes: (height, width) of the images.
+        task: "panoptic", "instance" or "semantic".
+        threshold: the least score of a segment; None: the processor's. Nothing in the semantic task.
+        mask_thresholds: `mask_threshold` and `overlap_mask_area_threshold`; None: the processor's.
+    """
     if task == "semantic":
         label_maps: Any = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
         return [_segments_of_labels(label_map) for label_map in label_maps]
     if task == "instance":
-        return list(processor.post_process_instance_segmentation(outputs, threshold, target_sizes=sizes))
-    return list(processor.post_process_panoptic_segmentation(outputs, threshold, target_sizes=sizes))
+        merge: Any = processor.post_process_instance_segmentation
+    else:
+        merge = processor.post_process_panoptic_segmentation
+    return list(merge(outputs, threshold, *mask_thresholds, target_sizes=sizes))
 
 
 def describe_segments(
@@ -148,16 +161,21 @@ def write_prediction(prediction: Prediction, folder: Path, stem: str, id2label: 
     with written_whole(folder / f"{stem}_overlay.png") as part:
         overlay.save(part, format="PNG")
     write_segmentation(folder / f"{stem}.png", prediction.segmentation)
+    with written_whole(folder / f"{stem}.json") as part:
+        # Names of files may be no UTF-8.
+        part.write_text(prediction_json(prediction, f"{stem}.png"), encoding="utf-8", errors="backslashreplace")
+
+
+def prediction_json(prediction: Prediction, map_name: str) -> str:
+    """The text of the JSON file of one image, whose id map is in a file of that name."""
     content = {
         "image": prediction.name,
         "width": prediction.image.width,
         "height": prediction.image.height,
-        "segmentation": f"{stem}.png",
+        "segmentation": map_name,
         "segments_info": prediction.segments_info,
     }
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    with written_whole(folder / f"{stem}.json") as part:
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be no UTF-8
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def _segments_of_labels(label_map: Tensor) -> dict[str, Any]:

@@ -167,7 +167,7 @@ class Panels:
                 f"Decoder, cross-attention of layer {layer}",
                 "each head has its own scale; the number is the share of its brightest cell",
                 cross_maps[layer - 1],
-                [f"head {i}: {_percent(cross_maps[layer - 1, i - 1].max())}" for i in _numbers(cross_maps[0])],
+                [f"head {i}: {percent(cross_maps[layer - 1, i - 1].max())}" for i in _numbers(cross_maps[0])],
             ),
         ]
 
@@ -176,9 +176,9 @@ class Panels:
         mask_map, cross_maps = self.attention.mask_maps[head - 1], self.attention.cross_maps[:, head - 1]
         overview = [
             ("mask and box", self.outlined(2)),
-            (f"mask head, head {head}: {_percent(mask_map.sum())} of all heads", self.heat(mask_map, 2)),
+            (f"mask head, head {head}: {percent(mask_map.sum())} of all heads", self.heat(mask_map, 2)),
         ]
-        captions = [f"layer {i}: {_percent(cross_maps[i - 1].max())}" for i in _numbers(cross_maps)]
+        captions = [f"layer {i}: {percent(cross_maps[i - 1].max())}" for i in _numbers(cross_maps)]
         meaning = "each layer has its own scale; the number is the share of its brightest cell"
         title = f"Decoder, cross-attention of head {head}"
         return [Row("", "", len(overview), overview), self.heats(title, meaning, cross_maps, captions)]
@@ -186,7 +186,7 @@ class Panels:
     def mask_head_row(self) -> Row:
         """The mask head's maps in one scale, each with its share of the attention."""
         maps = self.attention.mask_maps
-        captions = [f"head {number}: {_percent(maps[number - 1].sum())}" for number in _numbers(maps)]
+        captions = [f"head {number}: {percent(maps[number - 1].sum())}" for number in _numbers(maps)]
         meaning = "one softmax over all heads and cells: one scale, and the number is the head's share"
         return self.heats("Mask head, attention maps", meaning, maps, captions, peak=float(maps.max()))
 
@@ -280,5 +280,6 @@ def _numbers(maps: np.ndarray) -> range:
     return range(1, len(maps) + 1)
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share of the attention as the pictures say it, `7.3 %`."""
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"

@@ -1,7 +1,7 @@
 "use strict";
-(() => {
-  const root = document.currentScript.closest(".segments");
-  const { width, height, runs, segments } = JSON.parse(root.querySelector("script[type='application/json']").textContent);
+// Connects the picture of a figure with its list. Returns which segment owns each pixel, row by row; what is clicked
+// is told by the event "pin" of the figure, whose detail is the segment's place in the list from 1, or 0.
+function connectSegments(root, { width, height, runs, segments }) {
   const owner = new Uint16Array(width * height); // 0 is void, n the n-th segment
   for (let i = 0, at = 0; i < runs.length; at += runs[i + 1], i += 2) owner.fill(runs[i], at, at + runs[i + 1]);
 
@@ -35,6 +35,7 @@
     pinned = index;
     rows.forEach((row, i) => row.querySelector("button").setAttribute("aria-pressed", i + 1 === index));
     show(index);
+    root.dispatchEvent(new CustomEvent("pin", { detail: index }));
   }
   function indexAt(event) {
     const box = view.getBoundingClientRect();
@@ -73,4 +74,5 @@
       if (event.key === "Escape") pin(0);
     });
   });
-})();
+  return owner;
+}

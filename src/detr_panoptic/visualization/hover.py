@@ -5,7 +5,7 @@ What is returned needs no other file, and without scripts it is still the pictur
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,6 +19,12 @@ from .report import Html, escaped
 
 MAX_SIDE = 1600  # pixels; larger photographs are made smaller
 SCRIPT = Path(__file__).with_name("hover.js")
+START = """
+{
+  const root = document.currentScript.closest(".segments");
+  connectSegments(root, JSON.parse(root.querySelector("script[type='application/json']").textContent));
+}
+"""
 STYLE = """
 .segments { display: grid; grid-template-columns: minmax(0, 3fr) minmax(15rem, 1fr); gap: 1rem; align-items: start; }
 .segments .view { position: relative; line-height: 0; cursor: crosshair; touch-action: manipulation; }
@@ -41,6 +47,20 @@ STYLE = """
 """
 
 
+class HoverParts(NamedTuple):
+    """What a figure is made of.
+
+    Args:
+        markup: pictures and list, for the inside of an element of class "segments".
+        data: what the script's `connectSegments(root, data)` takes, ready for JSON.
+        order: the place of each segment in the list, as its index in `segments_info`, void left out.
+    """
+
+    markup: Html
+    data: dict[str, Any]
+    order: list[int]
+
+
 def hover_figure(
     image: Image.Image,
     segmentation: ArrayLike,
@@ -58,8 +78,24 @@ def hover_figure(
         id2label: name of each label id.
         links: for segments with something more to see, by id: an address, such as "#segment-3".
     """
+    markup, data, _ = hover_parts(image, segmentation, segments_info, id2label, links=links)
+    script = SCRIPT.read_text(encoding="utf-8") + START
+    return Html(
+        f'<section class="segments"><style>{STYLE}</style>\n{markup}\n{data_tag(data)}\n<script>{script}</script>'
+        f"</section>"
+    )
+
+
+def hover_parts(
+    image: Image.Image,
+    segmentation: ArrayLike,
+    segments_info: Sequence[Mapping[str, Any]],
+    id2label: Mapping[int, str],
+    *,
+    links: Mapping[int, str] | None = None,
+) -> HoverParts:
+    """The parts of `hover_figure`, whose arguments these are, for a page that connects them itself."""
     segment_map = np.asarray(segmentation)
-    overlay = draw_segments(image, segment_map, segments_info, id2label)
     segments = [segment for segment in segments_info if segment["id"] != VOID_ID]
     order = index_map(segment_map, [segment["id"] for segment in segments])
     areas = np.bincount(order.ravel(), minlength=len(segments) + 1)[1:]
@@ -72,16 +108,17 @@ def hover_figure(
     lines = [_row(segments[i], id2label, colors[i], areas[i] / order.size, links or {}) for i in rows]
     small = _shrunk(place[order])
     data = {"width": small.shape[1], "height": small.shape[0], "runs": run_lengths(small), "segments": texts}
+    photograph, overlay = _pictures(image, segment_map, segments, id2label)
     header = '<th>class</th><th class="number">score</th><th class="number">area</th>' + ("<th></th>" if links else "")
-    return Html(
-        f'<section class="segments"><style>{STYLE}</style>\n<div><div class="view">'
-        f"{picture_tag(image, alt='the photograph', max_side=MAX_SIDE)}\n"
+    markup = (
+        f'<div><div class="view">'
+        f"{picture_tag(photograph, alt='the photograph', max_side=MAX_SIDE)}\n"
         f"{picture_tag(overlay, alt='its segments', max_side=MAX_SIDE).replace('<img', '<img class=colors', 1)}"
         f'<canvas aria-hidden="true"></canvas><div class="tip" hidden></div></div>\n'
         f'<p><label><input type="checkbox" checked> colors and labels</label></p></div>\n'
-        f'<div class="list"><table><thead><tr>{header}</tr></thead>\n<tbody>{"".join(lines)}</tbody></table></div>\n'
-        f"{data_tag(data)}\n<script>{SCRIPT.read_text(encoding='utf-8')}</script></section>"
+        f'<div class="list"><table><thead><tr>{header}</tr></thead>\n<tbody>{"".join(lines)}</tbody></table></div>'
     )
+    return HoverParts(Html(markup), data, rows.tolist())
 
 
 def run_lengths(values: np.ndarray) -> list[int]:
@@ -116,6 +153,25 @@ def _row(
 
 def _area_text(area: int, total: int) -> str:
     return f"{area / total:.1%} of the picture ({area} pixels)"
+
+
+def _pictures(
+    image: Image.Image,
+    segment_map: np.ndarray,
+    segments: Sequence[Mapping[str, Any]],
+    id2label: Mapping[int, str],
+) -> tuple[Image.Image, Image.Image]:
+    """The photograph and its overlay in the size in which they are shown, so that labels can be read."""
+    photograph = image.convert("RGB")
+    photograph.thumbnail((MAX_SIDE, MAX_SIDE))
+    if photograph.size != image.size:
+        # Nearest: an id between two others would be a third segment.
+        rows, columns = (
+            ((np.arange(length) + 0.5) * whole / length).astype(int)
+            for length, whole in zip(photograph.size[::-1], segment_map.shape, strict=True)
+        )
+        segment_map = segment_map[rows[:, None], columns]
+    return photograph, draw_segments(photograph, segment_map, segments, id2label)
 
 
 def _shrunk(values: np.ndarray) -> np.ndarray:
