@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 PROGRAM = "detr-panoptic"
 USER_ERROR = 2  # exit code, as argparse has it
 HUB_NAME_PARTS = 2  # OWNER/NAME
+WORKER_ERROR = re.compile(r"Caught \w+ in DataLoader worker process")  # torch puts that, and a traceback, before it
 
 
 class CommandError(Exception):
@@ -78,6 +80,8 @@ def report(message: str) -> None:
 def explain(error: Exception) -> str:
     """An error as one line: the first of its text, with its kind where the text alone would puzzle."""
     lines = str(error).strip().splitlines()
+    if lines and WORKER_ERROR.match(lines[0]):
+        lines = [lines[-1].partition(": ")[2]]  # what was raised there, without its kind
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, (CommandError, OSError, ValueError)) and lines:

@@ -94,7 +94,7 @@ def load_model(
         dtype: name of the torch type it computes in, whatever it was saved in.
 
     Raises:
-        CommandError: there is no model, or it is another one.
+        CommandError: there is no model, it is another one, or a weight is not finite.
     """
     folder = Path(source)
     if folder.is_file():
@@ -133,6 +133,9 @@ def load_model(
                 f"`--model FOLDER` takes another. {explain(error)}"
             )
         raise CommandError(message) from error
+    for name, weight in model.state_dict().items():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise CommandError(f"`--model {source}` has weights in {name} that are not finite in {dtype}.")
     return model.to(device).eval(), processor
 
 

@@ -4,6 +4,7 @@ from .augmentation import Augmentation, LargeScaleJitter, RandomAugmentation, sa
 from .coco import CocoPanopticPaths, find_coco_panoptic
 from .collation import PanopticCollator
 from .folders import IMAGE_SUFFIXES, read_categories
+from .lazy_records import NamedRecords
 from .reading import FORMATS, PanopticData, read_panoptic
 from .records import Record, categories_of, measure_segments, panoptic_features, segmentation_ids
 from .scenes import SCENE_CATEGORIES, make_scene, scenes_dataset
@@ -16,6 +17,7 @@ __all__ = [
     "Augmentation",
     "CocoPanopticPaths",
     "LargeScaleJitter",
+    "NamedRecords",
     "PanopticCollator",
     "PanopticData",
     "RandomAugmentation",
