@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .faults import held_output
 from .frame import USER_ERROR, CommandError, add_command
 from .loading import fingerprint, load_model, model_categories
 from .long_runs import add_run_options, check_run_options, journal_folder, processes, run_over
@@ -15,10 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     import numpy as np
+    from accelerate import PartialState
 
     from ..categories import Categories
+    from ..data import PanopticData
+    from ..evaluation.journal import Journal
     from ..evaluation.model_evaluation import Batch
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
+    from ..modeling_detr_panoptic import DetrPanopticForSegmentation
     from .frame import CommandParser
 
 AP_KINDS = {"none": (), "box": ("box",), "mask": ("box", "mask")}
@@ -76,45 +81,52 @@ def run(arguments: argparse.Namespace) -> int:
     data = read_source(arguments.data, **source_options(arguments))
     with processes(arguments.device) as (state, device):
         model, processor = load_model(arguments.model, device, dtype=arguments.dtype)
-
-        from ..evaluation.journal import Journal
-        from ..model_card import public_name
-        from .evaluation_report import write_report
-        from .pictures import DatasetPictures
-
-        pictures = DatasetPictures(data.records, with_truth=True)
-        threshold = processor.threshold if arguments.threshold is None else arguments.threshold
-        settings = {
-            "command": "evaluate",
-            "model": fingerprint(model, processor),
-            "data": pictures.fingerprint(),
-            "images": len(pictures),
-            "threshold": threshold,
-            "dtype": str(model.dtype),
-            "batch_size": arguments.batch_size,
-            "average_precision": arguments.average_precision,
-        }
-        journal = Journal(
-            journal_folder(arguments.output), settings, length=len(pictures), process=state.process_index
-        )
-        kinds = AP_KINDS[arguments.average_precision]
-        measure = Measurement(
-            processor,
-            label_map(model_categories(model.config).id2label, data.categories),
-            data.categories,
-            threshold=threshold,
-            kinds=kinds,
-            maps=arguments.output / MAPS,
-        )
-        mask_queries = "all" if "mask" in kinds else None
-        speed = run_over(pictures, model, processor, journal, state, arguments, measure, mask_queries)
-        if state.is_main_process:
-            dataset = f"{public_name(arguments.data)} {arguments.split or ''}".strip()
-            write_report(
-                arguments.output, journal, pictures, data.categories, dataset=dataset, kinds=kinds, speed=speed
-            )
-        state.wait_for_everyone()
+        with held_output(arguments.output, state):
+            journal = _measure_all(arguments, data, model, processor, state)
     return USER_ERROR if journal.failures else 0
+
+
+def _measure_all(
+    arguments: argparse.Namespace,
+    data: PanopticData,
+    model: DetrPanopticForSegmentation,
+    processor: DetrPanopticImageProcessor,
+    state: PartialState,
+) -> Journal:
+    from ..evaluation.journal import Journal
+    from ..model_card import public_name
+    from .evaluation_report import write_report
+    from .pictures import DatasetPictures
+
+    pictures = DatasetPictures(data.records, with_truth=True)
+    threshold = processor.threshold if arguments.threshold is None else arguments.threshold
+    settings = {
+        "command": "evaluate",
+        "model": fingerprint(model, processor),
+        "data": pictures.fingerprint(),
+        "images": len(pictures),
+        "threshold": threshold,
+        "dtype": str(model.dtype),
+        "batch_size": arguments.batch_size,
+        "average_precision": arguments.average_precision,
+    }
+    journal = Journal(journal_folder(arguments.output), settings, length=len(pictures), process=state.process_index)
+    kinds = AP_KINDS[arguments.average_precision]
+    measure = Measurement(
+        processor,
+        label_map(model_categories(model.config).id2label, data.categories),
+        data.categories,
+        threshold=threshold,
+        kinds=kinds,
+        maps=arguments.output / MAPS,
+    )
+    mask_queries = "all" if "mask" in kinds else None
+    speed = run_over(pictures, model, processor, journal, state, arguments, measure, mask_queries)
+    if state.is_main_process:
+        dataset = f"{public_name(arguments.data)} {arguments.split or ''}".strip()
+        write_report(arguments.output, journal, pictures, data.categories, dataset=dataset, kinds=kinds, speed=speed)
+    state.wait_for_everyone()
+    return journal
 
 
 def label_map(id2label: Mapping[int, str], categories: Categories) -> dict[int, int]:

@@ -100,7 +100,7 @@ def load_model(
         dtype: name of the torch type it computes in, whatever it was saved in.
 
     Raises:
-        CommandError: there is no model, or it is another one.
+        CommandError: there is no model, it is another one, or a weight is not finite.
     """
     folder = Path(source)
     if folder.is_file():
@@ -144,7 +144,15 @@ def load_model(
                 f"`--model FOLDER` takes another. {explain(error)}"
             )
         raise CommandError(message) from error
+    _check_finite(source, model, dtype)
     return model.to(device).eval(), processor
+
+
+def _check_finite(source: str, model: DetrPanopticForSegmentation, dtype: str) -> None:
+    """Raises CommandError for a weight that no run can have made on purpose."""
+    for name, weight in model.state_dict().items():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise CommandError(f"`--model {source}` has weights in {name} that are not finite in {dtype}.")
 
 
 def _check_files(source: str, folder: Path, config: Any) -> None:

@@ -115,7 +115,8 @@ def run_over(
         mask_queries: which queries get masks.
 
     Raises:
-        CommandError: an image could not be read, and `--on-error` says stop.
+        CommandError: an image could not be read, and `--on-error` says stop; or the journal has lost lines.
+        FloatingPointError: the model's outputs are not finite.
     """
     from ..evaluation.batching import load_batches, plan_batches
     from ..evaluation.model_evaluation import run_model
@@ -126,6 +127,7 @@ def run_over(
     before = len(journal)
     started = time.perf_counter()
     with journal:
+        state.wait_for_everyone()  # no line without the settings that it belongs to
         workers = num_workers(arguments.workers, model.device, state.num_processes)
         loaded = load_batches(pictures, open_ones, processor, workers=workers)
         shown = _with_progress(loaded, total=(len(pictures) - before) // state.num_processes, state=state)
@@ -138,6 +140,12 @@ def run_over(
     seconds = time.perf_counter() - started
     journal.reload()
     state.wait_for_everyone()  # only now may the main process remove it
+    lost = len(pictures) - len(journal) - len(journal.failures)
+    if lost:
+        raise CommandError(
+            f"{journal.folder} lacks {lost} of {len(pictures)} images, all of which were done: it was changed or "
+            "removed meanwhile. Start the same command again, and they are done again."
+        )
     return (len(journal) - before) / seconds
 
 

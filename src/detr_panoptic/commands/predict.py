@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .faults import held_output
 from .frame import USER_ERROR, CommandError, add_command, plain, report
 from .loading import add_model_option, fingerprint, load_model
 from .long_runs import add_run_options, check_run_options, journal_folder, processes, run_over
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from accelerate import PartialState
+
+    from ..evaluation.journal import Journal
+    from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
+    from ..modeling_detr_panoptic import DetrPanopticForSegmentation
     from .frame import CommandParser
     from .pictures import DatasetPictures, ImageFiles
     from .prediction import Prediction
@@ -97,31 +103,40 @@ def run(arguments: argparse.Namespace) -> int:
         return USER_ERROR
     with processes(arguments.device) as (state, device):
         model, processor = load_model(arguments.model, device, dtype=arguments.dtype)
-
-        from ..evaluation.journal import Journal
-        from .prediction import MASK_QUERIES
-        from .prediction_writers import CocoWriter, FileWriter, ParquetWriter
-
-        writers = {FILES: FileWriter, COCO: CocoWriter, PARQUET: ParquetWriter}
-        settings = {
-            "command": "predict",
-            "model": fingerprint(model, processor),
-            "images": pictures.fingerprint(),
-            **{name: getattr(arguments, name) for name in ("to", "task", "threshold", "batch_size")},
-            "dtype": str(model.dtype),
-        }
-        journal = Journal(
-            journal_folder(arguments.output), settings, length=len(pictures), process=state.process_index
-        )
-        done_before = len(journal)
-        writer = writers[arguments.to](arguments.output, pictures, model, processor, arguments)
-        run_over(pictures, model, processor, journal, state, arguments, writer, MASK_QUERIES.get(arguments.task))
-        if state.is_main_process:
-            writer.finish(journal)
-            if len(journal):
-                print_table(writer.first, num_done=len(journal), done_before=done_before, output=arguments.output)
-        state.wait_for_everyone()
+        with held_output(arguments.output, state):
+            journal = _predict_all(arguments, pictures, model, processor, state)
     return USER_ERROR if missing or journal.failures else 0
+
+
+def _predict_all(
+    arguments: argparse.Namespace,
+    pictures: ImageFiles | DatasetPictures,
+    model: DetrPanopticForSegmentation,
+    processor: DetrPanopticImageProcessor,
+    state: PartialState,
+) -> Journal:
+    from ..evaluation.journal import Journal
+    from .prediction import MASK_QUERIES
+    from .prediction_writers import CocoWriter, FileWriter, ParquetWriter
+
+    writers = {FILES: FileWriter, COCO: CocoWriter, PARQUET: ParquetWriter}
+    settings = {
+        "command": "predict",
+        "model": fingerprint(model, processor),
+        "images": pictures.fingerprint(),
+        **{name: getattr(arguments, name) for name in ("to", "task", "threshold", "batch_size")},
+        "dtype": str(model.dtype),
+    }
+    journal = Journal(journal_folder(arguments.output), settings, length=len(pictures), process=state.process_index)
+    done_before = len(journal)
+    writer = writers[arguments.to](arguments.output, pictures, model, processor, arguments)
+    run_over(pictures, model, processor, journal, state, arguments, writer, MASK_QUERIES.get(arguments.task))
+    if state.is_main_process:
+        writer.finish(journal)
+        if len(journal):
+            print_table(writer.first, num_done=len(journal), done_before=done_before, output=arguments.output)
+    state.wait_for_everyone()
+    return journal
 
 
 def _pictures(arguments: argparse.Namespace) -> tuple[ImageFiles | DatasetPictures, list[str]]:

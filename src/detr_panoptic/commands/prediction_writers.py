@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from ..data import write_parquet
-from ..evaluation.journal import Journal
+from ..evaluation.journal import Journal, written_whole
 from ..evaluation.model_evaluation import Batch
 from ..evaluation.results import write_coco_json, write_segmentation
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+from .frame import CommandError
 from .loading import model_categories
+from .long_runs import journal_folder
 from .pictures import DatasetPictures, ImageFiles, file_name_of
 from .predict import MAX_LISTED_IMAGES, output_stems
 from .prediction import Prediction, describe_segments, segments_of, write_prediction
 
 MAPS = "panoptic"  # folder of the maps, and name of the JSON file beside it
+PACKING = ".packing"  # folder of Parquet files that are not all written
+MARK = "packed"  # file of the journal: number of images in the Parquet files
 COCO_KEYS = ("id", "category_id", "isthing", "area", "bbox", "score")
 RECORD_KEYS = ("id", "label_id", "area", "bbox", "score")
 
@@ -89,7 +93,7 @@ class FileWriter(Writer):
 
     def finish(self, journal: Journal) -> None:
         """Remove the journal."""
-        shutil.rmtree(journal.folder)
+        journal.remove()
 
 
 class CocoWriter(Writer):
@@ -134,18 +138,28 @@ class CocoWriter(Writer):
 class ParquetWriter(CocoWriter):
     """A dataset in Parquet files, pictures included; the maps are packed into it when all images are done."""
 
+    def __init__(self, *parts: Any) -> None:
+        """Refuse to replace what this program has not made."""
+        super().__init__(*parts)
+        if (self.output / "data").exists() and not (journal_folder(self.output) / MARK).exists():
+            raise CommandError(f"`--output {self.output}` has a folder `data` that is no result of an earlier run.")
+
     def finish(self, journal: Journal) -> None:
-        """Pack, unless an earlier run has; the maps stay as long as an image may still be added."""
-        data, packing, packed = self.output / "data", self.output / ".packing", journal.folder / "packed"
-        earlier = packed.read_text() if packed.exists() else None
-        if len(journal) and earlier != str(len(journal)):
-            shutil.rmtree(packing, ignore_errors=True)
+        """Pack, unless an earlier run has; the maps stay as long as an image may still be added.
+
+        The mark is written before the pack gets its name: a folder `data` with a mark is ours to replace.
+        """
+        data, packing, mark = self.output / "data", self.output / PACKING, journal.folder / MARK
+        is_packed = data.is_dir() and mark.exists() and mark.read_text() == str(len(journal))
+        shutil.rmtree(packing, ignore_errors=True)
+        if len(journal) and not is_packed:
             write_parquet(packing, self._records(journal), self.categories, with_scores=True)
-            if earlier is not None:
-                shutil.rmtree(data)
+            if data.exists():
+                data.rename(packing / "earlier")
+            with written_whole(mark) as part:
+                part.write_text(str(len(journal)))
             (packing / "data").rename(data)
-            packing.rmdir()
-            packed.write_text(str(len(journal)))
+            shutil.rmtree(packing)
         if not journal.failures:
             shutil.rmtree(self.output / MAPS)
 

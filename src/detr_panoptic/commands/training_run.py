@@ -18,18 +18,19 @@ from datasets import Dataset
 from PIL import Image
 from rich.console import Console
 
-from ..data import segmentation_ids
+from ..data import NamedRecords, segmentation_ids
 from ..evaluation import evaluate_model
 from ..evaluation.panoptic_quality import PanopticStats, panoptic_quality
 from ..model_card import hub_name
 from ..training.arguments import TrainingArguments
-from ..training.checkpoints import Progress, claim_output, load_checkpoint, open_run, save_checkpoint, whole_files
+from ..training.checkpoints import Progress, load_checkpoint, open_run, save_checkpoint, whole_files
 from ..training.loop import Surroundings, TrainingState, train
 from ..training.optimization import average_weights, build_optimizer, build_schedule, rate_factor
 from ..training.plan import describe_memory, describe_plan, is_out_of_memory, memory_advice
 from ..training.summary import SUMMARY, write_model_card, write_summary
 from ..training.tracking import RunLog, start_trackers, tracker_names
 from ..visualization import draw_side_by_side
+from .faults import held_output
 from .frame import CommandError
 from .loading import without_progress_bars
 from .prediction import segment
@@ -103,13 +104,11 @@ class TrainingRun:
         """Trains, from the last checkpoint if there is one; returns whether the run is finished.
 
         Raises:
-            CommandError: there was not enough memory.
+            CommandError: there was not enough memory, or `held_output` met a fault.
             ValueError: the output folder belongs to something else.
         """
-        if not self.accelerator.is_main_process:
-            return self._train()
-        with claim_output(self.output):
-            open_run(self.output, self.arguments, overwrite=overwrite)
+        prepare = partial(open_run, self.output, self.arguments, overwrite=overwrite)
+        with held_output(self.output, self.accelerator, prepare):
             return self._train()
 
     def print_plan(self) -> None:
@@ -152,7 +151,6 @@ class TrainingRun:
 
     def _train(self) -> bool:
         arguments, accelerator = self.arguments, self.accelerator
-        accelerator.wait_for_everyone()  # the main process has cleared the folder
         if arguments.model.calibrate and arguments.model.model is None:
             calibrate(self.model, self.batches, self.data)
         state, loader, total_steps = self._prepare()
@@ -208,7 +206,7 @@ class TrainingRun:
         """Measures the state on this process's share, records it, and saves the model if it is the best so far."""
         accelerator = self.accelerator
         model = state.gather() if state.averaged is None else state.averaged.module
-        metrics, quality = self._measure(model, share_of(self.data.validation, self.accelerator))
+        metrics, quality = self._measure(model, NamedRecords(share_of(self.data.validation, self.accelerator)))
         metrics |= self._measure_training(model)
         log.evaluation(state.progress, metrics)
         if accelerator.is_main_process:
@@ -295,7 +293,7 @@ class TrainingRun:
         for picture in pictures:
             sheet.paste(picture, (0, top))
             top += picture.height
-        with whole_files(self.output) as folder, without_progress_bars():
+        with whole_files(self.output, "The model") as folder, without_progress_bars():
             model.save_pretrained(folder)
             self.processor.save_pretrained(folder)
             sheet.save(folder / PICTURE)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from ..categories import Categories
 from ..configuration_detr_panoptic import DetrPanopticConfig
-from ..data import PanopticCollator, PanopticData
+from ..data import NamedRecords, PanopticCollator, PanopticData
 from ..data.augmentation import (
     PAPER_CROP_RANGE,
     PAPER_CROP_SCALES,
@@ -113,7 +113,8 @@ def _read_with_classes_of(categories: Categories, source: str, **options: Any) -
 def _label_ids(records: Dataset) -> list[list[int]]:
     """Labels of the segments of some images."""
     step = max(1, len(records) // SUMMARY_IMAGES)
-    rows = (records[i] for i in range(0, len(records), step))
+    named = NamedRecords(records)
+    rows = (named[i] for i in range(0, len(records), step))
     return [[segment["label_id"] for segment in row["segments_info"]] for row in rows]
 
 
@@ -206,7 +207,7 @@ def build_batches(arguments: TrainingArguments, data: TrainingData, processor: D
     order = EpochOrder(len(data.train), seed)
     is_over = torch.zeros((), dtype=torch.int64).share_memory_()
     loader: DataLoader[Any] = DataLoader(
-        data.train,
+        NamedRecords(data.train),  # type: ignore[arg-type]  # anything with these two methods does
         batch_size=arguments.optimization.batch_size,
         sampler=order,
         collate_fn=partial(collate, collator, with_masks=arguments.model.stage != "boxes"),
@@ -220,7 +221,8 @@ def build_batches(arguments: TrainingArguments, data: TrainingData, processor: D
 
 def calibrate(model: DetrPanopticForSegmentation, batches: Batches, data: TrainingData) -> None:
     """`training.calibration.calibrate` on the first images."""
-    first = collate(batches.collator, [data.train[i] for i in range(min(CALIBRATION_IMAGES, len(data.train)))])
+    named = NamedRecords(data.train)
+    first = collate(batches.collator, [named[i] for i in range(min(CALIBRATION_IMAGES, len(named)))])
     calibrate_model(model, first["pixel_values"], first["pixel_mask"])
 
 

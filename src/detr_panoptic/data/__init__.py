@@ -5,6 +5,7 @@ from .coco import CocoPanopticPaths, find_coco_panoptic
 from .collation import PanopticCollator
 from .folders import IMAGE_SUFFIXES, read_categories
 from .images import read_images
+from .lazy_records import NamedRecords
 from .reading import FORMATS, PanopticData, read_panoptic
 from .records import Record, categories_of, measure_segments, panoptic_features, segmentation_ids
 from .scenes import SCENE_CATEGORIES, make_scene, scenes_dataset
@@ -17,6 +18,7 @@ __all__ = [
     "Augmentation",
     "CocoPanopticPaths",
     "LargeScaleJitter",
+    "NamedRecords",
     "PanopticCollator",
     "PanopticData",
     "RandomAugmentation",

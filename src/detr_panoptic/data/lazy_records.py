@@ -4,7 +4,7 @@
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from io import BytesIO
 from pathlib import PurePosixPath
@@ -65,6 +65,39 @@ def _decode_batch(decode: Decode, batch: dict[str, list[Any]]) -> dict[str, list
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     records = [decode(row) for row in rows]
     return {name: [record[name] for record in records] for name in records[0]}
+
+
+class NamedRecords:
+    """Canonical records by index; whatever is wrong with one is raised with its name.
+
+    Args:
+        records: canonical ones.
+    """
+
+    def __init__(self, records: Dataset) -> None:
+        """Keep the records, and a view of them that opens no picture."""
+        self._records = records
+        self._names = records.with_format(None).select_columns(["image_id", "file_name"])
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        """A record.
+
+        Raises:
+            ValueError: it cannot be read; names the image.
+        """
+        try:
+            return self._records[index]
+        except Exception as error:  # broken files raise anything from SyntaxError to struct.error
+            name, text = name_of(self._names[index]), str(error).partition("\n")[0]
+            raise ValueError(text if name in text else f"{name}: {text}") from error
+
+    def __iter__(self) -> Iterator[Record]:
+        """One record after the other."""
+        return (self[index] for index in range(len(self)))
 
 
 def relabeled(raw: RawRecords, categories: Categories) -> RawRecords:

@@ -6,6 +6,7 @@ million takes a few bytes of memory for each.
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,6 +79,7 @@ class Journal:
         """Start writing. The main process leaves the settings to later runs."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.process == 0:
+            shutil.rmtree(self._removed, ignore_errors=True)  # of a run that was killed while it removed its own
             with written_whole(self.folder / SETTINGS) as part:
                 part.write_text(json.dumps(self.settings, indent=1) + "\n", encoding="utf-8")
         path = self.folder / f"{self.process:05d}.jsonl"
@@ -90,6 +92,16 @@ class Journal:
     ) -> None:
         """Stop writing."""
         self._stream.close()
+
+    def remove(self) -> None:
+        """Takes the journal away: whenever the process is killed, the next run finds all of it or nothing."""
+        removed = self._removed
+        self.folder.rename(removed)
+        shutil.rmtree(removed)
+
+    @property
+    def _removed(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.removed")
 
     def write(self, index: int, entry: Mapping[str, Any]) -> None:
         """Say that an image is done, and what came of it (JSON)."""

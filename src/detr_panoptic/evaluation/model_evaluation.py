@@ -48,15 +48,33 @@ def run_model(
         model: put into evaluation mode, and back into its own after.
         batches: what `make_batch` returns; gone through once.
         mask_queries: which queries get masks; None: as the model's configuration says.
+
+    Raises:
+        FloatingPointError: scores or masks are not finite; names the images.
     """
     was_training = model.training
     model.eval()
     try:
         for batch in batches:
             inputs = batch.inputs.to(device=model.device, dtype=model.dtype)
-            yield batch, model(**inputs, mask_queries=mask_queries)
+            outputs = model(**inputs, mask_queries=mask_queries)
+            _check_finite(batch, outputs)
+            yield batch, outputs
     finally:
         model.train(was_training)
+
+
+def _check_finite(batch: Batch, outputs: Any) -> None:
+    # Comparisons with NaN are false: post-processing would find nothing, and call that a result.
+    sums = outputs.logits.sum(dtype=torch.float32)  # one pass over the masks, where `isfinite` makes copies
+    if outputs.pred_masks is not None:
+        sums = sums + outputs.pred_masks.sum(dtype=torch.float32)
+    if not sums.isfinite():
+        names = [str(record.get("file_name") or record["image_id"]) for record in batch.records]
+        raise FloatingPointError(
+            f"The model's outputs are not finite with the images {', '.join(names)}: its weights are broken, or the "
+            f"numbers of {outputs.logits.dtype} too small for it."
+        )
 
 
 def evaluate_model(

@@ -1,4 +1,4 @@
-"""The output folder of a run: who may write there, and what is always whole.
+"""The output folder of a run, and what in it is always whole.
 
     output/                     the best model so far and its image processor: what `from_pretrained` reads
     output/checkpoints/step_N/  everything that the run needs to go on: weights, optimizer, random numbers, place
@@ -11,7 +11,6 @@ was there before.
 import os
 import pickle
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -30,7 +29,6 @@ STEP_PREFIX = "step_"
 PARTIAL_PREFIX = ".partial_"
 SETTINGS = "training.yaml"
 METRICS = "metrics.jsonl"
-LOCK = ".lock"
 
 
 @dataclass
@@ -59,28 +57,6 @@ class Progress:
         """The inverse of `state_dict`."""
         for name, value in state.items():
             setattr(self, name, value)
-
-
-@contextmanager
-def claim_output(folder: Path) -> Iterator[None]:
-    """Makes the folder and holds it for this process; the lock ends with the process, however it ends.
-
-    Raises:
-        OSError: the folder cannot be written to.
-        ValueError: another run holds it, or it is a file.
-    """
-    if folder.is_file():
-        raise ValueError(f"`output` {folder} is a file: name a folder for the run.")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
-        if sys.platform != "win32":
-            import fcntl
-
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not inherited by data workers
-            except BlockingIOError as error:
-                raise ValueError(f"`output` {folder} belongs to another run that is still going on.") from error
-        yield
 
 
 def open_run(folder: Path, arguments: TrainingArguments, *, overwrite: bool = False) -> None:
@@ -119,35 +95,58 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
     # At the end of a pass there may be two with one step: before the evaluation, and after it.
     name = f"{progress.step:08d}" + ("" if progress.windows else f"_epoch_{progress.epoch}")
     partial, final = checkpoints / (PARTIAL_PREFIX + name), checkpoints / (STEP_PREFIX + name)
-    try:
+    what = f"The checkpoint of step {progress.step}"
+    with reported_failure(what, checkpoints, partial):
         accelerator.save_state(str(partial))
-        accelerator.wait_for_everyone()
-        if not accelerator.is_main_process:
-            return
-        sync([*partial.rglob("*"), *([metrics] if metrics.is_file() else [])])
+    accelerator.wait_for_everyone()
+    if not accelerator.is_main_process:
+        return
+    with reported_failure(what, checkpoints, partial):
+        sync([*partial.rglob("*"), partial, *([metrics] if metrics.is_file() else [])])
         partial.rename(final)
         sync([checkpoints])
+    for old in sorted(checkpoints.glob(STEP_PREFIX + "*"))[:-keep]:
+        removed = old.rename(checkpoints / (PARTIAL_PREFIX + old.name))  # what has its name is whole
+        shutil.rmtree(removed)
+
+
+@contextmanager
+def reported_failure(what: str, folder: Path, partial: Path) -> Iterator[None]:
+    """Takes away what was written of a thing that could not be written to its end, and says so.
+
+    Args:
+        what: begins the message.
+        folder: that it should be in.
+        partial: folder of what is there of it.
+
+    Raises:
+        OSError: whatever was raised inside; what was in `folder` before is still there.
+    """
+    try:
+        yield
     except Exception as error:  # torch, safetensors and the system each have their own for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise OSError(
-            f"The checkpoint of step {progress.step} could not be written to {checkpoints}: {reason} "
+            f"{what} could not be written to {folder}: {reason} "
             "What was saved before is whole: make room, and start the same command again."
         ) from error
-    for old in sorted(checkpoints.glob(STEP_PREFIX + "*"))[:-keep]:
-        shutil.rmtree(old)
 
 
 def load_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress) -> None:
     """Takes up the run where its last checkpoint left it, if there is one; called on every process.
 
     Raises:
-        ValueError: it was another number of processes, so that an update had other images.
+        ValueError: it cannot be read; or it was another number of processes, so that an update had other images.
     """
     found = sorted((folder / CHECKPOINTS).glob(STEP_PREFIX + "*"))
     num_processes = accelerator.num_processes
     if found:
-        _load_state(accelerator, found[-1])
+        try:
+            _load_state(accelerator, found[-1])
+        except ValueError as error:
+            before = found[-2].name if len(found) > 1 else "the beginning"
+            raise ValueError(f"{error} Delete {found[-1]}, and the same command goes on from {before}.") from error
         if progress.num_processes != num_processes:
             raise ValueError(
                 f"`output` {folder} holds a run of {progress.num_processes} processes; this one has {num_processes}."
@@ -176,7 +175,7 @@ def _load_state(accelerator: Accelerator, checkpoint: Path) -> None:
             raise
         is_pickle = isinstance(error, pickle.UnpicklingError)  # torch's text would advise to trust the file
         reason = "it is not made of tensors and plain values alone" if is_pickle else str(error).partition("\n")[0]
-        raise ValueError(f"{path} cannot be read: {reason or type(error).__name__}") from error
+        raise ValueError(f"{path} cannot be read: {(reason or type(error).__name__).rstrip('.')}.") from error
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -188,18 +187,26 @@ def write_whole(path: Path, text: str) -> None:
 
 
 @contextmanager
-def whole_files(folder: Path) -> Iterator[Path]:
-    """A folder to write files into, which replace those of `folder` when all are there."""
+def whole_files(folder: Path, what: str) -> Iterator[Path]:
+    """A folder to write files into, which replace those of `folder` when all are there.
+
+    Args:
+        folder: gets the files.
+        what: they are, for the message.
+
+    Raises:
+        OSError: they could not be written.
+    """
     partial = folder / (PARTIAL_PREFIX + "files")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    with reported_failure(what, folder, partial):
+        partial.mkdir()
         yield partial
-        sync(partial.iterdir())
+        sync([*partial.iterdir(), partial])
         for path in partial.iterdir():
             path.replace(folder / path.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        sync([folder])
+        partial.rmdir()
 
 
 def sync(paths: Iterable[Path]) -> None:

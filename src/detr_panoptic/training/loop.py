@@ -90,25 +90,24 @@ def train_step(
         cardinality errors of the last batch.
 
     Raises:
-        FloatingPointError: a loss is not finite.
+        FloatingPointError: a loss or the gradient is not finite; the weights are as they were.
     """
     normalizers = window_normalizers(window, model, accelerator)
     terms: dict[str, Tensor] = {}
     for i, batch in enumerate(window):
         is_last = i + 1 == len(window)
         with nullcontext() if is_last else accelerator.no_sync(model):
-            with (
-                naming_images(batch),
-                accelerator.autocast() if accelerator.is_fsdp2 else nullcontext(),  # else the wrapper does it
-            ):
-                output = model(**batch, normalizers=normalizers)
-                if not output.loss.isfinite():
-                    raise FloatingPointError(f"The loss is {output.loss.item()}.")
+            with accelerator.autocast() if accelerator.is_fsdp2 else nullcontext():  # else the wrapper does it
+                output = finite_output(model, batch, normalizers)
             accelerator.backward(output.loss)
         for name, term in {"loss": output.loss, **output.loss_dict}.items():
             terms[name] = terms.get(name, 0) + term.detach()
     norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
     terms["gradient_norm"] = unsharded(torch.as_tensor(norm).detach())
+    # The scaler of float16 meets infinite gradients as a matter of course, and leaves such updates out by itself.
+    if accelerator.scaler is None and not terms["gradient_norm"].isfinite():
+        ids = [number for batch in window for number in image_ids(batch)]
+        raise FloatingPointError(f"The gradient is {terms['gradient_norm'].item()} with the images {ids}.")
     if with_errors:
         terms |= prediction_errors(output, window[-1]["labels"], accelerator.unwrap_model(model).config)
     optimizer.step()
@@ -116,14 +115,24 @@ def train_step(
     return terms
 
 
-@contextmanager
-def naming_images(batch: Batch) -> Iterator[None]:
-    """Adds the batch's images to an error about numbers that are not finite: of the loss, or before, in matching."""
+def finite_output(model: nn.Module, batch: Batch, normalizers: LossNormalizers) -> Any:
+    """The model's output for a batch of training.
+
+    Raises:
+        FloatingPointError: its loss, or what is matched, is not finite; names the images.
+    """
     try:
-        yield
-    except FloatingPointError as error:
-        image_ids = [int(target["image_id"]) for target in batch["labels"]]
-        raise FloatingPointError(f"{error} It happened with the images {image_ids}.") from error
+        output = model(**batch, normalizers=normalizers)
+    except FloatingPointError as error:  # of the matcher
+        raise FloatingPointError(f"{error} The images are {image_ids(batch)}.") from error
+    if not output.loss.isfinite():
+        raise FloatingPointError(f"The loss is {output.loss.item()} with the images {image_ids(batch)}.")
+    return output
+
+
+def image_ids(batch: Batch) -> list[int]:
+    """Of a batch's targets."""
+    return [int(target["image_id"]) for target in batch["labels"]]
 
 
 @torch.no_grad()
