@@ -123,9 +123,10 @@ def load_model(
         _check_files(source, folder, config)
         with without_progress_bars(), _quiet_loading():
             # Unasked, a checkpoint saved in half precision would be loaded in it.
-            model, report = DetrPanopticForSegmentation.from_pretrained(
+            loaded: Any = DetrPanopticForSegmentation.from_pretrained(
                 source, dtype=getattr(torch, dtype), output_loading_info=True, ignore_mismatched_sizes=True
             )
+        model, report = loaded
         if config["model_type"] == LOADED_TYPES[0]:  # what another DETR lacks was said when it was converted
             _check_fit(source, model, report)
         # The model knows its labels best: a processor saved by another program may not tell stuff from things.
