@@ -170,3 +170,12 @@ def test_rows_without_names_or_with_ids_of_text_are_measured(tmp_path, model_fol
     entries = json.loads((tmp_path / "out" / "panoptic.json").read_text())["annotations"]
     expected = [image_id_of(name) for name in columns.get("image_id", range(3))]
     assert [entry["image_id"] for entry in entries] == expected
+
+
+def test_paths_to_pictures_elsewhere_are_refused(tmp_path):
+    """A dataset from a stranger does not name files of whoever reads it."""
+    photo(SIZES[0], seed=0).save(tmp_path / "private.png")
+    names = {"image": [{"path": str(tmp_path / "private.png"), "bytes": None}]}
+    Dataset.from_dict(names, features=Features({"image": Image()})).to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(ValueError, match=r"must have its pictures inside, got in `image` the path .*private\.png"):
+        read_images(tmp_path / "rows.parquet")
