@@ -50,7 +50,7 @@ def first_existing(paths: Sequence[Path], *, hint: str = "") -> Path:
     for path in paths:
         if path.exists():
             return path
-    looked_for = " or ".join(str(path) for path in paths)
+    looked_for = " or ".join(dict.fromkeys(map(str, paths)))
     raise ValueError(f"Expected {looked_for} to exist, found neither file nor folder.{hint}")
 
 

@@ -41,7 +41,11 @@ def load_backbone_weights(backbone: Backbone, name: str, source: str) -> None:
         ValueError: there is no such source, or its tensors do not fit.
     """
     if source == "timm":
-        weights = timm.create_model(name, pretrained=True, features_only=True).state_dict()
+        try:
+            weights = timm.create_model(name, pretrained=True, features_only=True).state_dict()
+        except (OSError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"`backbone_weights` 'timm' of {name} could not be fetched: {reason}") from error
     elif source == EFFICIENTNET_LITE0:
         weights = _efficientnet_lite0()
     else:
