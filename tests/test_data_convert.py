@@ -78,6 +78,19 @@ def test_nothing_but_broken_files_makes_no_dataset(coco, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("size", [1, 100])
+def test_a_broken_map_is_told_from_a_broken_picture(tmp_path, capsys, size):
+    folder = data_folders.coco_panoptic(tmp_path / "data")
+    broken = folder / "panoptic" / "map31.png"
+    noise = np.random.default_rng(0).integers(256, size=(40, 50, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(broken)
+    broken.write_bytes(broken.read_bytes()[:size])
+    assert convert(folder, tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert f"Image 31 (31.jpg): its map {broken} is broken" in error
+    assert "BytesIO" not in error
+
+
 def test_what_a_decoder_refuses_is_left_out_too(tmp_path, capsys):
     folder = tmp_path / "semantic"
     for name, value in (("good", 3), ("odd", 4)):

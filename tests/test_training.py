@@ -242,3 +242,9 @@ def test_weights_from_a_file(tmp_path):
 def test_weights_that_do_not_fit_are_refused(name, source, message):
     with pytest.raises(ValueError, match=message):
         load_backbone_weights(Backbone(name), name, source)
+
+
+def test_weights_that_cannot_be_fetched_are_named(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="`backbone_weights` of test_resnet could not be fetched"):
+        load_backbone_weights(Backbone("test_resnet"), "test_resnet", "timm")

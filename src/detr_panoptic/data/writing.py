@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, load_from_disk
 from PIL import Image as PILImage
+from PIL import UnidentifiedImageError
 
 from ..categories import Categories
 from ..contained_paths import path_inside
@@ -180,15 +181,21 @@ def map_file(record: Record) -> bytes:
     """A record's id map as an RGB PNG file; one that is such a file is copied.
 
     Raises:
-        ValueError: it does not fit the picture.
+        ValueError: it is broken, or does not fit the picture.
     """
     segmentation = record["segmentation"]
     if isinstance(segmentation, Mapping):
         contents = _contents(segmentation)
-        with PILImage.open(BytesIO(contents)) as picture:
-            picture.load()
-            check_size(record, picture.size)
-            return contents if (picture.format, picture.mode) == ("PNG", "RGB") else _png(picture.convert("RGB"))
+        try:
+            with PILImage.open(BytesIO(contents)) as picture:
+                picture.load()
+        except Exception as error:  # broken files raise anything from SyntaxError to struct.error
+            reason = "no picture" if isinstance(error, UnidentifiedImageError) else error
+            raise ValueError(
+                f"{name_of(record)}: its map {segmentation.get('path') or ''} is broken: {reason}"
+            ) from error
+        check_size(record, picture.size)
+        return contents if (picture.format, picture.mode) == ("PNG", "RGB") else _png(picture.convert("RGB"))
     ids = segmentation_ids(segmentation)
     check_size(record, ids.shape[::-1])
     return _png(PILImage.fromarray(ids_to_rgb(ids)))
