@@ -62,7 +62,7 @@ def load_backbone_weights(backbone: Backbone, name: str, source: str) -> None:
 def _fetched(name: str) -> dict[str, Tensor]:
     try:
         return timm.create_model(name, pretrained=True, features_only=True).state_dict()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: timm has none of that name
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"`backbone_weights` of {name} could not be fetched; a file does as well. {reason}"
