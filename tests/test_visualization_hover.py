@@ -156,6 +156,22 @@ def test_a_large_picture_is_shown_smaller_and_counted_whole(monkeypatch):
     assert max(int(attributes["width"]) for attributes in page.attributes("img")) <= 70
 
 
+def test_a_large_picture_is_drawn_in_the_size_in_which_it_is_shown(monkeypatch):
+    """Labels would be too small to be read otherwise, and pixels by the million be painted in vain."""
+    monkeypatch.setattr(hover_module, "MAX_SIDE", 65)
+    image, segmentation, segments = scene()
+    doubled = image.resize((130, 96)), np.repeat(np.repeat(segmentation[:48, :65], 2, 0), 2, 1)
+    page = Page(hover_figure(*doubled, segments, ID2LABEL))
+    small = doubled[0].copy()
+    small.thumbnail((65, 65))
+    expected = np.asarray(draw_segments(small, segmentation[:48, :65], segments, ID2LABEL)).astype(int)
+    drawn_large = draw_segments(*doubled, segments, ID2LABEL)
+    drawn_large.thumbnail((65, 65))
+    shown = Image.open(io.BytesIO(base64.b64decode(page.attributes("img")[1]["src"].partition(",")[2])))
+    assert np.abs(np.asarray(shown) - expected).mean() < 6  # JPEG
+    assert np.abs(np.asarray(drawn_large) - expected).mean() > 10
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 7), st.integers(1, 11), st.integers(0, 2**31 - 1))
 def test_run_lengths_hold_every_value(height, width, seed):

@@ -36,13 +36,10 @@ HOSTILE = "<img src=x onerror=document.title='hurt'>${document.title='hurt'}{{#i
 @pytest.fixture(scope="session")
 def page_folder() -> Iterator[Path]:
     """Where all pages of this process keep their uploads: Gradio takes one folder."""
-    from detr_panoptic.app.serving import SETTINGS, private_folder
+    from detr_panoptic.app.serving import private_folder
 
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("GRADIO_TEMP_DIR", *SETTINGS):
-            patch.setenv(name, "")  # so that both are as before in the end
-        with private_folder() as folder:
-            yield folder
+    with private_folder() as folder:
+        yield folder
 
 
 @contextmanager

@@ -186,6 +186,8 @@ def test_a_file_that_grows_too_large_is_cut(client, page_folder):
 
 def test_a_request_that_is_too_large_or_no_json_is_refused(client):
     assert client.post(f"{API}/queue/join", content=bytes(70_000)).status_code == 413
+    undeclared = client.post(f"{API}/queue/join", content=iter([bytes(40_000)] * 2))
+    assert undeclared.status_code == 413
     assert client.post(f"{API}/queue/join", content=b"{").status_code == 400
     assert client.post(f"{API}/queue/join", content=b"[" * 60_000).status_code == 400
 

@@ -28,9 +28,16 @@ SETTINGS = {
 @contextmanager
 def private_folder() -> Iterator[Path]:
     """A folder for uploads that goes with the server; Gradio, which must not be imported yet, is told to use it."""
+    before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="detr_panoptic_", ignore_cleanup_errors=True) as folder:
-        os.environ.update(SETTINGS, GRADIO_TEMP_DIR=folder)
-        yield Path(folder)
+        settings = {**SETTINGS, "GRADIO_TEMP_DIR": folder}
+        os.environ.update(settings)
+        try:
+            yield Path(folder)
+        finally:
+            for name in settings:
+                del os.environ[name]
+            os.environ.update({name: before[name] for name in settings if name in before})
 
 
 def listen(host: str, port: int) -> socket.socket:
