@@ -1,16 +1,15 @@
 """What a release uploads holds what it should and nothing else; scripts/build_release.py also installs and uses it."""
 
 import io
-import sys
+import runpy
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-from build_release import build, problems_of_source, problems_of_wheel
-
+SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "build_release.py"))
+problems_of_wheel, problems_of_source = SCRIPT["problems_of_wheel"], SCRIPT["problems_of_source"]
 SETUPTOOLS = "77"  # what pyproject.toml asks of it
 
 
@@ -18,7 +17,7 @@ SETUPTOOLS = "77"  # what pyproject.toml asks of it
 def files(tmp_path_factory) -> tuple[Path, Path]:
     """Wheel and source distribution, built with this environment's setuptools: an isolated one wants the network."""
     pytest.importorskip("setuptools", minversion=SETUPTOOLS)
-    return build(tmp_path_factory.mktemp("release") / "dist", "--no-isolation")
+    return SCRIPT["build"](tmp_path_factory.mktemp("release") / "dist", "--no-isolation")
 
 
 def test_they_hold_what_they_should(files):
