@@ -23,6 +23,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F  # noqa: N812  torchvision's own name for it
 
+from ..image_reading import channels_last
 from ..segment_ids import nearest_positions
 from .records import Record, measure_segments, segmentation_ids
 
@@ -30,6 +31,7 @@ PAPER_SCALES = tuple(range(480, 801, 32))
 PAPER_MAX_SIZE = 1333
 PAPER_CROP_SCALES = (400, 500, 600)
 PAPER_CROP_RANGE = (384, 600)
+THIN = 8  # heights to a width, from which on a picture may become one pixel wide
 JITTER_SIZE = 1024
 JITTER_RANGE = (0.1, 2.0)
 
@@ -181,6 +183,8 @@ def _random_window(
 
 def _resize(image: Tensor, ids: Tensor, size: list[int], **options: Any) -> tuple[Tensor, Tensor]:
     """Both resized, to the short side or (height, width) that `size` is."""
+    if 1 in size or image.shape[-2] > THIN * image.shape[-1]:
+        image = tv_tensors.Image(channels_last(image))
     image = F.resize(image, size, antialias=True, **options)
     # By index: torchvision's kernel for masks knows the misaligned nearest only, and goes through float32.
     for axis, length in enumerate(image.shape[-2:]):
