@@ -242,7 +242,10 @@ def test_a_map_of_another_size_is_refused(record):
 
 @pytest.mark.parametrize("augment", [LargeScaleJitter(30), RandomAugmentation((13,), max_size=30, crop_scales=(1,))])
 def test_a_picture_that_becomes_one_pixel_wide_keeps_its_colors(augment):
-    """PyTorch's resize of bytes mixes rows and channels there, or stops with an internal error."""
+    """PyTorch's resize of bytes mixes rows and channels there, or stops with an internal error.
+
+    torchvision's rule for the sizes makes this picture 0 pixels wide.
+    """
     record = {
         "image": Image.new("RGB", (3, 100), (250, 130, 10)),
         "image_id": 1,
