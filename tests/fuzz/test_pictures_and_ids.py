@@ -20,7 +20,7 @@ IDS = st.integers(0, MAX_ID)
 SHAPES = st.tuples(st.integers(0, 6), st.integers(0, 6))
 
 
-@examples(100)
+@examples(40)
 @given(SHAPES.flatmap(lambda shape: arrays.arrays(np.int64, shape, elements=IDS)))
 def test_ids_survive_colors(ids):
     colors = ids_to_rgb(ids)
@@ -29,13 +29,13 @@ def test_ids_survive_colors(ids):
     np.testing.assert_array_equal(colors.astype(np.int64) @ [1, 256, 65536], ids)
 
 
-@examples(60)
+@examples(20)
 @given(SHAPES.flatmap(lambda s: arrays.arrays(np.uint8, (*s, 3))))
 def test_colors_survive_ids(colors):
     np.testing.assert_array_equal(ids_to_rgb(rgb_to_ids(colors)), colors)
 
 
-@examples(100)
+@examples(40)
 @given(SHAPES.flatmap(lambda s: arrays.arrays(st.sampled_from([np.int64, np.uint8, np.float32, bool]), s)))
 def test_what_is_no_id_is_an_error_that_says_so(values):
     message = message_of(lambda: ids_to_rgb(values), ValueError)
@@ -44,7 +44,7 @@ def test_what_is_no_id_is_an_error_that_says_so(values):
     assert message is None or "`ids`" in message
 
 
-@examples(100)
+@examples(40)
 @given(SHAPES.flatmap(lambda shape: arrays.arrays(np.int64, shape, elements=st.integers(0, 4))))
 def test_extents_are_those_of_masks(ids):
     found = segment_extents(ids)
@@ -71,7 +71,7 @@ AUGMENTATIONS = st.builds(
 )
 
 
-@examples(100)
+@examples(40)
 @given(records(), AUGMENTATIONS, st.integers(0, 2**63 - 1))
 def test_augmented_maps_and_segments_agree(made, augment, seed):
     for record in made:
@@ -90,7 +90,7 @@ def test_augmented_maps_and_segments_agree(made, augment, seed):
         assert np.array_equal(augment(record, seed)["segmentation"], ids)
 
 
-@examples(60)
+@examples(20)
 @given(records(), st.integers(1, 24), st.integers(24, 60), st.booleans())
 def test_a_batch_holds_what_each_image_gives_alone(made, shortest, longest, is_resized):
     processor = DetrPanopticImageProcessor(size={"shortest_edge": shortest, "longest_edge": longest})
@@ -118,7 +118,7 @@ KINDS = st.sampled_from([np.uint8, np.uint16, np.int64, np.float32, bool])
 ARRAYS = arrays.arrays(KINDS, arrays.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=5))
 
 
-@examples(100)
+@examples(40)
 @given(ARRAYS)
 def test_any_array_is_an_image_or_refused(values):
     """Refused with what was expected; an image is three finite channels of its size."""
@@ -132,7 +132,7 @@ def test_any_array_is_an_image_or_refused(values):
     assert taken[0].dtype in (torch.uint8, torch.float32)
 
 
-@examples(60)
+@examples(20)
 @given(st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16"]), SHAPES)
 def test_pictures_of_every_mode_and_size_are_images(mode, shape):
     height, width = (side + 1 for side in shape)

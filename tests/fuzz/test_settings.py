@@ -63,7 +63,7 @@ def values_of(config):
     return {name: getattr(config, name) for name in (*OWN_FIELDS, "id2label", "label2id")}
 
 
-@examples(60)
+@examples(20)
 @given(configurations())
 def test_a_configuration_survives_dictionaries_json_and_folders(arguments):
     config = DetrPanopticConfig(**arguments)
@@ -77,7 +77,7 @@ def test_a_configuration_survives_dictionaries_json_and_folders(arguments):
     assert loaded.to_dict() | {"_name_or_path": ""} == config.to_dict() | {"_name_or_path": ""}
 
 
-@examples(300)
+@examples(80)
 @given(st.sampled_from(OWN_FIELDS), ANYTHING)
 def test_any_value_of_a_field_is_taken_or_refused_by_name(name, value):
     taken = []
@@ -108,7 +108,7 @@ def value_for(annotation):
     return (values | st.none()) if optional else values
 
 
-@examples(150)
+@examples(80)
 @given(st.data())
 def test_training_arguments_survive_yaml_or_are_refused_by_name(data):
     settings = {
@@ -135,7 +135,7 @@ def test_training_arguments_survive_yaml_or_are_refused_by_name(data):
     assert again.differences(arguments) == []
 
 
-@examples(200)
+@examples(80)
 @given(st.data())
 def test_any_value_of_a_training_argument_is_taken_or_refused_by_name(data):
     section = data.draw(st.sampled_from(sorted(sections())))
@@ -145,7 +145,7 @@ def test_any_value_of_a_training_argument_is_taken_or_refused_by_name(data):
     assert message is None or f"`{name}`" in message
 
 
-@examples(100)
+@examples(40)
 @given(st.binary(max_size=40) | st.text(max_size=40).map(lambda text: text.encode(errors="surrogatepass")))
 def test_any_file_is_settings_or_refused_by_name(contents):
     with tempfile.TemporaryDirectory() as folder:
