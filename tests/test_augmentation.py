@@ -238,3 +238,20 @@ def test_bad_settings_of_jitter_are_named(options, message):
 def test_a_map_of_another_size_is_refused(record):
     with pytest.raises(ValueError, match=r"image 11 .*\(61, 83\).*\(61, 82\)"):
         RandomAugmentation(**SMALL)(record | {"segmentation": np.ones((61, 82), dtype=int)}, 0)
+
+
+@pytest.mark.parametrize("augment", [LargeScaleJitter(30), RandomAugmentation((13,), max_size=30, crop_scales=(1,))])
+def test_a_picture_that_becomes_one_pixel_wide_keeps_its_colors(augment):
+    """PyTorch's resize of bytes mixes rows and channels there, or stops with an internal error.
+
+    torchvision's rule for the sizes makes this picture 0 pixels wide.
+    """
+    record = {
+        "image": Image.new("RGB", (3, 100), (250, 130, 10)),
+        "image_id": 1,
+        "segmentation": np.ones((100, 3), dtype=np.int64),
+        "segments_info": [{"id": 1, "label_id": 0}],
+    }
+    pictures = [augment(record, seed)["image"] for seed in range(20)]
+    assert any(picture.width == 1 for picture in pictures)
+    assert all(picture.getcolors() == [(picture.width * picture.height, (250, 130, 10))] for picture in pictures)

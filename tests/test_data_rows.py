@@ -46,6 +46,29 @@ def save_with_categories(dataset, folder, categories=CATEGORIES):
     return folder
 
 
+@pytest.mark.parametrize(
+    ("name", "length"), [("data-00000-of-00001.arrow", 100), ("dataset_info.json", 40), ("state.json", 0)]
+)
+def test_a_saved_dataset_of_which_a_file_is_broken_is_named(name, length, tmp_path):
+    """pyarrow's and json's own errors say where in a file, and not in which."""
+    file = save_with_categories(rows(), tmp_path / "saved") / name
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(ValueError, match=r"saved' is no saved dataset, or a broken one: \S"):
+        read_panoptic(tmp_path / "saved", data_format="rows")
+
+
+def test_a_folder_with_a_broken_parquet_file_is_named(tmp_path):
+    file = tmp_path / "set" / "data" / "train-00000-of-00001.parquet"
+    file.parent.mkdir(parents=True)
+    rows().to_parquet(file)
+    contents = bytearray(file.read_bytes())
+    contents[4:4] = bytes(9)  # the schema, at the end, stays
+    file.write_bytes(contents)
+    write_json(tmp_path / "set" / "categories.json", CATEGORIES.to_coco())
+    with pytest.raises(ValueError, match=r"`data` '\S+set' cannot be read whole: (?!An error occurred)"):
+        read_panoptic(tmp_path / "set")
+
+
 def test_rows_of_others_become_records(tmp_path):
     records, categories = read_panoptic(save_with_categories(rows(), tmp_path / "saved"))
     assert categories == CATEGORIES

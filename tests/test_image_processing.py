@@ -541,3 +541,16 @@ def test_settings_of_transformers_checkpoints(tmp_path, theirs):
         json.loads(processor.to_json_string()).keys()
         == json.loads(DetrPanopticImageProcessor().to_json_string()).keys()
     )
+
+
+@pytest.mark.parametrize("height", [2, 9, 400])
+def test_an_image_of_one_pixels_width_keeps_its_colors(height):
+    """PyTorch's resize of bytes mixes rows and channels there, or stops with an internal error."""
+    image = torch.tensor([250, 130, 10], dtype=torch.uint8)[:, None, None].expand(3, height, 2).contiguous()
+    processor = DetrPanopticImageProcessor(
+        size={"shortest_edge": 1, "longest_edge": 200}, do_rescale=False, do_normalize=False
+    )
+    found = processor(image, return_tensors="pt")["pixel_values"]
+    assert found.shape[-1] == 1
+    assert torch.equal(found.amax((0, 2, 3)).long(), torch.tensor([250, 130, 10]))
+    assert torch.equal(found.amin((0, 2, 3)).long(), torch.tensor([250, 130, 10]))

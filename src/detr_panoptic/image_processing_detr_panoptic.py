@@ -37,7 +37,7 @@ from .box_ops import cxcywh_to_xyxy
 from .categories import COCO_PANOPTIC
 from .convert import processor_kwargs
 from .convert_config import COCO_PANOPTIC_LABELS
-from .image_reading import array_to_tensor, flatten_images, picture_to_tensor, read_picture
+from .image_reading import array_to_tensor, channels_last, flatten_images, picture_to_tensor, read_picture
 from .panoptic_merging import (
     ImageSizes,
     Segmentation,
@@ -183,6 +183,8 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         if size.shortest_edge and size.longest_edge:
             height, width = get_size_with_aspect_ratio(image.shape[-2:], size.shortest_edge, size.longest_edge)
             size = SizeDict(height=max(height, 1), width=max(width, 1))
+        if 1 in (size.width, size.shortest_edge):
+            image = channels_last(image)
         return super().resize(image, size, resample, antialias, **kwargs)
 
     def rescale_and_normalize(

@@ -159,6 +159,15 @@ def _eight_bits(pixels: Tensor) -> Tensor:
     return pixels.to(torch.uint8)
 
 
+def channels_last(pixels: Tensor) -> Tensor:
+    """The same (3, H, W) values, in memory pixel by pixel: what is resized to a width of 1 has to come so.
+
+    PyTorch 2.14 otherwise takes a result of bytes that is one pixel wide for the other layout: it mixes rows and
+    channels, or stops with an internal error.
+    """
+    return pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+
+
 def flatten_images(images: Any) -> Iterator[Any]:
     """Single images out of lists and out of batches (B, C, H, W)."""
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) > 3:

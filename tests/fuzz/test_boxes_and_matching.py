@@ -36,7 +36,7 @@ def plain_giou(a, b):
     return (overlap / union if union else 0) - ((hull - union) / hull if hull else 0)
 
 
-@examples(200)
+@examples(80)
 @given(corner_boxes() | corner_boxes(GRID), corner_boxes() | corner_boxes(GRID))
 def test_generalized_iou_is_that_of_the_formula(a, b):
     first, second = torch.tensor([a, b], dtype=torch.float64)
@@ -50,7 +50,7 @@ def test_generalized_iou_is_that_of_the_formula(a, b):
     assert torch.equal(found, generalized_iou(second, first))
 
 
-@examples(200)
+@examples(80)
 @given(corner_boxes(st.floats(0, 1, width=32)), corner_boxes(st.floats(0, 1, width=32)))
 def test_generalized_iou_has_a_finite_gradient(a, b):
     boxes = torch.tensor([a, b], requires_grad=True)
@@ -60,14 +60,14 @@ def test_generalized_iou_has_a_finite_gradient(a, b):
     assert boxes.grad.isfinite().all()
 
 
-@examples(100)
+@examples(40)
 @given(corner_boxes())
 def test_formats_are_inverse(box):
     boxes = torch.tensor(box, dtype=torch.float64)
     torch.testing.assert_close(cxcywh_to_xyxy(xyxy_to_cxcywh(boxes)), boxes, atol=1e-12, rtol=0)
 
 
-@examples(100)
+@examples(40)
 @given(arrays.arrays(bool, arrays.array_shapes(min_dims=3, max_dims=3, max_side=6)))
 def test_boxes_of_masks_are_those_of_their_pixels(masks):
     found = masks_to_boxes(torch.from_numpy(masks)).tolist()
@@ -109,7 +109,7 @@ def image_costs(problem, index):
     return matching_costs(logits[:, index], boxes[:, index], targets[index], **COSTS)[0]
 
 
-@examples(150)
+@examples(80)
 @given(matching_problems())
 def test_no_assignment_costs_less(problem):
     logits, _, targets = problem
@@ -125,7 +125,7 @@ def test_no_assignment_costs_less(problem):
         first += count
 
 
-@examples(60)
+@examples(20)
 @given(matching_problems(), st.randoms(use_true_random=False))
 def test_the_order_of_targets_and_of_images_changes_no_cost(problem, random):
     logits, boxes, targets = problem
@@ -150,7 +150,7 @@ def test_the_order_of_targets_and_of_images_changes_no_cost(problem, random):
     assert total(other, images, mixed) == pytest.approx(total(matching, list(range(len(targets))), targets), abs=1e-4)
 
 
-@examples(60)
+@examples(20)
 @given(matching_problems(), st.sampled_from([float("nan"), float("inf"), float("-inf")]), st.data())
 def test_what_is_not_finite_is_an_error_that_says_so(problem, value, data):
     logits, boxes, targets = problem

@@ -68,7 +68,7 @@ def all_losses(predictions, labels, canvas, sizes, *, eos=0.1, **options):
     )
 
 
-@examples(150)
+@examples(80)
 @given(
     problems(st.floats(-1e4, 1e4, width=32)),
     st.sampled_from(["image", "mask"]),
@@ -84,7 +84,7 @@ def test_losses_and_gradients_are_finite(problem, resolution, count_padding, eos
     assert all(leaf.grad is None or leaf.grad.isfinite().all() for leaf in leaves.values())
 
 
-@examples(60)
+@examples(20)
 @given(problems(), st.sampled_from(["image", "mask"]))
 def test_chunks_change_nothing(problem, resolution):
     whole = all_losses(*problem, resolution=resolution)
@@ -106,7 +106,7 @@ def test_the_gradient_of_masks_is_that_of_finite_differences(logits, data):
     )
 
 
-@examples(25)
+@examples(20)
 @given(st.integers(0, 2**31 - 1), st.integers(1, 70), st.integers(1, 70), st.integers(0, 7), st.integers(0, 7))
 def test_the_model_has_finite_losses_for_any_image(seed, height, width, first_count, second_count):
     generator = torch.Generator().manual_seed(seed)

@@ -59,7 +59,7 @@ def check_segmentation(found, size, *, fused=()):
     assert len(set(labels)) == len(labels)
 
 
-@examples(200)
+@examples(80)
 @given(sized_outputs(), STUFF, FRACTIONS, FRACTIONS, FRACTIONS)
 def test_every_way_of_merging_makes_a_map_that_agrees_with_its_segments(problem, stuff, threshold, mask, overlap):
     logits, masks, sizes = problem
@@ -143,7 +143,7 @@ def check_same(found, segments):
         )
 
 
-@examples(100)
+@examples(40)
 @given(outputs(), STUFF, FRACTIONS, FRACTIONS, FRACTIONS)
 def test_score_weighted_merging_is_that_of_sets_of_pixels(problem, stuff, threshold, mask, overlap):
     found = merge_score_weighted(
@@ -157,14 +157,14 @@ def test_score_weighted_merging_is_that_of_sets_of_pixels(problem, stuff, thresh
     check_same(found, plain_weighted(*problem, stuff, threshold, mask, overlap))
 
 
-@examples(100)
+@examples(40)
 @given(outputs(), STUFF, FRACTIONS)
 def test_merging_as_the_paper_does_is_that_of_sets_of_pixels(problem, stuff, threshold):
     found = merge_paper(*problem, whole_image(problem[1]), threshold=threshold, stuff_label_ids=stuff)
     check_same(found, plain_paper(*problem, stuff, threshold))
 
 
-@examples(100)
+@examples(40)
 @given(outputs(), st.tuples(SIDES, SIDES), STUFF, FRACTIONS)
 def test_padding_changes_nothing(problem, margin, stuff, threshold):
     logits, masks = problem
@@ -181,7 +181,7 @@ def test_padding_changes_nothing(problem, margin, stuff, threshold):
     assert torch.equal(semantic_map(logits, canvas, padded), semantic_map(logits, masks, alone))
 
 
-@examples(60)
+@examples(20)
 @given(sized_outputs(), FRACTIONS, FRACTIONS)
 def test_a_higher_threshold_keeps_no_query_more(problem, first, second):
     low, high = sorted((first, second))

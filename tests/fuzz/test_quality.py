@@ -78,14 +78,14 @@ def as_rows(stats):
     return np.stack([stats.iou.numpy(), stats.tp.numpy(), stats.fp.numpy(), stats.fn.numpy()], axis=-1)
 
 
-@examples(300)
+@examples(80)
 @given(problems())
 def test_sums_are_those_of_a_mask_per_segment(problem):
     expected = np.array(list(plain_stats(*problem).values()))
     np.testing.assert_allclose(as_rows(panoptic_stats(*problem, CATEGORY_IDS)), expected, atol=1e-12)
 
 
-@examples(60)
+@examples(20)
 @given(st.lists(problems(), min_size=1, max_size=5), st.randoms(use_true_random=False))
 def test_sums_of_any_order_and_split_are_the_same(images, random):
     each = [panoptic_stats(*image, CATEGORY_IDS) for image in images]
@@ -98,7 +98,7 @@ def test_sums_of_any_order_and_split_are_the_same(images, random):
     np.testing.assert_allclose(total.iou, whole.iou, atol=1e-12)
 
 
-@examples(100)
+@examples(40)
 @given(problems(), st.lists(st.integers(1, 2**31 - 1), min_size=10, max_size=10, unique=True))
 def test_names_of_segments_do_not_count(problem, names):
     def renamed(ids, segments, new):
@@ -113,7 +113,7 @@ def test_names_of_segments_do_not_count(problem, names):
     np.testing.assert_allclose(*results, atol=1e-12)
 
 
-@examples(100)
+@examples(40)
 @given(problems(crowds=False))
 def test_a_map_is_its_own_perfect_prediction(problem):
     ids, segments, *_ = problem
@@ -126,7 +126,7 @@ def test_a_map_is_its_own_perfect_prediction(problem):
     assert int(stats.tp.sum()) == len(segments)
 
 
-@examples(200)
+@examples(80)
 @given(problems(), st.data())
 def test_wrong_entries_are_errors_that_name_the_segment_or_nothing_at_all(problem, data):
     truth, truth_segments, prediction, prediction_segments = problem

@@ -15,7 +15,6 @@ the window's border.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F  # noqa: N812  torchvision's own name for it
 
+from ..image_reading import channels_last
 from ..segment_ids import nearest_positions
 from .records import Record, measure_segments, segmentation_ids
 
@@ -115,9 +115,9 @@ class RandomAugmentation(Augmentation):
         if _chance(self.flip_probability, generator):
             image, ids = F.horizontal_flip(image), F.horizontal_flip(ids)
         if _chance(self.crop_probability, generator):
-            image, ids = _resize(image, ids, [_choose(self.crop_scales, generator)])
+            image, ids = _resize(image, ids, _scaled(ids.shape, _choose(self.crop_scales, generator)))
             image, ids = self._crop(image, ids, generator)
-        return _resize(image, ids, [_choose(self.scales, generator)], max_size=self.max_size)
+        return _resize(image, ids, _scaled(ids.shape, _choose(self.scales, generator), self.max_size))
 
     def _crop(self, image: Tensor, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         least, greatest = self.crop_range
@@ -179,9 +179,22 @@ def _random_window(
     return F.crop(image, top, left, *size), F.crop(ids, top, left, *size)
 
 
-def _resize(image: Tensor, ids: Tensor, size: list[int], **options: Any) -> tuple[Tensor, Tensor]:
-    """Both resized, to the short side or (height, width) that `size` is."""
-    image = F.resize(image, size, antialias=True, **options)
+def _scaled(size: Sequence[int], short_side: int, max_size: int | None = None) -> list[int]:
+    """Height and width with such a short side, or less where the long side would exceed `max_size`.
+
+    As torchvision's `resize` computes it, but a thin picture keeps at least one pixel.
+    """
+    short, long = short_side, int(short_side * max(size) / min(size))
+    if max_size is not None and long > max_size:
+        short, long = max(int(max_size * short / long), 1), max_size
+    return [short, long] if size[0] <= size[1] else [long, short]
+
+
+def _resize(image: Tensor, ids: Tensor, size: list[int]) -> tuple[Tensor, Tensor]:
+    """Both resized to (height, width)."""
+    if size[1] == 1:
+        image = tv_tensors.Image(channels_last(image))
+    image = F.resize(image, size, antialias=True)
     # By index: torchvision's kernel for masks knows the misaligned nearest only, and goes through float32.
     for axis, length in enumerate(image.shape[-2:]):
         ids = ids.index_select(axis, torch.from_numpy(nearest_positions(ids.shape[axis], length)))

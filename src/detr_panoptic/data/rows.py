@@ -190,11 +190,15 @@ def open_rows(source: str, *, split: str | None, streaming: bool) -> Dataset | I
     """The rows of one split, as they are.
 
     Raises:
-        ValueError: there is no such dataset, or it has several splits and none of this name.
+        ValueError: there is no such dataset, it is broken, or it has several splits and none of this name.
     """
     path = Path(source)
     if any((path / name).is_file() for name in SAVED_FILES):
-        saved = load_from_disk(source)
+        try:
+            saved = load_from_disk(source)
+        except Exception as error:  # of JSON, Arrow and `datasets`, each with its own
+            reason = _first_line(error)
+            raise ValueError(f"`data` {source!r} is no saved dataset, or a broken one: {reason}") from error
         return saved[_one_split(list(saved), split, source)] if isinstance(saved, DatasetDict) else saved
     options: dict[str, Any] = {"streaming": streaming}
     if path.is_file():
@@ -202,15 +206,25 @@ def open_rows(source: str, *, split: str | None, streaming: bool) -> Dataset | I
             pq.read_schema(path)  # what is no Parquet file, `datasets` says in several lines
             return load_dataset("parquet", data_files=source, split="train", **options)
         except Exception as error:  # of pyarrow and `datasets`, each with its own
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"`data` {source!r} is no Parquet file, or only a part of one: {reason}") from error
+            raise ValueError(
+                f"`data` {source!r} is no Parquet file, or only a part of one: {_first_line(error)}"
+            ) from error
     try:
         names = get_dataset_split_names(source)
     except Exception as error:  # of the Hub, the network and the parsers of files, each with its own
         raise ValueError(
-            f"`data` {source!r} is no dataset that can be read, on the Hub or here: {str(error).splitlines()[0]}"
+            f"`data` {source!r} is no dataset that can be read, on the Hub or here: {_first_line(error)}"
         ) from error
-    return load_dataset(source, split=_one_split(names, split, source), **options)
+    chosen = _one_split(names, split, source)
+    try:
+        return load_dataset(source, split=chosen, **options)
+    except Exception as error:  # as above; the schema of a file can be whole and the rest not
+        cause = error.__cause__ or error  # "An error occurred while generating the dataset" says nothing
+        raise ValueError(f"`data` {source!r} cannot be read whole: {_first_line(cause)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).partition("\n")[0]
 
 
 def _one_split(names: list[str], split: str | None, source: str) -> str:
