@@ -232,7 +232,7 @@ def test_an_image_that_breaks_meanwhile_is_skipped_and_named(program, words, exp
 def test_weights_that_are_not_finite_are_named(program, words, model, tmp_path, command):
     broken = tmp_path / "broken"
     shutil.copytree(model, broken)
-    weights = DetrPanopticForSegmentation.from_pretrained(model)
+    weights = DetrPanopticForSegmentation.from_pretrained(model, dtype=torch.float32)
     with torch.no_grad():
         weights.box_head.layers[0].weight[0, 0] = float("nan")
     weights.save_pretrained(broken)
@@ -246,7 +246,7 @@ def test_weights_that_are_not_finite_are_named(program, words, model, tmp_path, 
 def test_outputs_that_are_not_finite_are_no_result(program, words, model, tmp_path, command):
     broken, output = tmp_path / "broken", tmp_path / "out"
     shutil.copytree(model, broken)
-    weights = DetrPanopticForSegmentation.from_pretrained(model)
+    weights = DetrPanopticForSegmentation.from_pretrained(model, dtype=torch.float32)
     with torch.no_grad():
         weights.class_head.weight.fill_(3e38)
     weights.save_pretrained(broken)

@@ -100,8 +100,8 @@ def soak(run: Callable[..., set[str]], folder: Path, model: Path, leak: Callable
     assert run(folder, model, leak) == (set() if leak is None else {"files", "tensors", "memory"})
 
 
-@pytest.mark.parametrize("leak", [None, leaked_things])
-@pytest.mark.parametrize("run", [predict, train])
+@pytest.mark.parametrize("leak", [None, pytest.param(leaked_things, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("run", [predict, pytest.param(train, marks=pytest.mark.slow)])
 def test_nothing_grows_and_what_would_is_seen(tmp_path, model_folder, run, leak):
     (tmp_path / "images").mkdir()
     for number in range(IMAGES):
