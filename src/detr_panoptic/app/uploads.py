@@ -7,11 +7,9 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from ..image_reading import picture_to_tensor
+from ..image_reading import FORMATS, picture_to_tensor
 from .limits import Limits
 
-# Each by a decoder in this process. Pillow has others that start programs, such as Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MAX_FILES = 256
 KEPT_UPLOADS = 16  # the folder holds as many bytes as so many of the largest uploads
 MAX_NAME = 80  # letters of a file's name that are shown
