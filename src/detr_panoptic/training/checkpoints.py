@@ -146,7 +146,10 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress) 
             _load_state(accelerator, found[-1])
         except ValueError as error:
             before = found[-2].name if len(found) > 1 else "the beginning"
-            raise ValueError(f"{error} Delete {found[-1]}, and the same command goes on from {before}.") from error
+            raise ValueError(
+                f"The checkpoint {found[-1]} is damaged: {error} Delete that folder, and the same command goes on "
+                f"from {before}."
+            ) from error
         if progress.num_processes != num_processes:
             raise ValueError(
                 f"`output` {folder} holds a run of {progress.num_processes} processes; this one has {num_processes}."
@@ -175,7 +178,7 @@ def _load_state(accelerator: Accelerator, checkpoint: Path) -> None:
             raise
         is_pickle = isinstance(error, pickle.UnpicklingError)  # torch's text would advise to trust the file
         reason = "it is not made of tensors and plain values alone" if is_pickle else str(error).partition("\n")[0]
-        raise ValueError(f"{path} cannot be read: {(reason or type(error).__name__).rstrip('.')}.") from error
+        raise ValueError(f"{path.name} cannot be read: {(reason or type(error).__name__).rstrip('.')}.") from error
 
 
 def write_whole(path: Path, text: str) -> None:
