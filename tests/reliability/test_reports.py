@@ -13,6 +13,7 @@ from detr_panoptic.commands.evaluation_report import markdown as evaluation_mark
 from detr_panoptic.plain_text import markdown, one_line
 from detr_panoptic.training.summary import write_model_card, write_summary
 from detr_panoptic.visualization import draw_segments, hover_figure
+from detr_panoptic.visualization.labels import label_text
 from detr_panoptic.visualization.report import escaped, gallery, heading, paragraph, table, write_page
 from tests.conftest import photo
 from tests.data_folders import coco_panoptic
@@ -118,11 +119,12 @@ def test_a_picture_to_point_at_shows_names_as_they_are():
 
 
 def test_labels_in_pictures_are_one_line():
-    """Pillow cannot measure a text of two."""
+    """Pillow refuses to measure a text of two."""
     ids = np.ones((40, 90), np.int64)
     for name in NAMES:
         drawn = draw_segments(photo((90, 40), seed=0), ids, [{"id": 1, "label_id": 0}], {0: name})
         assert drawn.size == (90, 40)
+        assert label_text({"label_id": 0, "score": 0.5}, {0: name}) == f"{one_line(name)} 0.50"
 
 
 def test_the_check_of_a_dataset_shows_names_as_they_are(tmp_path, capsys):
