@@ -19,6 +19,7 @@ pytestmark = [
     pytest.mark.fuzz,
     # `datasets` and PIL leave a file that they refuse to the garbage collector.
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # of pycocotools' `encode`
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 FORMATS = sorted(WRITERS)
