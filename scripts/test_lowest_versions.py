@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 import tomllib
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 OWN_NAME = "detr-panoptic"
@@ -42,7 +43,11 @@ def lowest_versions() -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements = [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
     bounds = (re.fullmatch(r"([\w.-]+)(?:\[[^]]*\])?>=([\w.]+)(?:,.*)?", text) for text in requirements)
-    return sorted({f"{bound[1]}=={bound[2]}" for bound in bounds if bound and bound[1] != OWN_NAME})
+    lowest: dict[str, Version] = {}
+    for bound in bounds:
+        if bound and bound[1] != OWN_NAME:  # of two bounds, of the package and of an extra, the higher one
+            lowest[bound[1]] = max(Version(bound[2]), lowest.get(bound[1], Version("0")))
+    return sorted(f"{name}=={version}" for name, version in lowest.items())
 
 
 if __name__ == "__main__":
