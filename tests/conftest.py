@@ -13,7 +13,6 @@ from PIL import Image
 from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from tests.hub_stand_in import Hub, library_talks_to_stand_in
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network, and none shall wait for it
 FUZZ_FACTOR = int(os.environ.get("DETR_PANOPTIC_FUZZ", "1"))
 """How many times as many examples the tests in fuzz/ try; above 1 at random, and else the same ones every time."""
 settings.register_profile("suite", deadline=None, derandomize=FUZZ_FACTOR == 1, print_blob=True)
