@@ -150,7 +150,7 @@ def load_model(
 
 
 def _check_finite(source: str, model: DetrPanopticForSegmentation) -> None:
-    """Raises CommandError for weights that are no numbers: comparisons with them find nothing, and call that a result."""
+    """Raises CommandError for weights that are no numbers: comparisons with them find nothing and call it a result."""
     broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
     if broken:
         raise CommandError(f"`--model {source}` has weights that are not finite in {model.dtype}: {_some(broken)}.")
