@@ -256,7 +256,8 @@ GOOD: dict[str, tuple[str, Callable[[Place], None]]] = {
     "one color declared transparent": ("that color", one_color_transparent),
     "CMYK TIFF": ("the colors without a profile", as_rgb(lambda p: p.convert("CMYK"), "photo.tiff")),
     "CMYK JPEG": ("the colors, not their negative", cmyk_jpeg),
-    "YCbCr TIFF": ("the colors", as_rgb(lambda p: p.convert("YCbCr"), "photo.tiff")),
+    # Compressed: before 13, Pillow cannot read back what it writes without.
+    "YCbCr TIFF": ("the colors", as_rgb(lambda p: p.convert("YCbCr"), "photo.tiff", compression="tiff_lzw")),
     "16-bit gray, PNG and TIFF": ("scaled to 8 bits, not clipped", sixteen_bits),
     "float TIFF": ("values up to 1 times 255, values up to 255 as they are", float_tiff),
     "animated GIF": ("the first frame", frames("photo.gif")),
