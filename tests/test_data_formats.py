@@ -101,7 +101,7 @@ def test_splits_of_maps(tmp_path):
     *_, record = only_record(tmp_path, split="day")
     assert record["file_name"] == "7.jpg"
     assert record["image_id"] == 7
-    with pytest.raises(ValueError, match=r"no known format"):
+    with pytest.raises(ValueError, match=r"has no split 'night' in a known format"):
         read_panoptic(tmp_path, split="night")
 
 

@@ -15,7 +15,7 @@ from detr_panoptic.training.summary import write_model_card, write_summary
 from detr_panoptic.visualization import draw_segments, hover_figure
 from detr_panoptic.visualization.labels import label_text
 from detr_panoptic.visualization.report import escaped, gallery, heading, paragraph, table, write_page
-from tests.conftest import photo
+from tests.conftest import build_tiny, photo
 from tests.data_folders import coco_panoptic
 
 NASTY = {
@@ -160,7 +160,7 @@ def test_what_a_training_leaves_shows_names_as_they_are(tmp_path):
     plan = ["recipe: none", "```\n<script>alert(1)</script>"]
     write_summary(tmp_path, plan, data)
     assert_only_table_cells((tmp_path / "training_summary.md").read_text(), NAMES)
-    write_model_card(tmp_path, data=data, recipe=plan, measured_on=NASTY["script"], picture=None)
+    write_model_card(tmp_path, build_tiny(), data=data, recipe=plan, measured_on=NASTY["script"], picture=None)
     card = (tmp_path / "README.md").read_text().partition("\n---\n")[2]
     body = card.partition("## Data")[2]
     for own in ("<details><summary>by class</summary>", "</details>", "`detr_panoptic.evaluation`"):

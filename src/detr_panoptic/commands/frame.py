@@ -20,7 +20,7 @@ EXIT_CODES = """  0    everything was done
   2    something was wrong, which one line on stderr says; also if only some images could not be read
   130  interrupted (Ctrl-C)
   141  nobody read the output any more (`| head`)
-  143  `train` was stopped by SIGTERM, and saved where it was"""
+  143  stopped by SIGTERM: `train` has saved where it was, `app` has removed what it kept"""
 WORKER_FAILED = ("Caught ", " in DataLoader worker process ")  # how torch passes an error on, with a traceback
 
 

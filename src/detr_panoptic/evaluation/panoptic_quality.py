@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from functools import reduce
+from numbers import Real
 from operator import add
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -169,7 +170,7 @@ def count_image(
     truth = {
         segment["id"]: _Segment(
             _class_index(segment, class_of),
-            segment.get("area", truth_areas[segment["id"]]),
+            _listed_area(segment, truth_areas[segment["id"]]),
             segment.get("iscrowd", 0) == 1,
         )
         for segment in truth_segments
@@ -190,6 +191,14 @@ def count_image(
             wrong.append(segment.class_index)
     missed = [segment.class_index for i, segment in truth.items() if i not in matched_truth and not segment.is_crowd]
     return ImageCounts([(truth[i].class_index, iou) for (i, _), iou in ious.items()], wrong, missed)
+
+
+def _listed_area(segment: Mapping[str, Any], counted: int) -> int:
+    """The area that a true segment says it has, which the official evaluator believes; else the counted one."""
+    area = segment.get("area", counted)
+    if not isinstance(area, Real) or area < min(counted, 1):
+        raise ValueError(f"Segment {segment['id']} must have a number of pixels as its area, got {area!r}.")
+    return area
 
 
 def _overlaps(truth_map: ArrayLike, prediction_map: ArrayLike) -> dict[tuple[int, int], int]:
@@ -227,6 +236,10 @@ def _match(
         if truth[i].is_crowd or truth[i].class_index != prediction[j].class_index:
             continue
         union = prediction[j].area + truth[i].area - overlap - overlaps.get((VOID_ID, j), 0)
+        if union <= 0:
+            raise ValueError(
+                f"Segment {i} says that its area is {truth[i].area}, and shares {overlap} pixels with {j}."
+            )
         if overlap / union > MATCH_IOU:
             ious[i, j] = overlap / union
     return ious

@@ -124,7 +124,7 @@ def finite_output(model: nn.Module, batch: Batch, normalizers: LossNormalizers) 
     try:
         output = model(**batch, normalizers=normalizers)
     except FloatingPointError as error:  # of the matcher
-        raise FloatingPointError(f"{error} The images are {image_ids(batch)}.") from error
+        raise FloatingPointError(f"{str(error).rstrip('.')}, with the images {image_ids(batch)}.") from error
     if not output.loss.isfinite():
         raise FloatingPointError(f"The loss is {output.loss.item()} with the images {image_ids(batch)}.")
     return output
