@@ -207,6 +207,17 @@ def a_picture_elsewhere(folder):
     (folder / "README.md").write_text("# M\n\n![x](../secret.png)\n")
 
 
+def a_picture_by_way_of_elsewhere(folder):
+    Image.new("RGB", (7, 5)).save(folder / "validation.png")
+    (folder / "README.md").write_text("# M\n\n![x](checkpoints/../../my_model/validation.png)\n")
+
+
+def a_picture_that_is_a_link(folder):
+    Image.new("RGB", (7, 5)).save(folder.parent / "secret.png")
+    (folder / "validation.png").symlink_to(folder.parent / "secret.png")
+    (folder / "README.md").write_text("# M\n\n![x](validation.png)\n")
+
+
 def change_json(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -219,12 +230,14 @@ def change_json(path: Path, **changes: object) -> None:
         (no_processor, "no preprocessor_config.json"),
         (other_labels, "disagree: `stuff_label_ids` is [2] in the first and [0] in the second"),
         (other_type, "detr-panoptic convert"),
-        (a_weight_less, "1 missing_keys, class_head.bias"),
-        (a_weight_that_is_none, "class_head.bias holds numbers that are not finite"),
+        (a_weight_less, "lacks weights: class_head.bias."),
+        (a_weight_that_is_none, "class_head.bias that are not finite in float32"),
         (only_a_pickle, ""),
         (a_home, "README.md, line 14, names a folder of this machine"),
         (a_picture_that_is_none, "metrics.jsonl, which is no picture"),
         (a_picture_elsewhere, "outside"),
+        (a_picture_by_way_of_elsewhere, "outside"),
+        (a_picture_that_is_a_link, "outside"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
