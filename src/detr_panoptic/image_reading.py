@@ -99,6 +99,15 @@ def picture_to_tensor(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
+def plain_picture(picture: Image.Image) -> Image.Image:
+    """The picture as the model sees it: upright, RGB, 8 bits.
+
+    Raises:
+        ValueError: as `picture_to_tensor`.
+    """
+    return Image.fromarray(picture_to_tensor(picture).permute(1, 2, 0).contiguous().numpy())
+
+
 def _sixteen_to_eight_bits(values: Tensor) -> Tensor:
     """Integers from 0 to 65535 to the nearest uint8, so that the ends meet."""
     return ((values.clamp(0, MAX_UINT16) * MAX_UINT8 + MAX_UINT16 // 2) // MAX_UINT16).to(torch.uint8)
