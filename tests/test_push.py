@@ -149,6 +149,13 @@ def test_the_numbers_of_evaluate_come_into_the_card(folder, output, tmp_path, ca
     assert "measured another model" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"settings": {"dtype": "torch.float32", "model": "x"}}'])
+def test_numbers_that_are_none_are_refused(folder, tmp_path, capsys, text):
+    (tmp_path / "metrics.json").write_text(text)
+    assert push(folder, "--evaluation", str(tmp_path)) == 2
+    assert "metrics.json is not what `evaluate` writes" in capsys.readouterr().err
+
+
 def push(folder: Path, *words: str, repository: str = REPOSITORY) -> int:
     return main(["push", str(folder), repository, "--dry-run", *words])
 

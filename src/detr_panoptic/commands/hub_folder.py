@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -98,25 +99,32 @@ def read_evaluation(evaluation: Path, folder: Path) -> MeasuredQuality:
     """What `evaluate` measured.
 
     Raises:
-        CommandError: there are no numbers, or they are another model's.
+        CommandError: there are no numbers, they cannot be read, or they are another model's.
     """
     path = evaluation / EVALUATION
     if not path.is_file():
         raise CommandError(f"`--evaluation {evaluation}` holds no {EVALUATION}: name the output folder of `evaluate`.")
-    metrics = json.loads(path.read_text(encoding="utf-8"))
-    settings = metrics["settings"]
-    measured = load_model(str(folder), torch.device("cpu"), dtype=settings["dtype"].removeprefix("torch."))
-    if fingerprint(*measured) != settings["model"]:
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        settings = metrics["settings"]
+        model, dtype = settings["model"], settings["dtype"].removeprefix("torch.")
+        quality = _measured_quality(metrics)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CommandError(f"{path} is not what `evaluate` writes, or only a part of it.") from error
+    if fingerprint(*load_model(str(folder), torch.device("cpu"), dtype=dtype)) != model:
         raise CommandError(
             f"`--evaluation {evaluation}` measured another model than the one in {folder}: measure this one, with "
             f"`{PROGRAM} evaluate --model {folder}`."
         )
-    dataset = metrics["dataset"]
-    skipped = len(metrics["skipped"])
+    return quality
+
+
+def _measured_quality(metrics: dict[str, Any]) -> MeasuredQuality:
+    dataset, skipped = metrics["dataset"], len(metrics["skipped"])
     return MeasuredQuality(
         dataset=dataset,
         hub_dataset=hub_name(dataset.split(" ")[0]),
-        how=f"{metrics['images']} images, threshold {settings['threshold']}"
+        how=f"{metrics['images']} images, threshold {metrics['settings']['threshold']}"
         + (f", {skipped} that could not be read left out" if skipped else ""),
         groups={
             name: (row["pq"], row["sq"], row["rq"]) for name, row in metrics["panoptic_quality"].items() if row["n"]
