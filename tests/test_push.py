@@ -238,7 +238,7 @@ def change_json(path: Path, **changes: object) -> None:
         (other_labels, "disagree: `stuff_label_ids` is [2] in the first and [0] in the second"),
         (other_type, "detr-panoptic convert"),
         (a_weight_less, "lacks weights: class_head.bias."),
-        (a_weight_that_is_none, "class_head.bias that are not finite in float32"),
+        (a_weight_that_is_none, "has weights that are not finite in torch.float32: class_head.bias."),
         (only_a_pickle, ""),
         (a_home, "README.md, line 14, names a folder of this machine"),
         (a_picture_that_is_none, "metrics.jsonl, which is no picture"),

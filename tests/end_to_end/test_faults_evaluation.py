@@ -232,7 +232,7 @@ def test_weights_that_are_not_finite_are_named(program, words, model, tmp_path, 
     weights.save_pretrained(broken)
     outcome = program([broken if word == model else word for word in words(command, tmp_path / "out")])
     assert outcome.code == 2
-    assert "box_head.layers.0.weight that are not finite" in outcome.error
+    assert "weights that are not finite in torch.float32: box_head.layers.0.weight" in outcome.error
     assert not (tmp_path / "out").exists()
 
 

@@ -116,14 +116,17 @@ def save(place: Place, picture: Image.Image, name: str, **options) -> str:
     return str(place.folder / name)
 
 
-def as_rgb(make: Callable[[Image.Image], Image.Image], name: str, **options) -> Callable[[Place], None]:
-    """The file shows what Pillow shows of the same picture as RGB."""
+def as_rgb(
+    make: Callable[[Image.Image], Image.Image], name: str, *, within: int = 0, **options
+) -> Callable[[Place], None]:
+    """The file shows what Pillow shows of the same picture as RGB, but for `within` levels."""
 
     def check(place: Place) -> None:
         picture = make(place.picture())
         expected = np.asarray(picture.convert("RGB"))
         assert len(np.unique(expected)) > 1
-        assert np.array_equal(shown(save(place, picture, name, **options)), expected)
+        found = shown(save(place, picture, name, **options))
+        assert np.abs(found.astype(int) - expected).max() <= within
 
     return check
 
@@ -256,7 +259,11 @@ GOOD: dict[str, tuple[str, Callable[[Place], None]]] = {
     "one color declared transparent": ("that color", one_color_transparent),
     "CMYK TIFF": ("the colors without a profile", as_rgb(lambda p: p.convert("CMYK"), "photo.tiff")),
     "CMYK JPEG": ("the colors, not their negative", cmyk_jpeg),
-    "YCbCr TIFF": ("the colors", as_rgb(lambda p: p.convert("YCbCr"), "photo.tiff")),
+    # Compressed: before 13, Pillow cannot read back what it writes without. Then its library converts, and rounds.
+    "YCbCr TIFF": (
+        "the colors",
+        as_rgb(lambda p: p.convert("YCbCr"), "photo.tiff", within=1, compression="tiff_lzw"),
+    ),
     "16-bit gray, PNG and TIFF": ("scaled to 8 bits, not clipped", sixteen_bits),
     "float TIFF": ("values up to 1 times 255, values up to 255 as they are", float_tiff),
     "animated GIF": ("the first frame", frames("photo.gif")),

@@ -74,7 +74,9 @@ def test_an_interrupted_command_says_nothing(monkeypatch, capsys):
 
 def test_a_signal_ends_a_process_quietly(tmp_path):
     program = (
-        "import sys, torch, datasets; from detr_panoptic.cli import main; from detr_panoptic.commands import demo;"
+        "import signal, sys, torch, datasets;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"  # what a shell starts in the background ignores it
+        "from detr_panoptic.cli import main; from detr_panoptic.commands import demo;"
         "load = demo.load_shipped_model; demo.load_shipped_model = lambda: (print('ready', flush=True), load())[1];"
         f"sys.exit(main(['demo', '--scenes', '100000', '--output', {str(tmp_path / 'demo.png')!r}]))"
     )
@@ -83,7 +85,10 @@ def test_a_signal_ends_a_process_quietly(tmp_path):
         while process.stdout.readline().strip() != b"ready":
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        _, complaints = process.communicate(timeout=60)
+        try:
+            _, complaints = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == INTERRUPTED
     assert complaints == b""
 

@@ -172,12 +172,10 @@ def load_weights(
 
 
 def _check_finite(called: str, model: DetrPanopticForSegmentation) -> None:
-    """Raises CommandError for weights that no run can have made on purpose."""
-    weights = model.state_dict().items()
-    broken = [name for name, weight in weights if weight.is_floating_point() and not weight.isfinite().all()]
+    """Raises CommandError for weights that are no numbers: comparisons with them find nothing and call it a result."""
+    broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
     if broken:
-        dtype = str(model.dtype).removeprefix("torch.")
-        raise CommandError(f"{called} has weights in {_some(broken)} that are not finite in {dtype}.")
+        raise CommandError(f"{called} has weights that are not finite in {model.dtype}: {_some(broken)}.")
 
 
 def _check_files(source: str, folder: Path, config: Any) -> None:
