@@ -1,6 +1,7 @@
 """`detr-panoptic push` up to the upload: what is checked, what is sent, what the card says."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -167,6 +168,16 @@ def test_a_dry_run_shows_everything_and_writes_nothing(folder, capsys):
     for part in ("model.safetensors", "Stays here: checkpoints/", "pipeline_tag", "## Limits", "Nothing was sent"):
         assert part in shown
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_what_is_shown_of_a_folder_is_only_text(folder, capsys):
+    (folder / "a\x1b[2Jb.log").touch()
+    Image.new("RGB", (7, 5)).save(folder / "c\x1b[2J.png")
+    (folder / "README.md").write_text("# M\n\n\x1b[2J ![x](c\x1b[2J.png)\n")
+    assert push(folder) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert {r"a\x1b[2Jb.log", r"c\x1b[2J.png"} <= set(re.split(r", |\s+", shown))
 
 
 def no_configuration(folder):

@@ -17,6 +17,7 @@ from ..contained_paths import path_inside
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..model_card import MeasuredQuality, complete_card, hub_name
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+from ..plain_text import one_line
 from .frame import PROGRAM, CommandError
 from .loading import PROCESSOR_FILE, fingerprint, load_model, load_weights, without_progress_bars
 
@@ -183,7 +184,7 @@ def check_same(model: DetrPanopticForSegmentation, again: DetrPanopticForSegment
 def describe_files(folder: Path) -> str:
     """A line for each file with its size, and the whole."""
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files_of(folder)}
-    lines = [f"{size / 1e6:10.3f} MB  {name}" for name, size in sizes.items()]
+    lines = [one_line(f"{size / 1e6:10.3f} MB  {name}") for name, size in sizes.items()]
     return "\n".join((*lines, f"{sum(sizes.values()) / 1e6:10.3f} MB  in {len(sizes)} files"))
 
 
