@@ -35,6 +35,7 @@ from cases import (
 )
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.commands.demo import UNSEEN_SEED, load_shipped_model
+from detr_panoptic.commands.sources import SCENE_SIDE
 from detr_panoptic.commands.export import CALIBRATION_IMAGES, SCENE_SEED
 from detr_panoptic.data import SCENE_CATEGORIES, scenes_dataset
 from detr_panoptic.evaluation import evaluate_model
@@ -145,7 +146,7 @@ def compare_quality(arguments: argparse.Namespace) -> None:
     write_onnx(program, file, options, labels=model.config.id2label)
     dynamic, static = file.with_suffix(".dynamic.onnx"), file.with_suffix(".static.onnx")
     quantize_dynamic(file, dynamic)
-    pictures = scenes_dataset(CALIBRATION_IMAGES, seed=SCENE_SEED, height=side, width=side)["image"]
+    pictures = scenes_dataset(CALIBRATION_IMAGES, seed=SCENE_SEED, height=SCENE_SIDE, width=SCENE_SIDE)["image"]
     quantize_static(file, static, (graph_inputs([picture], fitted, options) for picture in pictures))
     contestants: dict[str, tuple[nn.Module, Path | None]] = {
         "PyTorch, every kept query": (model, None),
@@ -157,8 +158,8 @@ def compare_quality(arguments: argparse.Namespace) -> None:
         "OpenVINO, bfloat16": (Exported(run_openvino(file, "bf16")), file),
         "OpenVINO, static int8": (Exported(run_openvino(static, "f32")), static),
     }
-    scenes = scenes_dataset(arguments.scenes, seed=UNSEEN_SEED, height=side, width=side)
-    print(describe_run("cpu") + f"{len(scenes)} scenes of {side}x{side}\n")
+    scenes = scenes_dataset(arguments.scenes, seed=UNSEEN_SEED, height=SCENE_SIDE, width=SCENE_SIDE)
+    print(describe_run("cpu") + f"{len(scenes)} scenes of {SCENE_SIDE}x{SCENE_SIDE}, {side}x{side} for the model\n")
     rows = [quality_row(name, run, source, fitted, scenes) for name, (run, source) in contestants.items()]
     print(markdown_table(["", "PQ", "things", "stuff", "MB"], rows))
 

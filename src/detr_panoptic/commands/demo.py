@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .frame import PROGRAM, CommandError, add_command
+from .sources import SCENE_SIDE
 
 if TYPE_CHECKING:
     import argparse
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from .frame import CommandParser
 
 SHIPPED_MODEL = Path(__file__).parents[1] / "checkpoints" / "scenes"
-"""A small model trained on generated scenes; configs/scenes.yaml makes it again."""
+"""A small model trained on generated scenes; configs/scenes_320.yaml says how to make it again."""
 UNSEEN_SEED = 77_000_000  # training draws its scenes from seeds below
 SHOWN = 4  # scenes in the picture
 SCALE = 2  # enlargement, for readable labels
@@ -67,13 +68,14 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console(highlight=False)
     console.print("A small model trained on generated scenes ships with the package; it has not seen these.")
     model, processor = load_shipped_model()
-    side = processor.size["shortest_edge"]
-    scenes = scenes_dataset(arguments.scenes, seed=UNSEEN_SEED + arguments.seed, height=side, width=side)
+    scenes = scenes_dataset(
+        arguments.scenes, seed=UNSEEN_SEED + arguments.seed, height=SCENE_SIDE, width=SCENE_SIDE
+    )
     started = time.perf_counter()
     stats = _measure(model, processor, scenes)
     seconds = time.perf_counter() - started
     _print_quality(console, stats)
-    console.print(f"{len(scenes)} scenes of {side}x{side} pixels in {seconds:.1f} s")
+    console.print(f"{len(scenes)} scenes of {SCENE_SIDE}x{SCENE_SIDE} pixels in {seconds:.1f} s")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     draw_results(model, processor, scenes.select(range(min(SHOWN, len(scenes))))).save(arguments.output)
     console.print(f"Look at {arguments.output}. For photographs: {PROGRAM} predict --help")
