@@ -35,8 +35,8 @@ from cases import (
 )
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.commands.demo import UNSEEN_SEED, load_shipped_model
-from detr_panoptic.commands.sources import SCENE_SIDE
 from detr_panoptic.commands.export import CALIBRATION_IMAGES, SCENE_SEED
+from detr_panoptic.commands.sources import SCENE_SIDE
 from detr_panoptic.data import SCENE_CATEGORIES, scenes_dataset
 from detr_panoptic.evaluation import evaluate_model
 from detr_panoptic.evaluation.panoptic_quality import panoptic_quality

@@ -68,9 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console(highlight=False)
     console.print("A small model trained on generated scenes ships with the package; it has not seen these.")
     model, processor = load_shipped_model()
-    scenes = scenes_dataset(
-        arguments.scenes, seed=UNSEEN_SEED + arguments.seed, height=SCENE_SIDE, width=SCENE_SIDE
-    )
+    scenes = scenes_dataset(arguments.scenes, seed=UNSEEN_SEED + arguments.seed, height=SCENE_SIDE, width=SCENE_SIDE)
     started = time.perf_counter()
     stats = _measure(model, processor, scenes)
     seconds = time.perf_counter() - started
