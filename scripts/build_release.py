@@ -30,6 +30,9 @@ NEEDED = (
     "detr_panoptic/checkpoints/scenes/model.safetensors",
     "detr_panoptic/checkpoints/scenes/preprocessor_config.json",
     "detr_panoptic/visualization/hover.js",
+    "detr_panoptic/visualization/attention_panel.js",
+    "detr_panoptic/app/page.css",
+    "detr_panoptic/app/page.js",
     "*.dist-info/licenses/LICENSE",
     "*.dist-info/entry_points.txt",
 )
@@ -72,10 +75,7 @@ def build(output: Path, *options: str) -> tuple[Path, Path]:
     shutil.rmtree(output, ignore_errors=True)
     with tempfile.TemporaryDirectory() as temporary:
         tree = Path(temporary) / "tree"  # setuptools leaves files in the tree that it builds
-        left_out = shutil.ignore_patterns(
-            ".git", ".venv", "build", "dist", "*.egg-info", "outputs", "runs", ".*_cache"
-        )
-        shutil.copytree(ROOT, tree, ignore=left_out)
+        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*LEFT_OUT))
         run(sys.executable, "-m", "build", *options, "--outdir", output, tree)
         run(sys.executable, "-m", "build", *options, "--wheel", "--outdir", temporary, tree)
         (wheel,), (source,) = output.glob("*.whl"), output.glob("*.tar.gz")

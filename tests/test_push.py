@@ -1,6 +1,7 @@
 """`detr-panoptic push` up to the upload: what is checked, what is sent, what the card says."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -149,6 +150,13 @@ def test_the_numbers_of_evaluate_come_into_the_card(folder, output, tmp_path, ca
     assert "measured another model" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"settings": {"dtype": "torch.float32", "model": "x"}}'])
+def test_numbers_that_are_none_are_refused(folder, tmp_path, capsys, text):
+    (tmp_path / "metrics.json").write_text(text)
+    assert push(folder, "--evaluation", str(tmp_path)) == 2
+    assert "metrics.json is not what `evaluate` writes" in capsys.readouterr().err
+
+
 def push(folder: Path, *words: str, repository: str = REPOSITORY) -> int:
     return main(["push", str(folder), repository, "--dry-run", *words])
 
@@ -160,6 +168,16 @@ def test_a_dry_run_shows_everything_and_writes_nothing(folder, capsys):
     for part in ("model.safetensors", "Stays here: checkpoints/", "pipeline_tag", "## Limits", "Nothing was sent"):
         assert part in shown
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_what_is_shown_of_a_folder_is_only_text(folder, capsys):
+    (folder / "a\x1b[2Jb.log").touch()
+    Image.new("RGB", (7, 5)).save(folder / "c\x1b[2J.png")
+    (folder / "README.md").write_text("# M\n\n\x1b[2J ![x](c\x1b[2J.png)\n")
+    assert push(folder) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert {r"a\x1b[2Jb.log", r"c\x1b[2J.png"} <= set(re.split(r", |\s+", shown))
 
 
 def no_configuration(folder):
@@ -207,6 +225,17 @@ def a_picture_elsewhere(folder):
     (folder / "README.md").write_text("# M\n\n![x](../secret.png)\n")
 
 
+def a_picture_by_way_of_elsewhere(folder):
+    Image.new("RGB", (7, 5)).save(folder / "validation.png")
+    (folder / "README.md").write_text("# M\n\n![x](checkpoints/../../my_model/validation.png)\n")
+
+
+def a_picture_that_is_a_link(folder):
+    Image.new("RGB", (7, 5)).save(folder.parent / "secret.png")
+    (folder / "validation.png").symlink_to(folder.parent / "secret.png")
+    (folder / "README.md").write_text("# M\n\n![x](validation.png)\n")
+
+
 def change_json(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -219,12 +248,14 @@ def change_json(path: Path, **changes: object) -> None:
         (no_processor, "no preprocessor_config.json"),
         (other_labels, "disagree: `stuff_label_ids` is [2] in the first and [0] in the second"),
         (other_type, "detr-panoptic convert"),
-        (a_weight_less, "1 missing_keys, class_head.bias"),
-        (a_weight_that_is_none, "class_head.bias holds numbers that are not finite"),
+        (a_weight_less, "lacks weights: class_head.bias."),
+        (a_weight_that_is_none, "has weights that are not finite in torch.float32: class_head.bias."),
         (only_a_pickle, ""),
         (a_home, "README.md, line 14, names a folder of this machine"),
         (a_picture_that_is_none, "metrics.jsonl, which is no picture"),
         (a_picture_elsewhere, "outside"),
+        (a_picture_by_way_of_elsewhere, "outside"),
+        (a_picture_that_is_a_link, "outside"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

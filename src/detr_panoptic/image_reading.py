@@ -13,6 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from transformers.image_utils import ChannelDimension, load_image
 
+from .plain_text import first_line
+
 MAX_UINT16, MAX_UINT8 = 65535, 255
 # Pillow goes by the content of a file, not by its name, and knows fifty formats; for PostScript it runs Ghostscript.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -73,7 +75,7 @@ def _reason(error: Exception) -> str:
         return f"it is empty, damaged, or none of {', '.join(FORMATS)}."
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error).partition("\n")[0] or type(error).__name__
+    return first_line(error)
 
 
 def refuse_other_formats() -> None:
@@ -95,6 +97,15 @@ def picture_to_tensor(picture: Image.Image) -> Tensor:
     if picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")  # else PIL warns
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def plain_picture(picture: Image.Image) -> Image.Image:
+    """The picture as the model sees it: upright, RGB, 8 bits.
+
+    Raises:
+        ValueError: as `picture_to_tensor`.
+    """
+    return Image.fromarray(picture_to_tensor(picture).permute(1, 2, 0).contiguous().numpy())
 
 
 def _sixteen_to_eight_bits(values: Tensor) -> Tensor:

@@ -235,10 +235,10 @@ def replace_section(text: str, title: str, body: str) -> str:
     return f"{text[: found.start()]}{section}\n{text[found.end() :]}".rstrip() + "\n"
 
 
-def public_name(source: str) -> str:
+def public_name(source: str, split: str | None = None) -> str:
     """A dataset or model as strangers may read it: its name on the Hub, or of its folder without the way there."""
-    path = Path(source)
-    return source if hub_name(source) else path.resolve().name
+    name = source if hub_name(source) else Path(source).resolve().name
+    return name if split is None else f"{name} {split}"
 
 
 def hub_name(source: str) -> str | None:

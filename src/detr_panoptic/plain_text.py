@@ -1,4 +1,7 @@
-"""Names of classes and files, which come from strangers, as text that is nothing but text wherever it is shown."""
+"""Names of classes and files, which come from strangers, as text that is nothing but text wherever it is shown.
+
+And errors of other libraries, of which the first line tells enough.
+"""
 
 _MARKDOWN = "\\|`*_[]~"
 _BREAKS = "\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"
@@ -19,6 +22,11 @@ def one_line(text: str) -> str:
     A terminal that is shown a name does not obey it, and a table that holds one stays a table.
     """
     return text.translate(_SHOWN)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; of one without a text its kind."""
+    return (str(error).strip() or type(error).__name__).partition("\n")[0]
 
 
 def markdown(text: str) -> str:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import torch
 
 from detr_panoptic.cli import main
 from detr_panoptic.commands.demo import SHIPPED_MODEL
+from tests.process_team import team_environments
 
 SCENES = 8
 CODE = "import sys; from detr_panoptic.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -66,13 +66,7 @@ def assert_same_files(folder: Path, expected: Path) -> None:
 
 @pytest.mark.parametrize("command", ["evaluate", pytest.param("predict", marks=pytest.mark.slow)])
 def test_two_processes_write_what_one_writes(tmp_path, expected, command):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
-    team = [
-        start(words(command, tmp_path / "out"), **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)
-    ]
+    team = [start(words(command, tmp_path / "out"), **environment) for environment in team_environments()]
     for process in team:
         _, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, errors.decode()

@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from functools import partial
@@ -29,6 +28,7 @@ from tests.fault_injection import (
     scatter_times,
     small_disk,
 )
+from tests.process_team import team_environments
 
 __all__ = ["program"]  # pytest finds it by its name here
 
@@ -190,17 +190,11 @@ def test_a_worker_that_dies_ends_the_run_and_it_goes_on(program, words, expected
 
 
 def test_a_process_that_dies_ends_the_other_and_the_run_goes_on(program, words, expected, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     output = tmp_path / "out"
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
-    faults = {0: (), 1: (Fault(output, BEFORE_IMAGES - 2, die),)}
+    faults = ((), (Fault(output, BEFORE_IMAGES - 2, die),))
     first, second = (
-        program.start(
-            words("evaluate", output), *faults[rank], environment=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        )
-        for rank in faults
+        program.start(words("evaluate", output), *own, environment=environment)
+        for own, environment in zip(faults, team_environments(), strict=True)
     )
     assert second.wait().code == -9
     outcome = first.wait(SOON)

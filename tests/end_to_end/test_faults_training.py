@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import shutil
-import socket
 import time
 from functools import partial
 
@@ -24,6 +23,7 @@ from tests.fault_injection import (
     scatter_times,
     small_disk,
 )
+from tests.process_team import team_environments
 from tests.test_training_runs import ARCHITECTURE, LAST, SETTINGS, metrics_of
 from tests.test_training_wrong_input import write_data
 
@@ -184,12 +184,7 @@ def test_a_damaged_checkpoint_is_named_with_the_way_on(program, whole_run, tmp_p
 
 
 def start_team(program, output, **settings):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
-    ranks = ({"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2))
-    return [program.start(words(output, **settings), environment=shared | rank) for rank in ranks]
+    return [program.start(words(output, **settings), environment=environment) for environment in team_environments()]
 
 
 def wait_for_step(output, step):

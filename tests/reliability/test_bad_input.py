@@ -1,7 +1,8 @@
 """Each row of the tables in docs/reliability.md happens, and says what is written there.
 
-`python -m tests.reliability.test_bad_input` writes the tables anew, in the order of the cases. A message that holds
-a gap, …, stands for any text there: what other libraries say differs from version to version.
+`python -m tests.reliability.test_bad_input MODEL`, a folder as `model_folder` saves it, writes the tables anew, in the
+order of the cases. A message that holds a gap, …, stands for any text there: what other libraries say differs from
+version to version.
 """
 
 import os

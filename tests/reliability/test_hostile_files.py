@@ -147,15 +147,21 @@ def check_call(node, where):
 def test_postscript_in_a_dataset_starts_no_ghostscript(place, model_folder, monkeypatch):
     data = coco_panoptic(place / "my_data")
     (data / "images" / "31.jpg").write_bytes(EPS.replace(b"10 10", b"7 5"))  # the size of its map
-    monkeypatch.setattr(PILImage, "ID", list(PILImage.OPEN))  # another test may have set the limit
     program = place / "gs"
     program.write_text(f"#!/bin/sh\ntouch {place}/touched\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{place}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # looked for anew
-    assert main(["data", "convert", "my_data", "out"]) == 2
-    assert main(["predict", "my_data/images/31.jpg", "--model", str(model_folder)]) == 2
-    assert not (place / "touched").exists()
+    predict = ["predict", "--model", str(model_folder), "--output", "predictions"]
+    for words, code in (
+        (["data", "convert", "my_data", "out"], 2),
+        (["data", "check", "my_data"], 1),
+        ([*predict, "my_data/images/31.jpg"], 2),
+        ([*predict, "--data", "my_data/images"], 2),
+    ):
+        monkeypatch.setattr(PILImage, "ID", list(PILImage.OPEN))  # the command before may have set the limit
+        assert main(words) == code
+        assert not (place / "touched").exists(), words
     with (
         EpsImagePlugin.EpsImageFile(data / "images" / "31.jpg") as picture,
         pytest.raises(OSError, match=r"\.ppm|identify"),

@@ -77,7 +77,7 @@ def serve(application: Application, listener: socket.socket, *, on_start: Callab
         log_level="warning",
         ws="none",
         server_header=False,
-        forwarded_allow_ips="*",  # only the addresses on the page depend on it; nobody is trusted for his own
+        forwarded_allow_ips="*",  # only the addresses on the page depend on it; nobody is trusted for their own
         limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=ENDING_SECONDS,

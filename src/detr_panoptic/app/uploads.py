@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from ..image_reading import FORMATS, picture_to_tensor
+from ..image_reading import FORMATS, plain_picture
 from .limits import Limits
 
 MAX_FILES = 256
@@ -79,7 +79,7 @@ class Uploads:
         try:
             with Image.open(file, formats=FORMATS) as picture:
                 self._check_size(picture.size)
-                pixels = picture_to_tensor(picture)
+                return plain_picture(picture)
         except PictureError:
             raise
         except UnidentifiedImageError as error:
@@ -89,7 +89,6 @@ class Uploads:
         except Exception as error:
             # Broken files raise anything from SyntaxError to struct.error.
             raise PictureError("This picture is damaged: it cannot be read to its end.") from error
-        return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
     def _check_size(self, size: tuple[int, int]) -> None:
         width, height = size

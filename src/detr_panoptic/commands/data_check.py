@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..plain_text import one_line
 from .frame import CommandError, add_command
-from .sources import SCENES, add_source_options, read_source, source_options
+from .sources import SCENES, add_source_options, prepare_reading, read_source, source_options
 
 if TYPE_CHECKING:
     import argparse
@@ -107,6 +107,7 @@ def open_source(source: str, options: dict[str, Any]) -> CheckSource:
 
     split = options["split"]
     if source != SCENES and (options["data_format"] or recognize(source, split=split)) == COCO_PANOPTIC_FORMAT:
+        prepare_reading()
         return coco_source(find_coco_panoptic(source, split=split), limit=options["limit"])
     return records_source(*read_source(source, **options))
 

@@ -123,7 +123,7 @@ def _measure_all(
     mask_queries = "all" if "mask" in kinds else None
     speed = run_over(pictures, model, processor, journal, state, arguments, measure, mask_queries)
     if state.is_main_process:
-        dataset = f"{public_name(arguments.data)} {arguments.split or ''}".strip()
+        dataset = public_name(arguments.data, arguments.split)
         write_report(arguments.output, journal, pictures, data.categories, dataset=dataset, kinds=kinds, speed=speed)
     state.wait_for_everyone()
     return journal

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from ..contained_paths import path_inside
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..model_card import MeasuredQuality, complete_card, hub_name
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+from ..plain_text import one_line
 from .frame import PROGRAM, CommandError
-from .loading import fingerprint, load_model, without_progress_bars
+from .loading import PROCESSOR_FILE, fingerprint, load_model, load_weights, without_progress_bars
 
 CARD = "README.md"
 EVALUATION, EVALUATION_PICTURE = "metrics.json", "worst_and_best.png"
@@ -67,7 +69,7 @@ def read_model(folder: Path) -> tuple[DetrPanopticForSegmentation, DetrPanopticI
     """A model as it was saved, and its image processor.
 
     Raises:
-        CommandError: there is none, a weight is missing or not finite, or the two disagree about the labels.
+        CommandError: there is none, `load_weights` refuses it, or the two disagree about the labels.
     """
     if not (folder / "config.json").is_file():
         raise CommandError(f"`FOLDER` {folder} holds no config.json: no model was saved there.")
@@ -77,27 +79,18 @@ def read_model(folder: Path) -> tuple[DetrPanopticForSegmentation, DetrPanopticI
             f"`FOLDER` {folder} holds a model of type {model_type!r}: `{PROGRAM} convert {folder} OUT` makes one of "
             "ours."
         )
-    if not (folder / "preprocessor_config.json").is_file():
+    if not (folder / PROCESSOR_FILE).is_file():
         raise CommandError(
-            f"`FOLDER` {folder} holds no preprocessor_config.json: save the model's image processor there, with "
+            f"`FOLDER` {folder} holds no {PROCESSOR_FILE}: save the model's image processor there, with "
             "`DetrPanopticImageProcessor.for_model(model.config).save_pretrained(FOLDER)` if there is none."
         )
-    with without_progress_bars():
-        loaded: Any = DetrPanopticForSegmentation.from_pretrained(folder, dtype="auto", output_loading_info=True)
-    model, loading = loaded
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if names := sorted(map(str, loading[problem])):
-            shown = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
-            raise CommandError(f"The weights in {folder} are not the model's: {len(names)} {problem}, {shown}.")
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise CommandError(f"The weights in {folder} are broken: {name} holds numbers that are not finite.")
+    model = load_weights(str(folder), called=f"`FOLDER` {folder}", dtype="auto")
     processor = DetrPanopticImageProcessor.from_pretrained(folder)
     for name in ("stuff_label_ids", "category_ids"):
         ours, theirs = getattr(model.config, name), getattr(processor, name)
         if list(ours or []) != list(theirs or []):
             raise CommandError(
-                f"config.json and preprocessor_config.json in {folder} disagree: `{name}` is {ours} in the first and "
+                f"config.json and {PROCESSOR_FILE} in {folder} disagree: `{name}` is {ours} in the first and "
                 f"{theirs} in the second."
             )
     return model, processor
@@ -107,25 +100,32 @@ def read_evaluation(evaluation: Path, folder: Path) -> MeasuredQuality:
     """What `evaluate` measured.
 
     Raises:
-        CommandError: there are no numbers, or they are another model's.
+        CommandError: there are no numbers, they cannot be read, or they are another model's.
     """
     path = evaluation / EVALUATION
     if not path.is_file():
         raise CommandError(f"`--evaluation {evaluation}` holds no {EVALUATION}: name the output folder of `evaluate`.")
-    metrics = json.loads(path.read_text(encoding="utf-8"))
-    settings = metrics["settings"]
-    measured = load_model(str(folder), torch.device("cpu"), dtype=settings["dtype"].removeprefix("torch."))
-    if fingerprint(*measured) != settings["model"]:
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        settings = metrics["settings"]
+        model, dtype = settings["model"], settings["dtype"].removeprefix("torch.")
+        quality = _measured_quality(metrics)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CommandError(f"{path} is not what `evaluate` writes, or only a part of it.") from error
+    if fingerprint(*load_model(str(folder), torch.device("cpu"), dtype=dtype)) != model:
         raise CommandError(
             f"`--evaluation {evaluation}` measured another model than the one in {folder}: measure this one, with "
             f"`{PROGRAM} evaluate --model {folder}`."
         )
-    dataset = metrics["dataset"]
-    skipped = len(metrics["skipped"])
+    return quality
+
+
+def _measured_quality(metrics: dict[str, Any]) -> MeasuredQuality:
+    dataset, skipped = metrics["dataset"], len(metrics["skipped"])
     return MeasuredQuality(
         dataset=dataset,
         hub_dataset=hub_name(dataset.split(" ")[0]),
-        how=f"{metrics['images']} images, threshold {settings['threshold']}"
+        how=f"{metrics['images']} images, threshold {metrics['settings']['threshold']}"
         + (f", {skipped} that could not be read left out" if skipped else ""),
         groups={
             name: (row["pq"], row["sq"], row["rq"]) for name, row in metrics["panoptic_quality"].items() if row["n"]
@@ -143,11 +143,12 @@ def copy_pictures(text: str, folder: Path, output: Path) -> None:
     for link in PICTURE_LINK.findall(text):
         if "://" in link:
             continue
-        path = folder / link
+        try:
+            path = path_inside(folder, link, CARD)
+        except ValueError as error:
+            raise CommandError(f"The card shows {link}, which lies outside {folder}.") from error
         if path.suffix.lower() not in PICTURE_SUFFIXES or not path.is_file():
             raise CommandError(f"The card shows {link}, which is no picture in {folder}.")
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise CommandError(f"The card shows {link}, which lies outside {folder}.")
         (output / link).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, output / link)
 
@@ -183,7 +184,7 @@ def check_same(model: DetrPanopticForSegmentation, again: DetrPanopticForSegment
 def describe_files(folder: Path) -> str:
     """A line for each file with its size, and the whole."""
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files_of(folder)}
-    lines = [f"{size / 1e6:10.3f} MB  {name}" for name, size in sizes.items()]
+    lines = [one_line(f"{size / 1e6:10.3f} MB  {name}") for name, size in sizes.items()]
     return "\n".join((*lines, f"{sum(sizes.values()) / 1e6:10.3f} MB  in {len(sizes)} files"))
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from .frame import CommandError
+from ..plain_text import first_line
+from .frame import CommandError, explain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +70,7 @@ def upload(
     return str(address) if revision is None else f"{address}/tree/{revision}"
 
 
-def explain_failure(error: BaseException, repository: str) -> str:
+def explain_failure(error: Exception, repository: str) -> str:
     """What to do after an upload that failed, as one line."""
     failures = list(_chain(error))
     if any(isinstance(failure, OfflineModeIsEnabled) for failure in failures):
@@ -77,7 +78,7 @@ def explain_failure(error: BaseException, repository: str) -> str:
     answer = next((failure for failure in failures if isinstance(failure, HfHubHTTPError)), None)
     if answer is None:
         cause = failures[-1]
-        return f"The upload broke off ({type(cause).__name__}: {explain_cause(cause)}). {AGAIN}"
+        return f"The upload broke off ({explain(cause)}). {AGAIN}"
     status = answer.response.status_code
     if status == UNAUTHORIZED:
         return f"The Hub does not accept this token: {LOG_IN}."
@@ -87,16 +88,11 @@ def explain_failure(error: BaseException, repository: str) -> str:
         return f"The Hub has no {repository} that this token may see: check the name, or {LOG_IN}."
     if status == TOO_MANY or status >= SERVER_ERROR:
         return f"The Hub is busy or down (it answered {status}): wait a while. {AGAIN}"
-    return f"The Hub refused (it answered {status}): {answer.server_message or explain_cause(answer)}"
+    return f"The Hub refused (it answered {status}): {answer.server_message or first_line(answer)}"
 
 
-def explain_cause(error: BaseException) -> str:
-    """The first line of an error's text."""
-    return (str(error).strip().splitlines() or ["no more is known"])[0]
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def _chain(error: BaseException | None) -> Iterator[Exception]:
     """An error and those that it came from, the last first."""
-    while error is not None:
+    while isinstance(error, Exception):
         yield error
         error = error.__cause__ or error.__context__

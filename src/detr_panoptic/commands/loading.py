@@ -116,19 +116,15 @@ def load_model(
     from transformers import PreTrainedConfig
 
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-    from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
     try:
         config, _ = PreTrainedConfig.get_config_dict(source)
         _check_files(source, folder, config)
-        with without_progress_bars(), _quiet_loading():
-            # Unasked, a checkpoint saved in half precision would be loaded in it.
-            loaded: Any = DetrPanopticForSegmentation.from_pretrained(
-                source, dtype=getattr(torch, dtype), output_loading_info=True, ignore_mismatched_sizes=True
-            )
-        model, report = loaded
-        if config["model_type"] == LOADED_TYPES[0]:  # what another DETR lacks was said when it was converted
-            _check_fit(source, model, report)
+        is_converted = config["model_type"] != LOADED_TYPES[0]
+        # Unasked, a checkpoint saved in half precision would be loaded in it.
+        model = load_weights(
+            source, called=f"`--model {source}`", dtype=getattr(torch, dtype), is_converted=is_converted
+        )
         # The model knows its labels best: a processor saved by another program may not tell stuff from things.
         processor = DetrPanopticImageProcessor.from_pretrained(
             source, stuff_label_ids=model.config.stuff_label_ids, category_ids=model.config.category_ids
@@ -145,15 +141,41 @@ def load_model(
                 f"`--model FOLDER` takes another. {explain(error)}"
             )
         raise CommandError(message) from error
-    _check_finite(source, model)
     return model.to(device).eval(), processor
 
 
-def _check_finite(source: str, model: DetrPanopticForSegmentation) -> None:
+def load_weights(
+    source: str, *, called: str, dtype: torch.dtype | str, is_converted: bool = False
+) -> DetrPanopticForSegmentation:
+    """A model all of whose weights are in its checkpoint, have a place and are numbers.
+
+    Args:
+        source: folder or name on the Hub.
+        called: that, as the user knows it, for the errors.
+        dtype: of the weights; "auto": as they were saved.
+        is_converted: it is another DETR; what that lacks is said when it is converted.
+
+    Raises:
+        CommandError: a weight is missing, left over, of another shape or not finite.
+    """
+    from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+
+    with without_progress_bars(), _quiet_loading():
+        loaded: Any = DetrPanopticForSegmentation.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    model: DetrPanopticForSegmentation = loaded[0]
+    if not is_converted:
+        _check_fit(called, model, loaded[1])
+    _check_finite(called, model)
+    return model
+
+
+def _check_finite(called: str, model: DetrPanopticForSegmentation) -> None:
     """Raises CommandError for weights that are no numbers: comparisons with them find nothing and call it a result."""
     broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
     if broken:
-        raise CommandError(f"`--model {source}` has weights that are not finite in {model.dtype}: {_some(broken)}.")
+        raise CommandError(f"{called} has weights that are not finite in {model.dtype}: {_some(broken)}.")
 
 
 def _check_files(source: str, folder: Path, config: Any) -> None:
@@ -167,7 +189,7 @@ def _check_files(source: str, folder: Path, config: Any) -> None:
         raise CommandError(f"`--model {source}` has no {PROCESSOR_FILE}: save the image processor beside the model.")
 
 
-def _check_fit(source: str, model: DetrPanopticForSegmentation, report: dict[str, Any]) -> None:
+def _check_fit(called: str, model: DetrPanopticForSegmentation, report: dict[str, Any]) -> None:
     """Raises CommandError unless the weights are those that the configuration asks for.
 
     transformers draws at random what is missing and goes on without what is left over.
@@ -175,12 +197,12 @@ def _check_fit(source: str, model: DetrPanopticForSegmentation, report: dict[str
     misfits = sorted(f"{name} {tuple(saved)}, not {tuple(made)}" for name, saved, made in report["mismatched_keys"])
     if misfits:
         raise CommandError(
-            f"`--model {source}` has weights of other shapes than its config.json makes them "
+            f"{called} has weights of other shapes than its config.json makes them "
             f"({model.config.num_labels} labels): {_some(misfits)}."
         )
     for keys, what in (("missing_keys", "lacks"), ("unexpected_keys", "has no place for")):
         if report[keys]:
-            raise CommandError(f"`--model {source}` {what} weights: {_some(sorted(report[keys]))}.")
+            raise CommandError(f"{called} {what} weights: {_some(sorted(report[keys]))}.")
 
 
 def _some(names: list[str]) -> str:

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from ..evaluation.journal import written_whole
 from ..evaluation.results import write_segmentation
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-from ..image_reading import picture_to_tensor, read_picture
+from ..image_reading import plain_picture, read_picture
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from ..visualization import draw_segments
 
@@ -51,10 +51,9 @@ def read_image(path: Path) -> Image.Image:
     """
     picture = read_picture(path)
     try:
-        pixels = picture_to_tensor(picture)
+        return plain_picture(picture)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 def segment(

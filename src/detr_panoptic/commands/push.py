@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..plain_text import one_line
 from .frame import CommandError, add_command
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         console.print(describe_files(staging), markup=False)
         if remaining := left_out(arguments.folder, staging):
-            console.print(f"Stays here: {', '.join(remaining)}", markup=False)
+            console.print(one_line(f"Stays here: {', '.join(remaining)}"), markup=False)
         if arguments.dry_run:
             _show(console, staging)
             return 0
@@ -109,5 +110,6 @@ def check_repository_name(name: str) -> None:
 
 def _show(console: Console, staging: Path) -> None:
     console.print("\nThe card:\n")
-    console.print((staging / "README.md").read_text(encoding="utf-8"), markup=False)
+    card = (staging / "README.md").read_text(encoding="utf-8")
+    console.print("\n".join(map(one_line, card.split("\n"))), markup=False)
     console.print("Nothing was sent (--dry-run).")

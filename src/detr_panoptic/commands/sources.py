@@ -47,15 +47,10 @@ def read_source(
     Raises:
         ValueError: as `read_panoptic`, or other categories are wanted than those of scenes.
     """
-    from datasets import disable_progress_bars
-
     from ..data import SCENE_CATEGORIES, PanopticData, read_panoptic, scenes_dataset
-    from ..image_reading import refuse_other_formats
 
     if source != SCENES:
-        refuse_other_formats()
-        if not sys.stderr.isatty():
-            disable_progress_bars()
+        prepare_reading()
         return read_panoptic(source, **options)
     wanted = options.get("categories")
     if wanted is not None and wanted.names != SCENE_CATEGORIES.names:
@@ -69,4 +64,18 @@ def read_pictures(source: str, **options: Any) -> Dataset:
     """The pictures of a dataset, which need not be annotated, or generated ones; arguments as of `read_source`."""
     from ..data import read_images
 
-    return read_source(source, **options).records if source == SCENES else read_images(source, **options)
+    if source == SCENES:
+        return read_source(source, **options).records
+    prepare_reading()
+    return read_images(source, **options)
+
+
+def prepare_reading() -> None:
+    """Before files of strangers are read in this process: no other formats of pictures, no bars that nobody sees."""
+    from datasets import disable_progress_bars
+
+    from ..image_reading import refuse_other_formats
+
+    refuse_other_formats()
+    if not sys.stderr.isatty():
+        disable_progress_bars()

@@ -92,14 +92,14 @@ def read_data(arguments: DataArguments, seed: int) -> TrainingData:
     validation, name = train, "the training images"
     if arguments.validation_data is not None or arguments.validation_split is not None:
         source, split = arguments.validation_data or source, arguments.validation_split
-        name = f"{public_name(source)} {split or ''}".strip()
+        name = public_name(source, split)
         options |= {"scene_side": side, "scene_seed": seed + VALIDATION_SEED_OFFSET, "split": split}
         validation, _ = _read_with_classes_of(categories, source, **options)
     elif source == SCENES:
         name = "generated scenes that are not learned"
         options["limit"] = min(arguments.limit or VALIDATION_SCENES, VALIDATION_SCENES)
         validation, _ = read_source(source, scene_side=side, scene_seed=seed + VALIDATION_SEED_OFFSET, **options)
-    train_name = f"{public_name(arguments.data)} {arguments.split or ''}".strip()
+    train_name = public_name(arguments.data, arguments.split)
     return TrainingData(train, validation, categories, train_name, name, summary)
 
 

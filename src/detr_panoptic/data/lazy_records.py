@@ -15,6 +15,7 @@ from datasets import Dataset, Image, IterableDataset
 from PIL import Image as PILImage
 
 from ..categories import Categories
+from ..plain_text import first_line
 from ..segment_ids import ids_to_rgb
 from .records import Record, panoptic_features
 
@@ -92,7 +93,7 @@ class NamedRecords:
         try:
             return self._records[index]
         except Exception as error:  # broken files raise anything from SyntaxError to struct.error
-            name, text = name_of(self._names[index]), str(error).partition("\n")[0]
+            name, text = name_of(self._names[index]), first_line(error)
             raise ValueError(text if name in text else f"{name}: {text}") from error
 
     def __iter__(self) -> Iterator[Record]:

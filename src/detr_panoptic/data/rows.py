@@ -30,6 +30,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image as PILImage
 
 from ..categories import COCO_PANOPTIC, Categories
+from ..plain_text import first_line
 from ..segment_ids import rgb_to_ids
 from .coco import whole, whole_box
 from .folders import CATEGORIES_FILE, read_categories
@@ -197,7 +198,7 @@ def open_rows(source: str, *, split: str | None, streaming: bool) -> Dataset | I
         try:
             saved = load_from_disk(source)
         except Exception as error:  # of JSON, Arrow and `datasets`, each with its own
-            reason = _first_line(error)
+            reason = first_line(error)
             raise ValueError(f"`data` {source!r} is no saved dataset, or a broken one: {reason}") from error
         return saved[_one_split(list(saved), split, source)] if isinstance(saved, DatasetDict) else saved
     options: dict[str, Any] = {"streaming": streaming}
@@ -207,24 +208,20 @@ def open_rows(source: str, *, split: str | None, streaming: bool) -> Dataset | I
             return load_dataset("parquet", data_files=source, split="train", **options)
         except Exception as error:  # of pyarrow and `datasets`, each with its own
             raise ValueError(
-                f"`data` {source!r} is no Parquet file, or only a part of one: {_first_line(error)}"
+                f"`data` {source!r} is no Parquet file, or only a part of one: {first_line(error)}"
             ) from error
     try:
         names = get_dataset_split_names(source)
     except Exception as error:  # of the Hub, the network and the parsers of files, each with its own
         raise ValueError(
-            f"`data` {source!r} is no dataset that can be read, on the Hub or here: {_first_line(error)}"
+            f"`data` {source!r} is no dataset that can be read, on the Hub or here: {first_line(error)}"
         ) from error
     chosen = _one_split(names, split, source)
     try:
         return load_dataset(source, split=chosen, **options)
     except Exception as error:  # as above; the schema of a file can be whole and the rest not
         cause = error.__cause__ or error  # "An error occurred while generating the dataset" says nothing
-        raise ValueError(f"`data` {source!r} cannot be read whole: {_first_line(cause)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).partition("\n")[0]
+        raise ValueError(f"`data` {source!r} cannot be read whole: {first_line(cause)}") from error
 
 
 def _one_split(names: list[str], split: str | None, source: str) -> str:

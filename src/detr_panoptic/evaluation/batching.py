@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from torch.utils.data import DataLoader
 
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
+from ..plain_text import first_line
 from .model_evaluation import Batch, make_batch
 
 WINDOW = 64  # batches: images are sorted by shape among so many, whose sizes are read ahead
@@ -96,7 +97,7 @@ class _Readable:
         try:
             return {**self.pictures[index], "index": index}
         except Exception as error:  # broken files raise anything from SyntaxError to struct.error
-            name, text = self.pictures.name_of(index), str(error).partition("\n")[0]
+            name, text = self.pictures.name_of(index), first_line(error)
             return Failure(index, text if name in text else f"{name}: {text}")
 
 

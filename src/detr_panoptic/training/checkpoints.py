@@ -21,6 +21,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import load
 
+from ..plain_text import first_line
 from .arguments import TrainingArguments
 from .plan import is_out_of_memory
 
@@ -126,9 +127,8 @@ def reported_failure(what: str, folder: Path, partial: Path) -> Iterator[None]:
         yield
     except Exception as error:  # torch, safetensors and the system each have their own for a full disk
         shutil.rmtree(partial, ignore_errors=True)
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise OSError(
-            f"{what} could not be written to {folder}: {reason} "
+            f"{what} could not be written to {folder}: {first_line(error)} "
             "What was saved before is whole: make room, and start the same command again."
         ) from error
 
@@ -177,8 +177,8 @@ def _load_state(accelerator: Accelerator, checkpoint: Path) -> None:
         if is_out_of_memory(error):
             raise
         is_pickle = isinstance(error, pickle.UnpicklingError)  # torch's text would advise to trust the file
-        reason = "it is not made of tensors and plain values alone" if is_pickle else str(error).partition("\n")[0]
-        raise ValueError(f"{path.name} cannot be read: {(reason or type(error).__name__).rstrip('.')}.") from error
+        reason = "it is not made of tensors and plain values alone" if is_pickle else first_line(error)
+        raise ValueError(f"{path.name} cannot be read: {reason.rstrip('.')}.") from error
 
 
 def write_whole(path: Path, text: str) -> None:
