@@ -195,7 +195,7 @@ def count_image(
 
 def _listed_area(segment: Mapping[str, Any], counted: int) -> int:
     """The area that a true segment says it has, which the official evaluator believes; else the counted one."""
-    area = segment.get("area", counted)
+    area: Any = segment.get("area", counted)
     if not isinstance(area, Real) or area < min(counted, 1):
         raise ValueError(f"Segment {segment['id']} must have a number of pixels as its area, got {area!r}.")
     return area
