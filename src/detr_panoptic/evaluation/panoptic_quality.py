@@ -193,7 +193,7 @@ def count_image(
     return ImageCounts([(truth[i].class_index, iou) for (i, _), iou in ious.items()], wrong, missed)
 
 
-def _listed_area(segment: Mapping[str, Any], counted: int) -> int:
+def _listed_area(segment: Mapping[str, Any], counted: int) -> Any:
     """The area that a true segment says it has, which the official evaluator believes; else the counted one."""
     area: Any = segment.get("area", counted)
     if not isinstance(area, Real) or area < min(counted, 1):
