@@ -30,7 +30,7 @@ def test_the_shipped_model_knows_the_scenes_and_is_small():
     ("options", "message"),
     [
         (["--scenes", "0"], "`--scenes` must be at least 1 and `--seed` 0, got 0 and 0"),
-        (["--seed", "-1"], "got 32 and -1"),
+        (["--seed", "-1"], "got 16 and -1"),
         (["--output", "folder"], "`--output folder` must name a picture, such as demo.png"),
     ],
 )

@@ -45,7 +45,7 @@ def register(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
         description=DESCRIPTION,
         examples=EXAMPLES,
     )
-    parser.add_argument("--scenes", type=int, default=32, metavar="N", help="scenes to segment and measure")
+    parser.add_argument("--scenes", type=int, default=16, metavar="N", help="scenes to segment and measure")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="other scenes for another number")
     parser.add_argument("--output", type=Path, default=Path("demo.png"), metavar="FILE", help="the picture")
 
