@@ -1,15 +1,18 @@
 """Recipes, what they train, at which rates, and the class head of a checkpoint for other classes."""
 
 import itertools
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from detr_panoptic import DetrPanopticImageProcessor
 from detr_panoptic.backbone import Backbone
 from detr_panoptic.categories import Categories
 from detr_panoptic.cli import build_parser
+from detr_panoptic.commands.training_setup import build_model, read_data
 from detr_panoptic.training.arguments import ARCHITECTURE, ModelArguments, OptimizationArguments
 from detr_panoptic.training.class_head import fit_class_head
 from detr_panoptic.training.optimization import (
@@ -66,6 +69,19 @@ def test_a_recipe_starts_from_its_checkpoint_or_from_what_the_user_names():
     arguments = parse("--recipe", "from-scratch", "--model", "mine").model
     assert arguments.model == "mine"
     assert all(getattr(arguments, name) == getattr(ModelArguments(), name) for name in ARCHITECTURE)
+
+
+def test_a_model_that_is_trained_on_is_merged_as_its_checkpoint_was(model_folder, tmp_path):
+    """Else it would be measured, and used, in another way than what it came from."""
+    shutil.copytree(model_folder, tmp_path / "model")
+    own = DetrPanopticImageProcessor.from_pretrained(
+        model_folder, merging="score_weighted", overlap_mask_area_threshold=0.7
+    )
+    own.save_pretrained(tmp_path / "model")
+    arguments = parse("--model", str(tmp_path / "model"), "--data", "scenes", "--limit", "1", "--short-side", "64")
+    _, processor = build_model(arguments, read_data(arguments.data, seed=0))
+    assert (processor.merging, processor.overlap_mask_area_threshold) == ("score_weighted", 0.7)
+    assert processor.size["shortest_edge"] == 64
 
 
 def test_an_architecture_for_a_checkpoint_is_refused():

@@ -28,7 +28,6 @@ def test_links_of_notebooks_lead_somewhere(path):
     assert all((path.parent / link).is_file() for link in links)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # jupyter's and zmq's own
 def test_from_data_to_hub_runs_from_top_to_bottom(tmp_path):
     notebook = nbformat.read(NOTEBOOKS[0], as_version=4)

@@ -42,6 +42,14 @@ from .sources import SCENES, read_source
 logger = logging.getLogger(__name__)
 
 CALIBRATION_IMAGES = 8
+KEPT_OF_A_PROCESSOR = (
+    "image_mean",
+    "image_std",
+    "merging",
+    "mask_threshold",
+    "overlap_mask_area_threshold",
+)
+"""What a model that is trained on has in common with the checkpoint: how images come in, and how masks are merged."""
 SUMMARY_IMAGES = 200  # looked at, evenly spread: of 100 000, all would take minutes
 SCENE_SIZE_LIMIT = 640  # pixels; larger scenes teach nothing more
 VALIDATION_SEED_OFFSET = 1_000_003  # scenes that are measured are never those that are learned
@@ -130,7 +138,7 @@ def build_model(
     size = {"shortest_edge": arguments.data.short_side, "longest_edge": arguments.data.long_side}
     if arguments.model.model is None:
         model, unknown = _new_model(arguments, data.categories), list(data.categories.names)
-        statistics: Mapping[str, Any] = model.model.backbone.image_statistics
+        inherited: Mapping[str, Any] = model.model.backbone.image_statistics
         if len(data.train) < FEW_IMAGES:
             logger.warning(
                 "%d images for a transformer from scratch: below %d, start from a model of COCO instead (--recipe "
@@ -141,7 +149,7 @@ def build_model(
     else:
         model, processor = load_model(arguments.model.model, torch.device("cpu"))
         unknown = fit_class_head(model, data.categories)
-        statistics = {"image_mean": processor.image_mean, "image_std": processor.image_std}
+        inherited = {name: getattr(processor, name) for name in KEPT_OF_A_PROCESSOR}
         known = len(data.categories) - len(unknown)
         logger.info("class head: %d of %d classes are known to the checkpoint by name", known, len(data.categories))
     if arguments.model.stage == "masks" and unknown:
@@ -160,7 +168,7 @@ def build_model(
     if arguments.model.aids:
         attach_training_aids(model)
     freeze(model, arguments.model)
-    return model, DetrPanopticImageProcessor.for_model(model.config, **statistics, size=size)
+    return model, DetrPanopticImageProcessor.for_model(model.config, **inherited, size=size)
 
 
 def _new_model(arguments: TrainingArguments, categories: Categories) -> DetrPanopticForSegmentation:
