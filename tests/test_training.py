@@ -56,7 +56,7 @@ def test_written_arguments_read_back_the_same(tmp_path):
             {"data": {"augmentation": "mosaic"}},
             "`augmentation` must be one of none, .*, jitter, got 'mosaic'",
         ),
-        ({"data": {"short_side": 800, "long_side": 600}}, "`long_side` must be at least 800, got 600"),
+        ({"data": {"short_side": 800, "long_side": 600}}, "`long_side` must be at least `short_side`, 800, got 600"),
         ({"run": {"mixed_precision": "int8"}}, "`mixed_precision` must be one of no, bf16, fp16, got 'int8'"),
     ],
 )

@@ -132,7 +132,9 @@ class DataArguments:
     def __post_init__(self) -> None:
         """Checks the choices and the lengths."""
         check_choice("augmentation", self.augmentation, ("none", "flip", "paper", "jitter"))
-        check_least(self, limit=1, short_side=32, long_side=self.short_side, workers=0)
+        check_least(self, limit=1, short_side=32, workers=0)
+        if self.long_side < self.short_side:
+            raise ValueError(f"`long_side` must be at least `short_side`, {self.short_side}, got {self.long_side}.")
 
 
 @dataclass(frozen=True, kw_only=True)
