@@ -13,5 +13,6 @@ def team_environments(count: int = 2) -> list[dict[str, str]]:
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(count),
         "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",  # else Accelerate chooses, and sums have another order than in one process
     }
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
