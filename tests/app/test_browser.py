@@ -165,9 +165,11 @@ def test_a_segment_is_pointed_at_and_clicked(shown, scene, shipped):
 
 def test_a_threshold_changes_the_result_until_nothing_is_left(shown, scene, shipped):
     before = rows(shown)
+    expected = explained(scene, shipped, 0.95).segments_info
+    assert 0 < len(expected) < len(before)
     set_slider(shown, "threshold", 0.95)
-    fewer = changed(shown, before)
-    assert 0 < len(fewer) == len(explained(scene, shipped, 0.95).segments_info) < len(before)
+    # On a busy machine the 0.9 on the way to it is seen as well.
+    fewer = wait_for(lambda: len(found := rows(shown)) == len(expected) and found)
     set_slider(shown, "threshold", 1)
     assert changed(shown, fewer) == []
     assert "Nothing scored that high" in css(shown, "#result").text
