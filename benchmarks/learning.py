@@ -6,8 +6,9 @@
 
 All contestants have the same first weights (through the converter), backbone, scenes in the same order, optimizer,
 schedule and steps; what differs is named in the table. PQ is measured with the paper's thresholds, on scenes that
-nobody trains on, by the same code. The time is that of training alone, without making or measuring scenes; with
-`--processes` contestants disturb each other, and only steps can be compared.
+nobody trains on, by the same code. The time is that of training alone, without making or measuring scenes; on a CPU it
+is the time that the process had a core, so that other work on the machine counts less. Runs that write to one folder,
+one after the other or at once, come into one picture, also with different `--steps`.
 
 transformers replaces the batch norms of a timm backbone by its own, which for `tf_efficientnet_lite0` loses the
 activation and the epsilon. Here it gets this package's backbone instead, so that the maps of both are the same bits.
@@ -73,6 +74,8 @@ class Point:
 
     contestant: str
     seed: int
+    steps: int
+    """Of its schedule, all of them."""
     step: int
     epoch: float
     seconds: float
@@ -144,9 +147,10 @@ class Trial:
         optimizer = optimizer_of(model.train(), optimization)
         schedule = build_schedule(optimizer, optimization, total_steps=settings.steps)
         points, seconds = [], 0.0
+        clock = time.process_time if model.device.type == "cpu" else time.perf_counter
         for step, batch in enumerate(self.batches(processor), 1):
             inputs = to_device(batch, model.device)
-            started = time.perf_counter()
+            started = clock()
             model(**inputs).loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), optimization.max_grad_norm)
             optimizer.step()
@@ -154,11 +158,11 @@ class Trial:
             schedule.step()
             if model.device.type == "cuda":
                 torch.cuda.synchronize()
-            seconds += time.perf_counter() - started
+            seconds += clock() - started
             if step % settings.measure_every == 0 or step == settings.steps:
                 found = self.quality(model, processor)
                 epoch = step * settings.batch / len(self.scenes)
-                points.append(Point(name, self.seed, step, epoch, seconds, **found))
+                points.append(Point(name, self.seed, settings.steps, step, epoch, seconds, **found))
                 write_point(points[-1], settings.output)
         return points
 
@@ -350,7 +354,7 @@ def write_point(point: Point, output: Path) -> None:
 def read_points(output: Path) -> list[Point]:
     """All points that were written into a folder, by this run and others."""
     lines = (output / "points.jsonl").read_text().splitlines()
-    return sorted((Point(**json.loads(line)) for line in lines), key=lambda point: (point.seed, point.step))
+    return sorted((Point(**json.loads(line)) for line in lines), key=lambda point: (point.seed, point.steps, point.step))
 
 
 def draw(points: Sequence[Point], path: Path) -> None:
@@ -361,11 +365,11 @@ def draw(points: Sequence[Point], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
-    colors = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(p.contestant for p in points))}
+    colors = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(_name(p) for p in points))}
     for axis, unit, label in zip(axes, ("epoch", "seconds"), ("epochs", "seconds of training"), strict=True):
         for (name, seed), line in _lines(points).items():
             for part, style in (("pq", "-"), ("pq_things", "--")):
-                shown = name if part == "pq" and seed == line[0].seed == points[0].seed else None
+                shown = name if part == "pq" and seed == points[0].seed else None
                 x, y = [getattr(p, unit) for p in line], [100 * getattr(p, part) for p in line]
                 axis.plot(x, y, style, color=colors[name], label=shown, marker=".")
         axis.set_xlabel(label)
@@ -379,22 +383,26 @@ def draw(points: Sequence[Point], path: Path) -> None:
 def table(points: Sequence[Point]) -> str:
     """The last point of each contestant, the mean over seeds."""
     rows = []
-    for name in dict.fromkeys(p.contestant for p in points):
+    for name in dict.fromkeys(_name(p) for p in points):
         last = [line[-1] for (other, _), line in _lines(points).items() if other == name]
 
         def mean(field: str, of: Sequence[Point] = tuple(last)) -> float:
             return sum(getattr(p, field) for p in of) / len(of)
 
         quality = [f"{100 * mean(part):.1f}" for part in PARTS]
-        rows.append([name, str(last[0].step), f"{mean('seconds') / last[0].step:.2f}", *quality])
+        rows.append([last[0].contestant, str(last[0].step), f"{mean('seconds') / last[0].step:.2f}", *quality])
     return markdown_table(["", "steps", "seconds per step", "PQ", "things", "stuff"], rows)
 
 
 def _lines(points: Sequence[Point]) -> dict[tuple[str, int], list[Point]]:
     lines: dict[tuple[str, int], list[Point]] = {}
     for point in points:
-        lines.setdefault((point.contestant, point.seed), []).append(point)
+        lines.setdefault((_name(point), point.seed), []).append(point)
     return lines
+
+
+def _name(point: Point) -> str:
+    return f"{point.contestant}, {point.steps} updates"
 
 
 def _calibrate(model: DetrPanopticForSegmentation, trial: Trial) -> None:
