@@ -354,7 +354,9 @@ def write_point(point: Point, output: Path) -> None:
 def read_points(output: Path) -> list[Point]:
     """All points that were written into a folder, by this run and others."""
     lines = (output / "points.jsonl").read_text().splitlines()
-    return sorted((Point(**json.loads(line)) for line in lines), key=lambda point: (point.seed, point.steps, point.step))
+    return sorted(
+        (Point(**json.loads(line)) for line in lines), key=lambda point: (point.seed, point.steps, point.step)
+    )
 
 
 def draw(points: Sequence[Point], path: Path) -> None:

@@ -70,6 +70,16 @@ def test_a_broken_file_stops_or_is_left_out_and_listed(broken, lost, coco, tmp_p
     assert list(records["image_id"]) == [row["image_id"] for row in whole if row["image_id"] != 31]
 
 
+@pytest.mark.parametrize("missing", ["images/31.jpg", "panoptic/map31.png"])
+def test_a_missing_file_stops_or_is_left_out_and_listed(missing, coco, tmp_path, capsys):
+    (coco / missing).unlink()
+    assert convert(coco, tmp_path / "out") == 2
+    assert f"expected the file {coco / missing}, which does not exist" in capsys.readouterr().err
+    assert convert(coco, tmp_path / "out", "--on-error", "skip") == 0
+    assert f"31.jpg: {coco / missing}: No such file" in capsys.readouterr().out
+    assert 31 not in read_panoptic(tmp_path / "out").records["image_id"]
+
+
 def test_nothing_but_broken_files_makes_no_dataset(coco, tmp_path, capsys):
     for path in (coco / "panoptic").iterdir():
         path.write_bytes(b"broken")

@@ -360,3 +360,14 @@ def test_annotations_of_nothing_are_named(key, value, tmp_path):
     write_json(folder / "instances.json", contents)
     with pytest.raises(ValueError, match=rf"instances\.json, annotation 72: .*\b{value}\b"):
         read_panoptic(folder)
+
+
+def test_a_picture_of_instances_that_is_not_there(tmp_path):
+    folder = write_instances(tmp_path, polygon)
+    (folder / "images" / "a.jpg").unlink()
+    with pytest.raises(ValueError, match=r"image 5: expected the file .*a\.jpg, which does not exist"):
+        read_panoptic(folder)
+    records, _ = read_panoptic(folder, files_may_be_missing=True)
+    with pytest.raises(OSError, match=r"No such file.*a\.jpg"):
+        records[0]
+    assert records[1]["image"].size == (3, 2)

@@ -193,6 +193,18 @@ def test_a_broken_image_stops_the_run_in_one_line(tmp_path, model_folder, broken
     assert not (tmp_path / "out" / "metrics.json").exists()
 
 
+@pytest.mark.parametrize("kind", ["images", "panoptic"])
+def test_a_missing_file_is_skipped_and_listed(tmp_path, model_folder, data_folder, capsys, kind):
+    shutil.copytree(data_folder, tmp_path / "data")
+    missing = sorted((tmp_path / "data" / kind).iterdir())[1]
+    missing.unlink()
+    assert evaluate(model_folder, tmp_path / "data", tmp_path / "out", "--on-error", "skip") == 2
+    assert str(missing) in capsys.readouterr().err
+    (skipped,) = metrics_of(tmp_path / "out")["skipped"]
+    assert "No such file" in skipped
+    assert metrics_of(tmp_path / "out")["images"] == COUNT - 1
+
+
 @pytest.mark.filterwarnings(UNCLOSED)
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_a_skipped_image_is_listed_and_the_rest_is_measured(tmp_path, model_folder, broken_folder, capsys, batch_size):

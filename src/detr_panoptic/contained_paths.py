@@ -31,10 +31,10 @@ def path_inside(folder: Path, file_name: str, where: str) -> Path:
     return path
 
 
-def file_inside(folder: Path, file_name: str, where: str) -> Path:
-    """`path_inside` of a file that must exist."""
+def file_inside(folder: Path, file_name: str, where: str, *, may_be_missing: bool = False) -> Path:
+    """`path_inside` of a file that must exist, unless what reads it later says that it does not."""
     path = path_inside(folder, file_name, where)
-    if not path.is_file():
+    if not may_be_missing and not path.is_file():
         raise ValueError(f"{where}: expected the file {path}, which does not exist.")
     return path
 

@@ -109,7 +109,7 @@ def open_source(source: str, options: dict[str, Any]) -> CheckSource:
     if source != SCENES and (options["data_format"] or recognize(source, split=split)) == COCO_PANOPTIC_FORMAT:
         prepare_reading()
         return coco_source(find_coco_panoptic(source, split=split), limit=options["limit"])
-    return records_source(*read_source(source, **options))
+    return records_source(*read_source(source, **{**options, "files_may_be_missing": True}))
 
 
 def group_cases(cases: Sequence[Case]) -> dict[str, list[Case]]:

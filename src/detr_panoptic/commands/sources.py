@@ -28,8 +28,13 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 
 def source_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `add_source_options` was given, as arguments of `read_source`."""
-    return {"split": arguments.split, "data_format": arguments.format, "limit": arguments.limit}
+    """What `add_source_options` and, if the command has it, `--on-error` were given, as arguments of `read_source`."""
+    return {
+        "split": arguments.split,
+        "data_format": arguments.format,
+        "limit": arguments.limit,
+        "files_may_be_missing": getattr(arguments, "on_error", "stop") == "skip",
+    }
 
 
 def read_source(

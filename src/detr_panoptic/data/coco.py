@@ -4,6 +4,7 @@ Images and annotations are matched by `image_id`: their orders differ, in the of
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,12 +91,15 @@ def splits_hint(folder: Path, kind: str) -> str:
     return f" There are splits, name one with `split`: {', '.join(sorted(names))}." if names else ""
 
 
-def raw_coco_panoptic(paths: CocoPanopticPaths, *, limit: int | None = None) -> RawRecords:
+def raw_coco_panoptic(
+    paths: CocoPanopticPaths, *, limit: int | None = None, files_may_be_missing: bool = False
+) -> RawRecords:
     """Read a COCO panoptic dataset.
 
     Args:
         paths: the file with `images`, `annotations` and `categories`, and the folders of photographs and of id maps.
         limit: number of annotations to read, from the first.
+        files_may_be_missing: as of `read_panoptic`.
 
     Returns:
         Rows in the order of `annotations`, and the labels, in the order of `categories`. Areas and boxes that the file
@@ -111,16 +115,17 @@ def raw_coco_panoptic(paths: CocoPanopticPaths, *, limit: int | None = None) -> 
     annotations = contents["annotations"][:limit]
     by_unique_id(annotations, paths.json_path, "annotations")
     columns: dict[str, list[Any]] = {name: [] for name in panoptic_features()}
+    existing = partial(file_inside, may_be_missing=files_may_be_missing)
     for annotation in annotations:
         image_id = annotation["image_id"]
         where = f"{paths.json_path}, annotation of image {image_id}"
         if image_id not in images:
             raise ValueError(f"{where}: `images` must hold this id, but has only {len(images)} others.")
         file_name = images[image_id]["file_name"]
-        columns["image"].append(str(file_inside(paths.image_dir, file_name, where)))
+        columns["image"].append(str(existing(paths.image_dir, file_name, where)))
         columns["image_id"].append(image_id_of(image_id))
         columns["file_name"].append(file_name)
-        columns["segmentation"].append(str(file_inside(paths.segmentation_dir, annotation["file_name"], where)))
+        columns["segmentation"].append(str(existing(paths.segmentation_dir, annotation["file_name"], where)))
         columns["segments_info"].append([_segment(entry, categories, where) for entry in annotation["segments_info"]])
     rows = Dataset.from_dict(columns, features=panoptic_features(categories))
     complete = all(None not in segment.values() for segments in columns["segments_info"] for segment in segments)

@@ -10,6 +10,7 @@ import itertools
 import json
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,15 @@ def find_coco_instances(folder: Path, *, split: str | None) -> InstancePaths:
     )
 
 
-def raw_coco_instances(paths: InstancePaths, *, limit: int | None = None) -> RawRecords:
+def raw_coco_instances(
+    paths: InstancePaths, *, limit: int | None = None, files_may_be_missing: bool = False
+) -> RawRecords:
     """The pictures in the order of `images`, those without instances among them.
+
+    Args:
+        paths: of annotations, pictures and maps of stuff.
+        limit: number of pictures, from the first.
+        files_may_be_missing: as of `read_panoptic`.
 
     Raises:
         ValueError: a file is missing, a name leaves its folder, or an annotation names an unknown image or category.
@@ -105,13 +113,14 @@ def raw_coco_instances(paths: InstancePaths, *, limit: int | None = None) -> Raw
         shape = {key: annotation.get(key) for key in MASK_KEYS} | {"iscrowd": crowd_flag(annotation, where)}
         annotations[annotation["image_id"]].append(shape)
     columns: dict[str, list[Any]] = {name: [] for name in FEATURES}
+    existing = partial(file_inside, may_be_missing=files_may_be_missing)
     for image_id, image in list(images.items())[:limit]:
         where, file_name = f"{paths.json_path}, image {image_id}", image["file_name"]
-        columns["image"].append(str(file_inside(paths.image_dir, file_name, where)))
+        columns["image"].append(str(existing(paths.image_dir, file_name, where)))
         columns["image_id"].append(image_id_of(image_id))
         columns["file_name"].append(file_name)
         stuff_name = str(Path(file_name).with_suffix(".png"))
-        stuff = None if paths.stuff_dir is None else str(file_inside(paths.stuff_dir, stuff_name, where))
+        stuff = None if paths.stuff_dir is None else str(existing(paths.stuff_dir, stuff_name, where))
         columns["segmentation"].append(stuff)
         for side in ("width", "height"):
             columns[side].append(whole(image.get(side), f"{where}: `{side}`"))

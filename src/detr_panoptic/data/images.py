@@ -16,7 +16,12 @@ ROWS_AT_ONCE = 1000  # of which the paths are read
 
 
 def read_images(
-    source: str | Path, *, split: str | None = None, data_format: str | None = None, limit: int | None = None
+    source: str | Path,
+    *,
+    split: str | None = None,
+    data_format: str | None = None,
+    limit: int | None = None,
+    files_may_be_missing: bool = False,
 ) -> Dataset:
     """The pictures of a dataset.
 
@@ -26,6 +31,7 @@ def read_images(
         split: where the source has splits.
         data_format: as of `read_panoptic`; None recognizes it.
         limit: number of pictures, from the first.
+        files_may_be_missing: as of `read_panoptic`.
 
     Returns:
         Rows with `image`, `image_id` and `file_name` (None where nothing tells).
@@ -49,8 +55,10 @@ def read_images(
             if not names:
                 raise
             return _folder_rows(folder, names[:limit])
-    records: Any = read_panoptic(source, split=split, data_format=data_format, limit=limit).records
-    return records
+    data: Any = read_panoptic(
+        source, split=split, data_format=data_format, limit=limit, files_may_be_missing=files_may_be_missing
+    )
+    return data.records
 
 
 def _folder_rows(folder: Path, names: list[str]) -> Dataset:

@@ -32,6 +32,7 @@ def read_panoptic(
     limit: int | None = None,
     categories: Categories | None = None,
     streaming: bool = False,
+    files_may_be_missing: bool = False,
 ) -> PanopticData:
     """Read a dataset in any of `FORMATS`; docs/data.md shows each.
 
@@ -43,6 +44,8 @@ def read_panoptic(
         categories: whose label ids are wanted, matched by name; None: the source's own. If the source does not say
             what its category ids are, these do.
         streaming: an `IterableDataset` of the same records in the same order, instead of a `Dataset`.
+        files_may_be_missing: a picture or map that COCO's files name and that is not there is an error when its record
+            is asked for, not here: for whoever leaves out what cannot be read.
 
     Raises:
         ValueError: the format is unknown, the source is in none of them, it holds no annotated image, or a name of
@@ -61,7 +64,7 @@ def read_panoptic(
         )
         raw = raw if limit is None else raw._replace(rows=first_rows(raw.rows, limit))
     else:
-        raw = _read_folder(folder, name, split, limit)
+        raw = _read_folder(folder, name, split, limit, files_may_be_missing)
     if isinstance(raw.rows, Dataset) and len(raw.rows) == 0:
         raise ValueError(f"`data` {source!r} holds no annotated image.")
     if categories is not None:
@@ -69,11 +72,15 @@ def read_panoptic(
     return PanopticData(streamed_records(raw) if streaming else map_style_records(raw), raw.categories)
 
 
-def _read_folder(folder: Path, name: str, split: str | None, limit: int | None) -> RawRecords:
+def _read_folder(
+    folder: Path, name: str, split: str | None, limit: int | None, files_may_be_missing: bool
+) -> RawRecords:
     if name == COCO_PANOPTIC_FORMAT:
-        return raw_coco_panoptic(find_coco_panoptic(folder, split=split), limit=limit)
+        paths = find_coco_panoptic(folder, split=split)
+        return raw_coco_panoptic(paths, limit=limit, files_may_be_missing=files_may_be_missing)
     if name == COCO_INSTANCES:
-        return raw_coco_instances(find_coco_instances(folder, split=split), limit=limit)
+        instance_paths = find_coco_instances(folder, split=split)
+        return raw_coco_instances(instance_paths, limit=limit, files_may_be_missing=files_may_be_missing)
     if name == CITYSCAPES_FORMAT:
         return raw_cityscapes(folder, split=split, limit=limit)
     return raw_label_maps(folder, split=split, limit=limit, kind=name)
