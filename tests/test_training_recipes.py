@@ -65,7 +65,10 @@ def test_an_unknown_recipe_is_refused(name, message):
 
 def test_a_recipe_starts_from_its_checkpoint_or_from_what_the_user_names():
     assert parse("--recipe", "finetune").model.model == COCO_CHECKPOINT
-    assert parse("--recipe", "finetune", "--backbone", "resnet18").model.model is None
+    small = parse("--recipe", "finetune-small", "--backbone", "resnet18").model
+    assert (small.model, small.backbone_weights, small.freeze_backbone) == (None, "timm", True)
+    assert parse("--recipe", "finetune", "--backbone-weights", "mine.pth").model.backbone_weights == "mine.pth"
+    assert parse("--recipe", "masks", "--backbone", "resnet18").model.backbone_weights is None
     arguments = parse("--recipe", "from-scratch", "--model", "mine").model
     assert arguments.model == "mine"
     assert all(getattr(arguments, name) == getattr(ModelArguments(), name) for name in ARCHITECTURE)

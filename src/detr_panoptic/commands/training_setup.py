@@ -88,7 +88,7 @@ def read_data(arguments: DataArguments, seed: int) -> TrainingData:
     """
     if arguments.data is None:
         raise CommandError(f"`--data` is needed: a folder, a dataset on the Hub, or `{SCENES}`.")
-    options: dict[str, Any] = {"data_format": arguments.data_format, "limit": arguments.limit}
+    options: dict[str, Any] = {"data_format": arguments.format, "limit": arguments.limit}
     side = min(arguments.short_side, SCENE_SIZE_LIMIT)
     source = arguments.data
     train, categories = read_source(source, scene_side=side, scene_seed=seed, split=arguments.split, **options)

@@ -116,7 +116,7 @@ class DataArguments:
 
     data: str | None = option(None, "annotated images (docs/data.md), or `scenes` for generated ones")
     split: str | None = option(None, "split of the data, where it has several: train2017")
-    data_format: str | None = option(None, "format of the data, if it is not recognized")
+    format: str | None = option(None, "format of the data, if it is not recognized")
     validation_data: str | None = option(None, "what PQ is measured on; none: the training data")
     validation_split: str | None = option(None, "split of the validation data: val2017")
     limit: int | None = option(None, "take only the first images; with `scenes`, how many to make")

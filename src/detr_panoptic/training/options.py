@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from .arguments import ARCHITECTURE, TrainingArguments, section_types, value_type, without_architecture
-from .recipes import RECIPES, find_recipe
+from .recipes import PRETRAINED_BACKBONE, RECIPES, find_recipe
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
@@ -52,11 +52,13 @@ def read_training_arguments(parsed: argparse.Namespace) -> TrainingArguments:
     if settings["recipe"] is None:
         return TrainingArguments.from_dict(settings)
     recipe = find_recipe(settings["recipe"]).arguments
-    # A recipe starts from a checkpoint or from an architecture; who names one does not want the recipe's other.
+    # A recipe starts from a checkpoint or from an architecture; who names one does not want the recipe's other. In the
+    # place of a checkpoint comes a pretrained backbone: the recipes for few images even leave it as it is.
     if settings["model"].get("model") is not None:
         recipe = replace(recipe, model=without_architecture(recipe.model))
-    elif settings["model"].keys() & set(ARCHITECTURE):
-        recipe = replace(recipe, model=replace(recipe.model, model=None))
+    elif recipe.model.model is not None and settings["model"].keys() & set(ARCHITECTURE):
+        start = PRETRAINED_BACKBONE.backbone_weights
+        recipe = replace(recipe, model=replace(recipe.model, model=None, backbone_weights=start))
     return TrainingArguments.from_dict(settings, recipe)
 
 
