@@ -62,7 +62,9 @@ def build_page(desk: Desk, content: Content, limits: Limits, listeners: Listener
             return ""
         return await desk.answer(picture, task, thresholds)
 
-    with gr.Blocks(title=content.title, analytics_enabled=False, delete_cache=(TIDY_EVERY, MAX_AGE)) as page:
+    with gr.Blocks(
+        title=content.title, analytics_enabled=False, delete_cache=(TIDY_EVERY, MAX_AGE), fill_width=True
+    ) as page:
         gr.Markdown(f"# {content.title}\n\n{content.introduction}", elem_id="introduction")
         with gr.Row(elem_id="work"):
             with gr.Column(scale=1, min_width=280):

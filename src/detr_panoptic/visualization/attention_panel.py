@@ -15,7 +15,7 @@ from .attention import DARKENED, HEAT, HEAT_GAMMA, LIGHT, MOST_COVERED, ObjectAt
 SCRIPT = Path(__file__).with_name("attention_panel.js")
 MARKUP = '<div class="attention" aria-live="polite" hidden></div>'
 STYLE = """
-.segments .attention { grid-column: 1 / -1; } .segments .attention h3 { font-size: 1.1rem; margin: .5rem 0; }
+.segments .attention h3 { font-size: 1.1rem; margin: .5rem 0; }
 .segments .maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(11rem, 45%), 1fr)); gap: .75rem; }
 .segments .maps figure { margin: 0; } .segments .maps canvas { width: 100%; height: auto; display: block; }
 .segments .maps figcaption { font-size: .85rem; line-height: 1.3; padding-top: .2rem; }

@@ -26,7 +26,10 @@ START = """
 }
 """
 STYLE = """
-.segments { display: grid; grid-template-columns: minmax(0, 3fr) minmax(15rem, 1fr); gap: 1rem; align-items: start; }
+.segments { display: flex; flex-wrap: wrap; gap: 1rem; align-items: start; }
+.segments > * { flex: 1 1 100%; min-width: 0; }
+/* The list stands beside the picture if both have room, else beneath it. */
+.segments > .figure { flex: 3 1 20rem; } .segments > .list { flex: 1 1 15rem; }
 .segments .view { position: relative; line-height: 0; cursor: crosshair; touch-action: manipulation; }
 .segments .view > * { position: absolute; inset: 0; width: 100%; height: 100%; }
 .segments .view > :first-child { position: static; height: auto; }
@@ -43,7 +46,7 @@ STYLE = """
 .segments button[aria-pressed="true"] { font-weight: 600; }
 .segments .swatch { display: inline-block; width: .8em; height: .8em; margin-right: .5em; border-radius: .2em;
   border: 1px solid #8888; vertical-align: -.05em; }
-@media (max-width: 45rem) { .segments { grid-template-columns: 1fr; } .segments .list { max-height: none; } }
+@media (max-width: 45rem) { .segments .list { max-height: none; } }
 """
 
 
@@ -111,7 +114,7 @@ def hover_parts(
     photograph, overlay = _pictures(image, segment_map, segments, id2label)
     header = '<th>class</th><th class="number">score</th><th class="number">area</th>' + ("<th></th>" if links else "")
     markup = (
-        f'<div><div class="view">'
+        f'<div class="figure"><div class="view">'
         f"{picture_tag(photograph, alt='the photograph', max_side=MAX_SIDE)}\n"
         f"{picture_tag(overlay, alt='its segments', max_side=MAX_SIDE).replace('<img', '<img class=colors', 1)}"
         f'<canvas aria-hidden="true"></canvas><div class="tip" hidden></div></div>\n'
