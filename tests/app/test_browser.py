@@ -250,9 +250,10 @@ def test_a_file_that_is_too_large_gets_a_sentence(browser, page, tmp_path):
     assert "Choose a picture" in css(browser, "#result").text
 
 
-def test_the_keyboard_is_enough(browser, page):
+def test_the_keyboard_is_enough(browser, page, monkeypatch):
     from selenium.webdriver import Keys
 
+    monkeypatch.setattr("detr_panoptic.commands.page.EXAMPLES", 1)  # of which a lower threshold shows more
     visit(browser, page)
     active = lambda: browser.switch_to.active_element  # noqa: E731
     press = lambda *keys: active().send_keys(*keys)  # noqa: E731
