@@ -113,8 +113,9 @@ def test_labels_in_a_wanted_order_are_matched_by_name(coco, semantic):
 def test_what_is_no_dataset_says_what_was_looked_for(tmp_path, coco):
     with pytest.raises(ValueError, match=r"no known format: looked for panoptic\.json, .*gtFine/, images/ with maps/"):
         read_panoptic(tmp_path)
-    with pytest.raises(ValueError, match=r"'nowhere' must be a folder or a Parquet file, or OWNER/NAME"):
-        read_panoptic("nowhere")
+    for name in ("nowhere", "./nowhere", "../nowhere", "a/b/c"):  # only OWNER/NAME is asked for
+        with pytest.raises(ValueError, match=rf"'{name}' must be a folder or a Parquet file, or OWNER/NAME"):
+            read_panoptic(name)
     with pytest.raises(ValueError, match=r"`data_format` must be one of coco-panoptic, .*got 'voc'"):
         read_panoptic(coco, data_format="voc")
     with pytest.raises(ValueError, match="`limit` must be at least 1, got 0"):

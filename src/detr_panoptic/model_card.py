@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .hub_names import hub_name
 from .plain_text import markdown, one_line
 
 LICENSE = "apache-2.0"
@@ -239,11 +240,6 @@ def public_name(source: str, split: str | None = None) -> str:
     """A dataset or model as strangers may read it: its name on the Hub, or of its folder without the way there."""
     name = source if hub_name(source) else Path(source).resolve().name
     return name if split is None else f"{name} {split}"
-
-
-def hub_name(source: str) -> str | None:
-    """OWNER/NAME, unless it is a folder here."""
-    return source if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not Path(source).exists() else None
 
 
 def percent(value: float) -> str:

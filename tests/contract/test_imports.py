@@ -17,6 +17,7 @@ LAYERS = [
         "categories",
         "plain_text",
         "contained_paths",
+        "hub_names",
     },
     {
         "matcher",

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .frame import HUB_NAME_PARTS, PROGRAM, CommandError, add_command, explain
+from ..hub_names import hub_name
+from .frame import PROGRAM, CommandError, add_command, explain
 from .loading import without_progress_bars
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _local(source: str) -> Path:
     path = Path(source)
     if path.exists():
         return path
-    if path.is_absolute() or len(path.parts) != HUB_NAME_PARTS or path.suffix in CHECKPOINT_SUFFIXES:
+    if not hub_name(source) or path.suffix in CHECKPOINT_SUFFIXES:
         raise CommandError(f"No such file or folder: {source}")
 
     from ..convert import fetch_checkpoint

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 PROGRAM = "detr-panoptic"
 USER_ERROR = 2  # exit code, as argparse has it
-HUB_NAME_PARTS = 2  # OWNER/NAME
 EXIT_CODES = """  0    everything was done
   1    `data check` found an error in the data
   2    something was wrong, which one line on stderr says; also if only some images could not be read

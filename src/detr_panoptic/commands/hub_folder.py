@@ -14,8 +14,9 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..contained_paths import path_inside
+from ..hub_names import hub_name
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-from ..model_card import MeasuredQuality, complete_card, hub_name
+from ..model_card import MeasuredQuality, complete_card
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from ..plain_text import one_line
 from .frame import PROGRAM, CommandError

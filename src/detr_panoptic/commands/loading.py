@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..hub_names import hub_name
 from ..training.recipes import COCO_CHECKPOINT
-from .frame import HUB_NAME_PARTS, PROGRAM, CommandError, explain
+from .frame import PROGRAM, CommandError, explain
 
 if TYPE_CHECKING:
     import argparse
@@ -109,7 +110,7 @@ def load_model(
         )
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise CommandError(f"`--model {source}` is a folder without a config.json: no model was saved there.")
-    if not folder.is_dir() and (folder.is_absolute() or len(folder.parts) != HUB_NAME_PARTS):
+    if not folder.is_dir() and not hub_name(source):
         raise CommandError(f"`--model {source}` is no folder here, and no name on the Hub (those read OWNER/NAME).")
 
     import torch

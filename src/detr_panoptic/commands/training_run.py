@@ -21,7 +21,7 @@ from rich.console import Console
 from ..data import NamedRecords, segmentation_ids
 from ..evaluation import evaluate_model
 from ..evaluation.panoptic_quality import PanopticStats, panoptic_quality
-from ..model_card import hub_name
+from ..hub_names import hub_name
 from ..training.arguments import TrainingArguments
 from ..training.checkpoints import Progress, load_checkpoint, open_run, save_checkpoint, whole_files
 from ..training.loop import Surroundings, TrainingState, train

@@ -6,7 +6,6 @@ with `segments_info`.
 """
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image as PILImage
 
 from ..categories import COCO_PANOPTIC, Categories
+from ..hub_names import hub_name
 from ..plain_text import first_line
 from ..segment_ids import rgb_to_ids
 from .coco import whole, whole_box
@@ -40,7 +40,6 @@ from .records import Record, categories_of, fill_measures, panoptic_features
 
 MAP_COLUMNS = ("segmentation", "label", "annotation", "mask")
 SAVED_FILES = ("dataset_info.json", "dataset_dict.json")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CACHES = (Path(HF_CACHE_HOME), Path(HF_DATASETS_CACHE), Path(HF_HUB_CACHE))
 SEEN_ROWS = 100  # to see whose category ids they are
 
@@ -65,7 +64,7 @@ def is_hub_id(source: str) -> bool:
     """
     if Path(source).exists():
         return False
-    if HUB_ID.fullmatch(source):
+    if hub_name(source):
         return True
     raise ValueError(f"`data` {source!r} must be a folder or a Parquet file, or OWNER/NAME of a dataset on the Hub.")
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..model_card import MeasuredQuality, class_table, hub_name
+from ..hub_names import hub_name
+from ..model_card import MeasuredQuality, class_table
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from ..plain_text import markdown, one_line
 from .checkpoints import METRICS
