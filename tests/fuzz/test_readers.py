@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -43,6 +44,14 @@ def strategy_of(name):
     return records(crowds=name in ("coco-panoptic", "saved", "parquet", "coco-instances"))
 
 
+@contextmanager
+def written_set(name, items):
+    """A folder with these records in a format."""
+    with tempfile.TemporaryDirectory() as parent:
+        WRITERS[name](Path(parent) / "set", items)
+        yield Path(parent) / "set"
+
+
 def segments_of(record, categories, *, merged=False):
     """What a record says, whatever its ids: (name, thing, crowd, pixels) of each segment."""
     ids = np.asarray(segmentation_ids(record["segmentation"]))
@@ -61,9 +70,8 @@ def segments_of(record, categories, *, merged=False):
 def test_what_is_written_is_read(name, data):
     written = data.draw(strategy_of(name))
     categories = CITYSCAPES if name == "cityscapes" else CATEGORIES
-    with tempfile.TemporaryDirectory() as folder:
-        WRITERS[name](Path(folder) / "set", written)
-        found = read_panoptic(Path(folder) / "set", data_format=READ_AS.get(name, name))
+    with written_set(name, written) as folder:
+        found = read_panoptic(folder, data_format=READ_AS.get(name, name))
         assert found.categories.names == categories.names
         found_by_name = {Path(record["file_name"]).name: record for record in found.records}
         assert len(found_by_name) == len(written)
@@ -123,10 +131,7 @@ def check_refusal(folder, name, *, is_picture=False):
 @examples(8)
 @given(data=st.data())
 def test_json_with_a_wrong_value_is_read_or_refused(name, data):
-    written = data.draw(strategy_of(name))
-    with tempfile.TemporaryDirectory() as parent:
-        folder = Path(parent) / "set"
-        WRITERS[name](folder, written)
+    with written_set(name, data.draw(strategy_of(name))) as folder:
         (file,) = folder.glob("*.json")
         contents = json.loads(file.read_text())
         place = data.draw(st.sampled_from(list(places_in(contents))))
@@ -139,10 +144,7 @@ def test_json_with_a_wrong_value_is_read_or_refused(name, data):
 @examples(6)
 @given(data=st.data())
 def test_broken_bytes_are_read_or_refused(name, data):
-    written = data.draw(strategy_of(name))
-    with tempfile.TemporaryDirectory() as parent:
-        folder = Path(parent) / "set"
-        WRITERS[name](folder, written)
+    with written_set(name, data.draw(strategy_of(name))) as folder:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         file = data.draw(st.sampled_from(files))
         contents = bytearray(file.read_bytes())
