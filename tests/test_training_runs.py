@@ -283,6 +283,8 @@ def test_a_plan_writes_nothing(tmp_path, capsys):
 def test_the_aids_are_in_the_plan_and_in_no_saved_model(tmp_path, capsys):
     assert train(tmp_path, "--aids", "--dry-run") == 0
     assert "aids, not saved" in capsys.readouterr().out
+    assert train(tmp_path, "--aids", "--stage", "boxes", "--dry-run") == 0
+    assert "aids, not saved" not in capsys.readouterr().out
     assert train(tmp_path, "--aids", epochs=1) == 0
     assert metrics_of(tmp_path)[0]["loss_cell_ce"] > 0
     assert not any("aids" in name for name in load_file(tmp_path / "model.safetensors"))

@@ -165,7 +165,7 @@ def build_model(
         )
     if arguments.model.eos_coefficient is not None:
         model.config.eos_coefficient = arguments.model.eos_coefficient
-    if arguments.model.aids:
+    if arguments.model.aids and arguments.model.stage != "boxes":  # without masks they have nothing to go by
         attach_training_aids(model)
     freeze(model, arguments.model)
     return model, DetrPanopticImageProcessor.for_model(model.config, **inherited, size=size)

@@ -55,9 +55,9 @@ RECIPES = {
         ),
     ),
     "from-scratch": Recipe(
-        "a new transformer on a pretrained backbone, 10 000 images or more; calibrated mask head, cosine",
+        "a new transformer on a pretrained backbone, 10 000 images or more; calibrated mask head, aids, cosine",
         TrainingArguments(
-            model=replace(PRETRAINED_BACKBONE, calibrate=True),
+            model=replace(PRETRAINED_BACKBONE, calibrate=True, aids=True),
             optimization=replace(PAPER, schedule="cosine", warmup_steps=1000),
         ),
     ),
