@@ -403,7 +403,7 @@ def draw(points: Sequence[Point], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5), sharey=True, layout="constrained")
     colors = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(_name(p) for p in points))}
     for axis, unit, label in zip(axes, ("epoch", "seconds"), ("epochs", "seconds of training"), strict=True):
         for (name, seed), line in _lines(points).items():
@@ -414,7 +414,7 @@ def draw(points: Sequence[Point], path: Path) -> None:
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("PQ on held-out scenes (dashed: things)")
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
