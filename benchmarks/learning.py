@@ -46,7 +46,7 @@ from detr_panoptic.data.augmentation import RandomAugmentation
 from detr_panoptic.data.scenes import scenes_dataset
 from detr_panoptic.evaluation import evaluate_model
 from detr_panoptic.evaluation.panoptic_quality import panoptic_quality
-from detr_panoptic.training.aids import TrainingAids, attach_training_aids
+from detr_panoptic.training.aids import attach_training_aids
 from detr_panoptic.training.arguments import OptimizationArguments
 from detr_panoptic.training.backbone_weights import EFFICIENTNET_LITE0, load_backbone_weights
 from detr_panoptic.training.calibration import calibrate
@@ -55,9 +55,6 @@ from detr_panoptic.training.optimization import build_schedule
 BACKBONE = "tf_efficientnet_lite0"
 CALIBRATION_IMAGES = 8
 HELD_OUT_SEED = 55_000_000  # added to the seed of the scenes: no scene is in both
-ALL_AIDS = tuple(TrainingAids.weights)
-CELLS = tuple(name for name in ALL_AIDS if "_cell_" in name)
-ATTENTION = tuple(name for name in ALL_AIDS if name not in CELLS)
 PARTS = {"pq": "All", "pq_things": "Things", "pq_stuff": "Stuff"}
 # The transfer's classes: other names, other borders. Two kinds of things become one, two kinds of stuff as well.
 COARSE = {
@@ -252,9 +249,7 @@ def contestants(trial: Trial) -> dict[str, Callable[[], Contestant]]:
         "transformers, first weights of the reference": partial(transformers_with, trial, same_weights=True),
         "paper's recipe": partial(ours_with, trial),
         "calibrated": partial(ours_with, trial, calibrated=True),
-        "calibrated, with aids": partial(ours_with, trial, calibrated=True, aids=ALL_AIDS),
-        "calibrated, with the cells' aid": partial(ours_with, trial, calibrated=True, aids=CELLS),
-        "calibrated, with the attention's aid": partial(ours_with, trial, calibrated=True, aids=ATTENTION),
+        "calibrated, with aids": partial(ours_with, trial, calibrated=True, aids=True),
     }
 
 
@@ -266,14 +261,13 @@ def transformers_with(trial: Trial, *, same_weights: bool = False) -> Contestant
     return theirs, ours
 
 
-def ours_with(trial: Trial, *, calibrated: bool = False, aids: Sequence[str] = ()) -> Contestant:
-    """Our model, and what helps it to learn: calibration, and some of the aids' losses."""
+def ours_with(trial: Trial, *, calibrated: bool = False, aids: bool = False) -> Contestant:
+    """Our model, and what helps it to learn."""
     _, ours = new_models(trial.categories, trial.seed)
     if calibrated:
         _calibrate(ours, trial)
     if aids:
         attach_training_aids(ours)
-        ours.training_aids.weights = {name: aids.count(name) * w for name, w in TrainingAids.weights.items()}
     return ours, ours
 
 
@@ -282,7 +276,7 @@ def transfer_contestants(trial: Trial, source: Path) -> dict[str, Callable[[], C
     return {
         "fine-tuned": partial(tuned, trial, source),
         "fine-tuned, with aids": partial(tuned, trial, source, aids=True),
-        "from the backbone, calibrated, with aids": partial(ours_with, trial, calibrated=True, aids=ALL_AIDS),
+        "from the backbone, calibrated, with aids": partial(ours_with, trial, calibrated=True, aids=True),
     }
 
 

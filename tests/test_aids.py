@@ -1,18 +1,14 @@
 """Losses that act in training only: predictions and checkpoints stay, and each term means what it says."""
 
-import math
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from detr_panoptic import DetrPanopticForSegmentation
 from detr_panoptic.losses import loss_normalizers
-from detr_panoptic.matcher import Matching
 from detr_panoptic.training.aids import (
     AIDS,
     attach_training_aids,
-    attention_loss,
     cell_losses,
     cell_shares,
 )
@@ -134,16 +130,6 @@ def test_a_segment_counts_once_however_large():
         shares = cell_shares(target["masks"], (8, 12), (2, 3))
         boxes[name] = cell_losses(predictions, [target], [shares])
     torch.testing.assert_close(boxes["speck"], boxes["rest"])
-
-
-def test_attention_loss_is_minus_the_log_of_the_part_on_the_object():
-    masks = block_masks(((0, 4), (0, 8)), ((5, 6), (9, 10)))  # two cells whole; a speck in one cell
-    shares = cell_shares(masks, (8, 12), (2, 3))
-    maps = torch.zeros(1, 4, 2, 2, 3)
-    maps[0, 3] = 1 / 12  # all over both heads: a third lies on the first target
-    maps[0, 1, 1, 1, 2] = 1  # all on the speck's cell
-    matching = Matching(torch.tensor([0, 0]), torch.tensor([1, 3]), torch.tensor([1, 0]))
-    assert attention_loss(maps, shares, matching).item() == pytest.approx(math.log(3), abs=1e-4)
 
 
 # ------ first values

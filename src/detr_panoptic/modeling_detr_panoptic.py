@@ -407,12 +407,7 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
             loss_dict = self._losses(matched, masks, rows, canvas_size, sizes, normalizers)
             if self.training and self.training_aids is not None and matched.has_masks:
                 loss_dict |= self.training_aids(
-                    features,
-                    attention_maps,
-                    matched.labels,
-                    matched.matchings[-1],
-                    canvas_size=canvas_size,
-                    num_targets=normalizers.num_targets,
+                    features, matched.labels, canvas_size=canvas_size, num_targets=normalizers.num_targets
                 )
         return DetrPanopticSegmentationOutput(
             loss=None if loss_dict is None else self._weighted_sum(loss_dict),

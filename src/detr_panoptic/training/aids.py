@@ -3,33 +3,27 @@
 Not in the paper, and off unless asked for. DETR adds positions to queries and keys alone, so what an object embedding
 gathers says where it is only as far as the backbone has put places into its features, by the borders' zero padding. It
 learns that from boxes, through decoder and encoder, in thousands of updates, and until then two things of a class look
-alike. Two aids shorten the way (docs/learning.md has what each gave):
-  * every cell of the projected and of the encoded map names the class and the box of the segment that it lies on, by a
-    linear layer that is thrown away after training. A segment counts once, however many cells it has, so things weigh
-    as much as stuff;
-  * the attention maps of the mask head are drawn to the object: the part of the attention that lies on it enters as a
-    likelihood.
+alike. The aids shorten the way (docs/learning.md has what they gave): every cell of the projected and of the encoded
+map names the class and the box of the segment that it lies on, each by a linear layer that is thrown away after
+training. A segment counts once, however many cells it has, so things weigh as much as stuff.
 
-Legend: B images, Q queries, K labels, N matched pairs, T targets of one image, (H, W) canvas, (h, w) map.
+Legend: B images, K labels, T targets of one image, (H, W) canvas, (h, w) map.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 from torch.nn.utils.rnn import pad_sequence
 
 from ..box_ops import at_least_float32
-from ..matcher import Matching
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
 AIDS = "training_aids"
 """The model's attribute, and the beginning of the parameters' names."""
 HEAD_SCALE = 8.0
 """Factor on what a cell's linear layer gives: Adam moves every weight alike, and these have to run ahead."""
-LEAST_SHARE = 1e-6  # of the attention: keeps the logarithm finite
 
 
 class TrainingAids(nn.Module):
@@ -40,7 +34,7 @@ class TrainingAids(nn.Module):
         num_labels: K.
     """
 
-    weights = {"loss_cell_ce": 1.0, "loss_cell_bbox": 5.0, "loss_attention": 1.0}  # noqa: RUF012  never written
+    weights = {"loss_cell_ce": 1.0, "loss_cell_bbox": 5.0}  # noqa: RUF012  never written
     """Of each term in the sum, as in the paper for classes and boxes."""
 
     def __init__(self, hidden_size: int, num_labels: int) -> None:
@@ -52,9 +46,7 @@ class TrainingAids(nn.Module):
     def forward(
         self,
         features: Any,
-        attention_maps: Tensor,
         labels: Sequence[dict[str, Any]],
-        matching: Matching,
         *,
         canvas_size: tuple[int, int],
         num_targets: Tensor,
@@ -63,9 +55,7 @@ class TrainingAids(nn.Module):
 
         Args:
             features: output of `DetrPanopticModel`.
-            attention_maps: (B, Q, M, h, w), they sum to 1 over M, h and w.
             labels: B targets with `masks`.
-            matching: of the last layer.
             canvas_size: (H, W).
             num_targets: to divide by.
         """
@@ -76,7 +66,6 @@ class TrainingAids(nn.Module):
         for head, cells in zip(self.heads, maps, strict=True):
             for name, value in cell_losses(HEAD_SCALE * head(cells), labels, shares).items():
                 terms[name] = terms[name] + value / num_targets
-        terms["loss_attention"] = attention_loss(attention_maps, torch.cat(shares), matching) / num_targets
         return terms
 
 
@@ -107,21 +96,6 @@ def cell_losses(predictions: Tensor, labels: Sequence[dict[str, Any]], shares: S
     of_class = log_probs.transpose(1, 2).gather(1, classes[..., None].expand_as(weight))  # (B, T, h*w)
     distance = (boxes[:, None] + 0.5 - targets[:, :, None]).abs().sum(-1)  # (B, T, h*w)
     return {"loss_cell_ce": -(weight * of_class).sum(), "loss_cell_bbox": (weight * distance).sum()}
-
-
-def attention_loss(attention_maps: Tensor, shares: Tensor, matching: Matching) -> Tensor:
-    """Sum over matched pairs of -log of the attention that lies on the target.
-
-    Args:
-        attention_maps: (B, Q, M, h, w).
-        shares: (all targets, h, w). A cell counts in proportion to the fullest one of its target: what is smaller than
-            a cell can still be found.
-        matching: N pairs.
-    """
-    attention = at_least_float32(attention_maps[matching.image, matching.query]).sum(1)  # (N, h, w)
-    fullest = shares.amax((1, 2), keepdim=True).clamp(min=1e-6)
-    inside = (attention * (shares / fullest)[matching.target].to(attention.device)).sum((1, 2))
-    return -(inside + LEAST_SHARE).log().sum()
 
 
 def attach_training_aids(model: DetrPanopticForSegmentation) -> None:
