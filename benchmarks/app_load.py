@@ -201,7 +201,7 @@ def started_server(arguments: argparse.Namespace) -> Iterator[tuple[str, int]]:
 
 def _picture(seed: int, size: tuple[int, int]) -> bytes:
     """A generated scene as a PNG file."""
-    from detr_panoptic.data import make_scene
+    from detr_panoptic.scenes import make_scene
 
     stream = io.BytesIO()
     make_scene(90_000_000 + seed, height=size[1], width=size[0])["image"].save(stream, "PNG")

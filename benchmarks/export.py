@@ -37,7 +37,6 @@ from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcesso
 from detr_panoptic.commands.demo import UNSEEN_SEED, load_shipped_model
 from detr_panoptic.commands.export import CALIBRATION_IMAGES, SCENE_SEED
 from detr_panoptic.commands.sources import SCENE_SIDE
-from detr_panoptic.data import SCENE_CATEGORIES, scenes_dataset
 from detr_panoptic.evaluation import evaluate_model
 from detr_panoptic.evaluation.panoptic_quality import panoptic_quality
 from detr_panoptic.export import (
@@ -50,6 +49,7 @@ from detr_panoptic.export import (
     write_onnx,
 )
 from detr_panoptic.modeling_detr_panoptic import SKIPPED_MASK_LOGIT
+from detr_panoptic.scenes import SCENE_CATEGORIES, scenes_dataset
 
 MASKS = 20  # per image, of R50's 100 queries
 TOLERANCE = 1e-4

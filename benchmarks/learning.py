@@ -41,11 +41,12 @@ from cases import describe_run, markdown_table
 from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.categories import Categories
 from detr_panoptic.convert import convert_state_dict
-from detr_panoptic.data import SCENE_CATEGORIES, PanopticCollator
+from detr_panoptic.data import PanopticCollator
 from detr_panoptic.data.augmentation import RandomAugmentation
-from detr_panoptic.data.scenes import scenes_dataset
 from detr_panoptic.evaluation import evaluate_model
 from detr_panoptic.evaluation.panoptic_quality import panoptic_quality
+from detr_panoptic.scenes import SCENE_CATEGORIES
+from detr_panoptic.scenes.dataset import scenes_dataset
 from detr_panoptic.training.aids import attach_training_aids
 from detr_panoptic.training.arguments import OptimizationArguments
 from detr_panoptic.training.backbone_weights import EFFICIENTNET_LITE0, load_backbone_weights

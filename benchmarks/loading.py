@@ -22,7 +22,7 @@ from PIL import Image
 
 from cases import describe_run, markdown_table
 from detr_panoptic import DetrPanopticImageProcessor
-from detr_panoptic.data import LargeScaleJitter, PanopticCollator, RandomAugmentation, make_scene, read_panoptic
+from detr_panoptic.data import LargeScaleJitter, PanopticCollator, RandomAugmentation, read_panoptic
 from detr_panoptic.data.augmentation import (
     PAPER_CROP_RANGE,
     PAPER_CROP_SCALES,
@@ -31,6 +31,7 @@ from detr_panoptic.data.augmentation import (
     sample_seed,
 )
 from detr_panoptic.data.records import Record, panoptic_features
+from detr_panoptic.scenes import make_scene
 
 Result = TypeVar("Result")
 HEIGHT, WIDTH = 480, 640

@@ -25,9 +25,9 @@ import torch
 from PIL import Image
 
 from cases import describe_run, markdown_table, median_and_range
-from detr_panoptic.evaluation import write_coco_panoptic
 from detr_panoptic.evaluation.files import read_ids
 from detr_panoptic.evaluation.panoptic_quality import add_up, count_image
+from detr_panoptic.inference.results import write_coco_panoptic
 
 SHIFT = (5, 3)  # pixels down and right
 LEFT_OUT, RENAMED = 9, 7  # one segment of so many

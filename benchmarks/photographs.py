@@ -188,7 +188,7 @@ def train(settings: TrainingArguments, *, until: float | None) -> int:
     """One run, as long as it may take."""
     import logging
 
-    from detr_panoptic.commands.training_run import TrainingRun
+    from detr_panoptic.training.run import TrainingRun
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)
@@ -215,7 +215,7 @@ def train(settings: TrainingArguments, *, until: float | None) -> int:
 
 def epochs_that_fit(settings: TrainingArguments, until: float) -> tuple[int, int]:
     """How many epochs end before `until`, and how many lie between two measurements: from a run of two epochs."""
-    from detr_panoptic.commands.training_run import TrainingRun
+    from detr_panoptic.training.run import TrainingRun
 
     moments: list[float] = []
 

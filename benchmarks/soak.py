@@ -30,8 +30,8 @@ from scipy import stats
 from cases import describe_run, markdown_table
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.commands.demo import SHIPPED_MODEL
-from detr_panoptic.commands.loading import without_progress_bars
-from detr_panoptic.data import make_scene
+from detr_panoptic.inference.loading import without_progress_bars
+from detr_panoptic.scenes import make_scene
 
 SIDE = 64  # pixels; of the shorter side
 SIZES = ((64, 64), (64, 80), (64, 96))  # (height, width): buffers of changing sizes are what fragments memory

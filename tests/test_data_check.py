@@ -9,11 +9,12 @@ from PIL import Image
 
 from detr_panoptic.cli import main
 from detr_panoptic.commands.data_check import open_source
-from detr_panoptic.data import measure_segments, scenes_dataset, write_coco_panoptic_dataset, write_parquet
+from detr_panoptic.data import measure_segments, write_coco_panoptic_dataset, write_parquet
 from detr_panoptic.data.check_sources import check_rows, open_row
 from detr_panoptic.data.checks import ERROR, KINDS, DataCounts
 from detr_panoptic.data.reading import read_panoptic
-from detr_panoptic.data.scenes import SCENE_CATEGORIES
+from detr_panoptic.scenes import scenes_dataset
+from detr_panoptic.scenes.dataset import SCENE_CATEGORIES
 from detr_panoptic.segment_ids import ids_to_rgb
 
 HEIGHT, WIDTH = 61, 83

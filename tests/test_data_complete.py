@@ -13,13 +13,14 @@ from PIL import Image
 from detr_panoptic import DetrPanopticForSegmentation
 from detr_panoptic.categories import Categories
 from detr_panoptic.cli import main
-from detr_panoptic.commands.data_completion import RecordFiles, seen_records
 from detr_panoptic.commands.data_convert import Counts
 from detr_panoptic.commands.demo import SHIPPED_MODEL, load_shipped_model
-from detr_panoptic.data import SCENE_CATEGORIES, measure_segments, read_panoptic, scenes_dataset, segmentation_ids
-from detr_panoptic.data.completion import MIN_VISIBLE_SHARE, fill_void, match_labels
-from detr_panoptic.data.scenes import make_scene
+from detr_panoptic.data import measure_segments, read_panoptic, segmentation_ids
 from detr_panoptic.data.writing import write_coco_panoptic_dataset
+from detr_panoptic.labeling.completion import MIN_VISIBLE_SHARE, fill_void, match_labels
+from detr_panoptic.labeling.seen_records import RecordFiles, seen_records
+from detr_panoptic.scenes import SCENE_CATEGORIES, scenes_dataset
+from detr_panoptic.scenes.dataset import make_scene
 
 SIDE, COUNT = 128, 3
 DATA = Categories(names=("boat", "grass", "sea"), is_thing=(True, True, False), category_ids=(3, 5, 7))

@@ -14,9 +14,7 @@ from PIL import Image as PILImage
 
 from detr_panoptic.categories import Categories
 from detr_panoptic.data import (
-    SCENE_CATEGORIES,
     categories_of,
-    make_scene,
     panoptic_features,
     read_panoptic,
     save_dataset,
@@ -25,6 +23,7 @@ from detr_panoptic.data import (
     write_parquet,
     writing,
 )
+from detr_panoptic.scenes import SCENE_CATEGORIES, make_scene
 from detr_panoptic.segment_ids import MAX_ID
 from tests import data_folders
 from tests.data_folders import CATEGORIES, PHOTOS, same_records

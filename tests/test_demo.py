@@ -3,7 +3,7 @@ from PIL import Image
 
 from detr_panoptic.cli import main
 from detr_panoptic.commands.demo import SHIPPED_MODEL, load_shipped_model
-from detr_panoptic.data import SCENE_CATEGORIES
+from detr_panoptic.scenes import SCENE_CATEGORIES
 
 MOST_BYTES = 12 * 2**20  # in the wheel
 

@@ -12,11 +12,11 @@ from PIL import Image
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.cli import main
 from detr_panoptic.commands.evaluate import label_map
-from detr_panoptic.commands.evaluation_report import markdown
 from detr_panoptic.commands.frame import CommandError
 from detr_panoptic.data import read_panoptic
 from detr_panoptic.evaluation import evaluate_files, evaluate_model
 from detr_panoptic.evaluation.panoptic_quality import panoptic_quality
+from detr_panoptic.evaluation.report import markdown
 from detr_panoptic.segment_ids import ids_to_rgb, rgb_to_ids
 
 from .conftest import CATEGORY_IDS, NAMES, photo
@@ -101,7 +101,7 @@ def test_training_measures_the_same(model_folder, data_folder, evaluated):
     """Training's way: the data in the model's labels."""
     model = DetrPanopticForSegmentation.from_pretrained(model_folder)
     processor = DetrPanopticImageProcessor.from_pretrained(model_folder)
-    from detr_panoptic.commands.loading import model_categories
+    from detr_panoptic.inference.loading import model_categories
 
     data = read_panoptic(data_folder, categories=model_categories(model.config))
     stats = evaluate_model(model.eval(), processor, data.records, data.categories, batch_size=1)

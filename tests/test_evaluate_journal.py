@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from detr_panoptic.evaluation.batching import Failure, load_batches, plan_batches
 from detr_panoptic.evaluation.journal import Journal, written_whole
 from detr_panoptic.image_processing_detr_panoptic import DetrPanopticImageProcessor
+from detr_panoptic.inference.batching import Failure, load_batches, plan_batches
 
 from .conftest import photo
 

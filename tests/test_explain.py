@@ -11,7 +11,7 @@ from PIL import Image
 from detr_panoptic import DetrPanopticImageProcessor
 from detr_panoptic.cli import main
 from detr_panoptic.commands.demo import SHIPPED_MODEL
-from detr_panoptic.commands.explanation import explain_image, queries_of
+from detr_panoptic.explanation.explanation import explain_image, queries_of
 from detr_panoptic.training.recipes import COCO_CHECKPOINT
 from detr_panoptic.visualization import draw_attention
 

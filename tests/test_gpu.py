@@ -10,8 +10,8 @@ import torch
 from transformers import pipeline
 
 from detr_panoptic.commands.demo import SHIPPED_MODEL, load_shipped_model
-from detr_panoptic.data import make_scene
 from detr_panoptic.mask_head import CHUNK_BYTES
+from detr_panoptic.scenes import make_scene
 from detr_panoptic.training.aids import attach_training_aids
 from tests.conftest import build_tiny, photo
 

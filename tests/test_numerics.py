@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from detr_panoptic.commands.demo import UNSEEN_SEED, load_shipped_model
-from detr_panoptic.data import SCENE_CATEGORIES, PanopticCollator, scenes_dataset
+from detr_panoptic.data import PanopticCollator
 from detr_panoptic.evaluation import evaluate_model
 from detr_panoptic.evaluation.panoptic_quality import panoptic_quality
+from detr_panoptic.scenes import SCENE_CATEGORIES, scenes_dataset
 from tests.conftest import build_tiny
 
 SIDE = 256  # pixels

@@ -11,17 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from detr_panoptic.evaluation import (
-    PanopticStats,
-    coco_annotation,
-    evaluate_files,
-    files,
-    panoptic_stats,
-    write_coco_panoptic,
-    write_segmentation,
-)
+from detr_panoptic.evaluation import PanopticStats, evaluate_files, files, panoptic_stats
 from detr_panoptic.evaluation.files import read_ids
 from detr_panoptic.evaluation.panoptic_quality import panoptic_quality
+from detr_panoptic.inference.results import coco_annotation, write_coco_panoptic, write_segmentation
 from detr_panoptic.segment_ids import MAX_ID, ids_to_rgb, rgb_to_ids
 
 CATEGORY_IDS = (7, 11, 13)

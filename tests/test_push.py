@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.cli import main
 from detr_panoptic.commands.demo import SHIPPED_MODEL
-from detr_panoptic.commands.hub_folder import left_out, write_hub_folder
 from detr_panoptic.model_card import MeasuredQuality, ModelFacts, build_card, complete_card, public_name
+from detr_panoptic.sharing.hub_folder import left_out, write_hub_folder
 from tests.conftest import NAMES
 
 REPOSITORY = "somebody/some-model"

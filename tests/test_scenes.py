@@ -7,8 +7,8 @@ import pytest
 from datasets import load_from_disk
 
 from detr_panoptic.data.records import panoptic_features
-from detr_panoptic.data.scene_painting import Patch
-from detr_panoptic.data.scenes import SCENE_CATEGORIES, Layer, compose_scene, make_scene, scenes_dataset
+from detr_panoptic.scenes.dataset import SCENE_CATEGORIES, Layer, compose_scene, make_scene, scenes_dataset
+from detr_panoptic.scenes.painting import Patch
 from detr_panoptic.segment_ids import rgb_to_ids
 
 HEIGHT, WIDTH = 67, 101

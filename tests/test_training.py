@@ -9,14 +9,14 @@ from safetensors.torch import save_file
 
 from detr_panoptic.backbone import Backbone
 from detr_panoptic.cli import build_parser
-from detr_panoptic.commands.training_setup import build_augmentation
-from detr_panoptic.data import SCENE_CATEGORIES
+from detr_panoptic.scenes import SCENE_CATEGORIES
 from detr_panoptic.training.arguments import OptimizationArguments, TrainingArguments
 from detr_panoptic.training.backbone_weights import load_backbone_weights
 from detr_panoptic.training.calibration import ADAPTED_STD, calibrate_mask_head
 from detr_panoptic.training.loop import train_step
 from detr_panoptic.training.optimization import build_optimizer, build_schedule
 from detr_panoptic.training.options import read_training_arguments
+from detr_panoptic.training.setup import build_augmentation
 from tests.conftest import build_tiny
 
 

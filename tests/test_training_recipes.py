@@ -12,7 +12,6 @@ from detr_panoptic import DetrPanopticImageProcessor
 from detr_panoptic.backbone import Backbone
 from detr_panoptic.categories import Categories
 from detr_panoptic.cli import build_parser
-from detr_panoptic.commands.training_setup import build_model, read_data
 from detr_panoptic.training.arguments import ARCHITECTURE, ModelArguments, OptimizationArguments
 from detr_panoptic.training.class_head import fit_class_head
 from detr_panoptic.training.optimization import (
@@ -25,6 +24,7 @@ from detr_panoptic.training.optimization import (
 from detr_panoptic.training.options import read_training_arguments
 from detr_panoptic.training.plan import describe_rates, estimate_memory
 from detr_panoptic.training.recipes import COCO_CHECKPOINT, RECIPES
+from detr_panoptic.training.setup import build_model, read_data
 from tests.conftest import build_tiny
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))

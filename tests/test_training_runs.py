@@ -20,11 +20,12 @@ from safetensors.torch import load_file
 
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.cli import main
-from detr_panoptic.commands import training_run
-from detr_panoptic.commands.training_setup import build_batches, read_data
-from detr_panoptic.data import SCENE_CATEGORIES, scenes_dataset, write_coco_panoptic_dataset
+from detr_panoptic.data import write_coco_panoptic_dataset
+from detr_panoptic.scenes import SCENE_CATEGORIES, scenes_dataset
 from detr_panoptic.training import loop
+from detr_panoptic.training import run as training_run
 from detr_panoptic.training.arguments import DataArguments, TrainingArguments
+from detr_panoptic.training.setup import build_batches, read_data
 from tests.conftest import build_tiny
 
 SIDE = 64

@@ -9,10 +9,10 @@ from PIL import Image
 
 from detr_panoptic import DetrPanopticImageProcessor
 from detr_panoptic.cli import main
-from detr_panoptic.commands.training_setup import read_data
-from detr_panoptic.data import SCENE_CATEGORIES, make_scene
+from detr_panoptic.scenes import SCENE_CATEGORIES, make_scene
 from detr_panoptic.training import loop
 from detr_panoptic.training.arguments import DataArguments
+from detr_panoptic.training.setup import read_data
 from tests.conftest import build_tiny
 from tests.test_training_runs import SIDE, fresh_accelerator, metrics_of, only_line, train
 

@@ -13,7 +13,7 @@ from PIL import Image
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.app.limits import Limits
 from detr_panoptic.commands.demo import UNSEEN_SEED, load_shipped_model
-from detr_panoptic.data import make_scene
+from detr_panoptic.scenes import make_scene
 
 if find_spec("gradio") is None:  # the extra `demo`, which `dev` has
     collect_ignore_glob = ["test_*.py"]

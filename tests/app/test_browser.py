@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_panoptic.commands.explanation import explain_image
-from detr_panoptic.commands.prediction import read_image
+from detr_panoptic.explanation.explanation import explain_image
+from detr_panoptic.inference.prediction import read_image
 from detr_panoptic.segment_ids import rgb_to_ids
 from detr_panoptic.visualization import attention_on_pixels, draw_segments
 from detr_panoptic.visualization.attention import draw_heat

@@ -10,7 +10,8 @@ import pytest
 
 import detr_panoptic
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
-from detr_panoptic.data import SCENE_CATEGORIES, scenes_dataset, write_coco_panoptic_dataset
+from detr_panoptic.data import write_coco_panoptic_dataset
+from detr_panoptic.scenes import SCENE_CATEGORIES, scenes_dataset
 from tests.conftest import build_tiny, photo
 from tests.contract import user_snippet
 

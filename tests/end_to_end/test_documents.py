@@ -10,9 +10,9 @@ from transformers import DetrConfig, DetrForSegmentation, DetrImageProcessor
 
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.cli import build_parser, main
-from detr_panoptic.data import make_scene, scenes_dataset
-from detr_panoptic.data.scenes import SCENE_CATEGORIES
 from detr_panoptic.data.writing import save_dataset, write_coco_panoptic_dataset
+from detr_panoptic.scenes import make_scene, scenes_dataset
+from detr_panoptic.scenes.dataset import SCENE_CATEGORIES
 from tests.conftest import build_tiny
 
 ROOT = Path(__file__).parents[2]

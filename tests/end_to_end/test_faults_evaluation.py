@@ -13,8 +13,8 @@ import torch
 
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.commands.demo import SHIPPED_MODEL
-from detr_panoptic.data import SCENE_CATEGORIES, scenes_dataset
 from detr_panoptic.data.writing import write_coco_panoptic_dataset
+from detr_panoptic.scenes import SCENE_CATEGORIES, scenes_dataset
 from tests.fault_injection import (
     Fault,
     JumpingClock,
@@ -254,7 +254,7 @@ def test_outputs_that_are_not_finite_are_no_result(program, words, model, tmp_pa
 HOLDER = """
 import sys
 from pathlib import Path
-from detr_panoptic.commands.faults import claim_output
+from detr_panoptic.training.faults import claim_output
 with claim_output(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

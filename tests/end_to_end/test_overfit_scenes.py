@@ -4,9 +4,10 @@ import torch
 from accelerate import Accelerator
 
 from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation, DetrPanopticImageProcessor
-from detr_panoptic.data import SCENE_CATEGORIES, PanopticCollator, make_scene
+from detr_panoptic.data import PanopticCollator
 from detr_panoptic.evaluation import evaluate_model
 from detr_panoptic.evaluation.panoptic_quality import panoptic_quality
+from detr_panoptic.scenes import SCENE_CATEGORIES, make_scene
 from detr_panoptic.training.arguments import OptimizationArguments
 from detr_panoptic.training.loop import train_step
 from detr_panoptic.training.optimization import build_optimizer, build_schedule

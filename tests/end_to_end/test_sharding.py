@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from detr_panoptic import DetrPanopticForSegmentation
 from detr_panoptic.commands.frame import CommandError
-from detr_panoptic.commands.training_run import TrainingRun, prepare_sharding
 from detr_panoptic.training import loop
 from detr_panoptic.training.arguments import TrainingArguments
 from detr_panoptic.training.loop import train_step, unsharded
+from detr_panoptic.training.run import TrainingRun, prepare_sharding
 from tests.conftest import build_tiny
 from tests.end_to_end.test_processes import EXACT_COEFFICIENT, images, run_processes, share_of, train_once
 

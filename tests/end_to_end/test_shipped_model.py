@@ -3,10 +3,10 @@
 import pytest
 
 from detr_panoptic.commands.demo import UNSEEN_SEED, load_shipped_model
-from detr_panoptic.data import SCENE_CATEGORIES
-from detr_panoptic.data.scenes import scenes_dataset
 from detr_panoptic.evaluation import evaluate_model
 from detr_panoptic.evaluation.panoptic_quality import panoptic_quality
+from detr_panoptic.scenes import SCENE_CATEGORIES
+from detr_panoptic.scenes.dataset import scenes_dataset
 
 SCENES = 500
 SIDE = 256  # pixels

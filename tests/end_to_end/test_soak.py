@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from detr_panoptic.cli import main
-from detr_panoptic.commands import prediction_writers
+from detr_panoptic.inference import writers as prediction_writers
 from detr_panoptic.training.tracking import RunLog
 from tests.conftest import photo
 from tests.fault_injection import in_own_process

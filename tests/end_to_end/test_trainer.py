@@ -9,10 +9,11 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation, DetrPanopticImageProcessor
-from detr_panoptic.data import SCENE_CATEGORIES, PanopticCollator, scenes_dataset
+from detr_panoptic.data import PanopticCollator
 from detr_panoptic.evaluation import evaluate_model
 from detr_panoptic.evaluation.panoptic_quality import panoptic_quality
 from detr_panoptic.evaluation.trainer_metrics import TrainerPanopticQuality
+from detr_panoptic.scenes import SCENE_CATEGORIES, scenes_dataset
 from tests.conftest import build_tiny
 from tests.test_training_wrong_input import write_data
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from ..inference.loading import add_device_option, load_model, resolve_device
 from .demo import SHIPPED_MODEL
 from .frame import CommandError, add_command
-from .loading import add_device_option, load_model, resolve_device
 
 if TYPE_CHECKING:
     import argparse

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..hub_names import hub_name
+from ..inference.loading import without_progress_bars
 from .frame import PROGRAM, CommandError, add_command, explain
-from .loading import without_progress_bars
 
 if TYPE_CHECKING:
     from ..configuration_detr_panoptic import DetrPanopticConfig

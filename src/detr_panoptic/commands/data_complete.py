@@ -6,10 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..inference.loading import add_device_option, load_model, model_categories, resolve_device
+from ..inference.long_runs import add_batch_options, check_run_options
 from .data_convert import COCO, Counts, check_output, write_records
 from .frame import CommandError, add_command, plain
-from .loading import add_device_option, load_model, model_categories, resolve_device
-from .long_runs import add_batch_options, check_run_options
 from .sources import add_source_options, read_source, source_options
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..data import Record
-    from ..data.completion import LabelMatch
+    from ..labeling.completion import LabelMatch
     from .frame import CommandParser
 
 DRAWN = 24  # images in the report
@@ -80,8 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from ..data.completion import match_labels
-    from .data_completion import RecordFiles, seen_records
+    from ..labeling.completion import match_labels
+    from ..labeling.seen_records import RecordFiles, seen_records
 
     data = read_source(arguments.source, **source_options(arguments))
     model, processor = load_model(arguments.model, resolve_device(arguments.device), dtype=arguments.dtype)
@@ -125,7 +125,7 @@ class Additions:
         from datasets import Image as ImageFeature
 
         from ..data import segmentation_ids
-        from ..data.completion import fill_void
+        from ..labeling.completion import fill_void
 
         ids = segmentation_ids(ImageFeature(mode="RGB").decode_example(record["segmentation"]))
         completed = fill_void(ids, record["segments_info"], seen, seen_segments, self.match)
@@ -143,8 +143,8 @@ class Additions:
         return after
 
     def _draw(self, record: Record) -> Image.Image:
+        from ..labeling.seen_records import picture_of
         from ..visualization import draw_segments
-        from .data_completion import picture_of
 
         id2label = self.match.categories.id2label
         picture = draw_segments(picture_of(record), record["segmentation"], record["segments_info"], id2label)

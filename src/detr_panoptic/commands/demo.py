@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from ..data.scenes import scenes_dataset
+    from ..scenes.dataset import scenes_dataset
 
     console = Console(highlight=False)
     console.print("A small model trained on generated scenes ships with the package; it has not seen these.")
@@ -85,8 +85,8 @@ def load_shipped_model() -> tuple[DetrPanopticForSegmentation, DetrPanopticImage
     import torch
 
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
+    from ..inference.loading import without_progress_bars
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
-    from .loading import without_progress_bars
 
     with without_progress_bars():
         model = DetrPanopticForSegmentation.from_pretrained(SHIPPED_MODEL, dtype=torch.float32)
@@ -100,7 +100,8 @@ def draw_results(
     import torch
     from PIL import Image
 
-    from ..data import SCENE_CATEGORIES, segmentation_ids
+    from ..data import segmentation_ids
+    from ..scenes import SCENE_CATEGORIES
     from ..visualization import draw_side_by_side
 
     rows = []
@@ -119,8 +120,8 @@ def draw_results(
 
 
 def _measure(model: DetrPanopticForSegmentation, processor: DetrPanopticImageProcessor, scenes: Dataset) -> Any:
-    from ..data.scenes import SCENE_CATEGORIES
     from ..evaluation import evaluate_model
+    from ..scenes.dataset import SCENE_CATEGORIES
 
     return evaluate_model(model, processor, scenes, SCENE_CATEGORIES)
 
@@ -128,8 +129,8 @@ def _measure(model: DetrPanopticForSegmentation, processor: DetrPanopticImagePro
 def _print_quality(console: Any, stats: Any) -> None:
     from rich.table import Table
 
-    from ..data.scenes import SCENE_CATEGORIES
     from ..evaluation.panoptic_quality import panoptic_quality
+    from ..scenes.dataset import SCENE_CATEGORIES
 
     quality = panoptic_quality(stats, category_ids=SCENE_CATEGORIES.category_ids, is_thing=SCENE_CATEGORIES.is_thing)
     table = Table("classes", "PQ", "SQ", "RQ")

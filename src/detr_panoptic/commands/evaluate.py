@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .faults import held_output
+from ..inference.loading import fingerprint, load_model, model_categories
+from ..inference.long_runs import add_run_options, check_run_options, journal_folder, processes, run_over
+from ..training.faults import held_output
 from .frame import USER_ERROR, CommandError, add_command
-from .loading import fingerprint, load_model, model_categories
-from .long_runs import add_run_options, check_run_options, journal_folder, processes, run_over
 from .sources import add_source_options, read_source, source_options
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ..categories import Categories
     from ..data import PanopticData
     from ..evaluation.journal import Journal
-    from ..evaluation.model_evaluation import Batch
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
+    from ..inference.loop import Batch
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
     from .frame import CommandParser
 
@@ -94,9 +94,9 @@ def _measure_all(
     state: PartialState,
 ) -> Journal:
     from ..evaluation.journal import Journal
+    from ..evaluation.report import write_report
+    from ..inference.pictures import DatasetPictures
     from ..model_card import public_name
-    from .evaluation_report import write_report
-    from .pictures import DatasetPictures
 
     pictures = DatasetPictures(data.records, with_truth=True)
     threshold = processor.threshold if arguments.threshold is None else arguments.threshold
@@ -194,7 +194,7 @@ class Measurement:
     def _compare(self, record: Mapping[str, Any], prediction: Mapping[str, Any]) -> dict[str, Any]:
         from ..evaluation.model_evaluation import truth_ids
         from ..evaluation.panoptic_quality import count_image
-        from ..evaluation.results import coco_annotation, write_segmentation
+        from ..inference.results import coco_annotation, write_segmentation
 
         ids, segments = self._in_labels_of_the_data(prediction)
         file_name = f"{record['image_id']:012d}.png"

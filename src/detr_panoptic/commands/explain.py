@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..inference.loading import add_device_option, add_model_option, load_model, resolve_device
 from .frame import CommandError, add_command, plain
-from .loading import add_device_option, add_model_option, load_model, resolve_device
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from .explanation import Explanation
+    from ..explanation.explanation import Explanation
     from .frame import CommandParser
 
 DESCRIPTION = """
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
         raise CommandError(f"`--threshold` must be from 0 to 1, got {arguments.threshold}.")
 
-    from .prediction import read_image
+    from ..inference.prediction import read_image
 
     image = read_image(arguments.image)
     model, processor = load_model(arguments.model, resolve_device(arguments.device))
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         if value is not None and not 1 <= value <= most:
             raise CommandError(f"`--{name}` must be from 1 to {most}, as many as the model has, got {value}.")
 
-    from .explanation import explain_image
+    from ..explanation.explanation import explain_image
 
     explanation = explain_image(
         image,
@@ -100,8 +100,8 @@ def write(explanation: Explanation, arguments: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ..explanation.explanation import write_explanation_page
     from ..visualization import draw_attention
-    from .explanation import write_explanation_page
 
     if arguments.query is not None:
         chosen = {f"query_{query}": explanation.of_query(query) for query in arguments.query}

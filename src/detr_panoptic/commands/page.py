@@ -13,15 +13,15 @@ from ..app.answers import Content, File, Result, Settings, Threshold
 from ..app.guard import Guard
 from ..app.limits import Limits
 from ..app.page import page_application
-from ..data.scenes import SCENE_CATEGORIES, make_scene
+from ..explanation.explanation import Explanation, explain_image
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
+from ..inference.loading import model_categories
+from ..inference.prediction import Prediction, describe_segments, prediction_json, segment
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+from ..scenes.dataset import SCENE_CATEGORIES, make_scene
 from ..segment_ids import ids_to_rgb
 from ..visualization import attention_panel, hover
 from .demo import UNSEEN_SEED
-from .explanation import Explanation, explain_image
-from .loading import model_categories
-from .prediction import Prediction, describe_segments, prediction_json, segment
 
 TASKS = {
     "panoptic": "panoptic: things and stuff",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .faults import held_output
+from ..inference.loading import add_model_option, fingerprint, load_model
+from ..inference.long_runs import add_run_options, check_run_options, journal_folder, processes, run_over
+from ..training.faults import held_output
 from .frame import USER_ERROR, CommandError, add_command, plain, report
-from .loading import add_model_option, fingerprint, load_model
-from .long_runs import add_run_options, check_run_options, journal_folder, processes, run_over
 from .sources import add_source_options, read_pictures, source_options
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from ..evaluation.journal import Journal
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
+    from ..inference.pictures import DatasetPictures, ImageFiles
+    from ..inference.prediction import Prediction
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
     from .frame import CommandParser
-    from .pictures import DatasetPictures, ImageFiles
-    from .prediction import Prediction
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 OUTPUT_ENDINGS = ("_overlay.png", ".png", ".json")  # what `write_prediction` adds to a stem
@@ -116,8 +116,8 @@ def _predict_all(
     state: PartialState,
 ) -> Journal:
     from ..evaluation.journal import Journal
-    from .prediction import MASK_QUERIES
-    from .prediction_writers import CocoWriter, FileWriter, ParquetWriter
+    from ..inference.prediction import MASK_QUERIES
+    from ..inference.writers import CocoWriter, FileWriter, ParquetWriter
 
     writers = {FILES: FileWriter, COCO: CocoWriter, PARQUET: ParquetWriter}
     settings = {
@@ -144,11 +144,11 @@ def _pictures(arguments: argparse.Namespace) -> tuple[ImageFiles | DatasetPictur
     if arguments.data is None:
         paths, missing = expand_images(arguments.images, output=arguments.output)
 
-        from .pictures import ImageFiles
+        from ..inference.pictures import ImageFiles
 
         return ImageFiles(paths), missing
 
-    from .pictures import DatasetPictures
+    from ..inference.pictures import DatasetPictures
 
     return DatasetPictures(read_pictures(arguments.data, **source_options(arguments)), with_truth=False), []
 

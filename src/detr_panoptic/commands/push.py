@@ -60,8 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from .hub_folder import describe_files, left_out, write_hub_folder
-    from .hub_upload import upload
+    from ..sharing.hub_folder import describe_files, left_out, write_hub_folder
+    from ..sharing.hub_upload import upload
 
     console = Console(highlight=False, soft_wrap=True)
     with tempfile.TemporaryDirectory() as temporary:

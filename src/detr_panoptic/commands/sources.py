@@ -52,7 +52,8 @@ def read_source(
     Raises:
         ValueError: as `read_panoptic`, or other categories are wanted than those of scenes.
     """
-    from ..data import SCENE_CATEGORIES, PanopticData, read_panoptic, scenes_dataset
+    from ..data import PanopticData, read_panoptic
+    from ..scenes import SCENE_CATEGORIES, scenes_dataset
 
     if source != SCENES:
         prepare_reading()

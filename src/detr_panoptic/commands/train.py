@@ -51,7 +51,7 @@ def run(parsed: argparse.Namespace) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)
-    from .training_run import TrainingRun
+    from ..training.run import TrainingRun
 
     arguments = read_training_arguments(parsed)
     training = TrainingRun(arguments)

@@ -1,4 +1,4 @@
-"""Panoptic data: the canonical record, readers, generated scenes, augmentation and batches."""
+"""Panoptic data: the canonical record, readers, augmentation and batches."""
 
 from .augmentation import Augmentation, LargeScaleJitter, RandomAugmentation, sample_seed
 from .coco import CocoPanopticPaths, find_coco_panoptic
@@ -8,13 +8,11 @@ from .images import read_images
 from .lazy_records import NamedRecords
 from .reading import FORMATS, PanopticData, read_panoptic
 from .records import Record, categories_of, measure_segments, panoptic_features, segmentation_ids
-from .scenes import SCENE_CATEGORIES, make_scene, scenes_dataset
 from .writing import save_dataset, write_coco_panoptic_dataset, write_parquet
 
 __all__ = [
     "FORMATS",
     "IMAGE_SUFFIXES",
-    "SCENE_CATEGORIES",
     "Augmentation",
     "CocoPanopticPaths",
     "LargeScaleJitter",
@@ -25,7 +23,6 @@ __all__ = [
     "Record",
     "categories_of",
     "find_coco_panoptic",
-    "make_scene",
     "measure_segments",
     "panoptic_features",
     "read_categories",
@@ -33,7 +30,6 @@ __all__ = [
     "read_panoptic",
     "sample_seed",
     "save_dataset",
-    "scenes_dataset",
     "segmentation_ids",
     "write_coco_panoptic_dataset",
     "write_parquet",

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..commands.frame import PROGRAM, CommandError, explain
 from ..hub_names import hub_name
 from ..training.recipes import COCO_CHECKPOINT
-from .frame import PROGRAM, CommandError, explain
 
 if TYPE_CHECKING:
     import argparse

@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from datasets import Image as ImageFeature
 
+from ..commands.data_convert import SKIP_HINT
+from ..commands.frame import CommandError, report
 from ..data.check_sources import undecoded
 from ..data.writing import stored_record
 from ..evaluation.average_precision import image_sizes
-from ..evaluation.batching import load_batches, plan_batches
-from ..evaluation.model_evaluation import run_model
+from ..inference.batching import load_batches, plan_batches
+from ..inference.long_runs import num_workers
+from ..inference.loop import run_model
+from ..inference.pictures import DatasetPictures
 from ..panoptic_merging import crop_to_image
-from .data_convert import SKIP_HINT
-from .frame import CommandError, report
-from .long_runs import num_workers
-from .pictures import DatasetPictures
 
 if TYPE_CHECKING:
     import argparse
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from ..commands.data_convert import Counts
     from ..data import Record
-    from ..evaluation.batching import Loaded
-    from ..evaluation.model_evaluation import Batch
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
+    from ..inference.batching import Loaded
+    from ..inference.loop import Batch
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
-    from .data_convert import Counts
 
 PIXEL_LOGIT = 0.0  # a probability of one half
 Seen = tuple[dict[str, Any], np.ndarray, list[dict[str, Any]]]

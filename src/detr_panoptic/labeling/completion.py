@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..categories import Categories
+from ..data.checks import TINY_AREA
+from ..data.records import measure_segments
 from ..segment_ids import VOID_ID, segment_extents
-from .checks import TINY_AREA
-from .records import measure_segments
 
 MIN_VISIBLE_SHARE = 0.5  # of a thing; less is mostly an annotated one that the model takes for another class
 

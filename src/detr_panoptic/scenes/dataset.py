@@ -17,12 +17,12 @@ from datasets import Dataset
 from PIL import Image
 
 from ..categories import Categories
+from ..data.records import Record, measure_segments, panoptic_features
 from ..segment_ids import MAX_ID, ids_to_rgb
-from . import scene_backdrops as backdrops
-from .records import Record, measure_segments, panoptic_features
-from .scene_backdrops import Place
-from .scene_painting import LIGHTS, Patch, float_color
-from .scene_things import THING_KINDS, ThingKind
+from . import backdrops
+from .backdrops import Place
+from .painting import LIGHTS, Patch, float_color
+from .things import THING_KINDS, ThingKind
 
 # The category ids have gaps, as in most real data: who takes them for label ids is found out at once.
 SCENE_CATEGORIES = Categories(

@@ -11,23 +11,23 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from ..evaluation.average_precision import FIGURES, average_precision
-from ..evaluation.files import read_ids
-from ..evaluation.journal import written_whole
+from ..commands.frame import plain
 from ..evaluation.model_evaluation import truth_ids
-from ..evaluation.panoptic_quality import ImageCounts, PanopticStats, add_up, panoptic_quality
-from ..evaluation.results import write_coco_json
+from ..inference.results import write_coco_json
 from ..plain_text import markdown as markdown_text
 from ..visualization import draw_side_by_side
-from .frame import plain
+from .average_precision import FIGURES, average_precision
+from .files import read_ids
+from .journal import written_whole
+from .panoptic_quality import ImageCounts, PanopticStats, add_up, panoptic_quality
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from ..categories import Categories
-    from ..evaluation.journal import Journal
-    from .pictures import DatasetPictures
+    from ..inference.pictures import DatasetPictures
+    from .journal import Journal
 
 SHOWN = 4  # of the worst images, and of the best
 SHEET_WIDTH = 1600  # pixels, at most

@@ -18,23 +18,23 @@ from datasets import Dataset
 from PIL import Image
 from rich.console import Console
 
+from ..commands.frame import CommandError
 from ..data import NamedRecords, segmentation_ids
 from ..evaluation import evaluate_model
 from ..evaluation.panoptic_quality import PanopticStats, panoptic_quality
 from ..hub_names import hub_name
-from ..training.arguments import TrainingArguments
-from ..training.checkpoints import Progress, load_checkpoint, open_run, save_checkpoint, whole_files
-from ..training.loop import Surroundings, TrainingState, train
-from ..training.optimization import average_weights, build_optimizer, build_schedule, rate_factor
-from ..training.plan import describe_memory, describe_plan, is_out_of_memory, memory_advice
-from ..training.summary import SUMMARY, write_model_card, write_summary
-from ..training.tracking import RunLog, start_trackers, tracker_names
+from ..inference.loading import without_progress_bars
+from ..inference.prediction import segment
 from ..visualization import draw_side_by_side
+from .arguments import TrainingArguments
+from .checkpoints import Progress, load_checkpoint, open_run, save_checkpoint, whole_files
 from .faults import held_output
-from .frame import CommandError
-from .loading import without_progress_bars
-from .prediction import segment
-from .training_setup import build_batches, build_model, calibrate, collate, read_data
+from .loop import Surroundings, TrainingState, train
+from .optimization import average_weights, build_optimizer, build_schedule, rate_factor
+from .plan import describe_memory, describe_plan, is_out_of_memory, memory_advice
+from .setup import build_batches, build_model, calibrate, collate, read_data
+from .summary import SUMMARY, write_model_card, write_summary
+from .tracking import RunLog, start_trackers, tracker_names
 
 logger = logging.getLogger(__name__)
 

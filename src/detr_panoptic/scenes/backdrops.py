@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from .scene_painting import Light, Patch, float_color
+from .painting import Light, Patch, float_color
 
 
 @dataclass(frozen=True)

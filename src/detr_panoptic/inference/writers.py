@@ -6,18 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..commands.frame import CommandError
+from ..commands.predict import MAX_LISTED_IMAGES, output_stems
 from ..data import write_parquet
 from ..evaluation.journal import Journal, written_whole
-from ..evaluation.model_evaluation import Batch
-from ..evaluation.results import write_coco_json, write_segmentation
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
-from .frame import CommandError
 from .loading import model_categories
 from .long_runs import journal_folder
+from .loop import Batch
 from .pictures import DatasetPictures, ImageFiles, file_name_of
-from .predict import MAX_LISTED_IMAGES, output_stems
 from .prediction import Prediction, describe_segments, segments_of, write_prediction
+from .results import write_coco_json, write_segmentation
 
 MAPS = "panoptic"  # folder of the maps, and name of the JSON file beside it
 PACKING = ".packing"  # folder of Parquet files that are not all written

@@ -13,6 +13,8 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from ..categories import Categories
+from ..commands.frame import CommandError
+from ..commands.sources import SCENES, read_source
 from ..configuration_detr_panoptic import DetrPanopticConfig
 from ..data import NamedRecords, PanopticCollator, PanopticData
 from ..data.augmentation import (
@@ -24,20 +26,18 @@ from ..data.augmentation import (
     RandomAugmentation,
 )
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
+from ..inference.loading import load_model
 from ..model_card import public_name
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
-from ..training.aids import attach_training_aids
-from ..training.arguments import DataArguments, TrainingArguments
-from ..training.backbone_weights import load_backbone_weights
-from ..training.calibration import calibrate as calibrate_model
-from ..training.class_head import fit_class_head
-from ..training.loop import EpochOrder
-from ..training.optimization import freeze
-from ..training.plan import DataSummary, summarize
-from ..training.recipes import FEW_IMAGES
-from .frame import CommandError
-from .loading import load_model
-from .sources import SCENES, read_source
+from .aids import attach_training_aids
+from .arguments import DataArguments, TrainingArguments
+from .backbone_weights import load_backbone_weights
+from .calibration import calibrate as calibrate_model
+from .class_head import fit_class_head
+from .loop import EpochOrder
+from .optimization import freeze
+from .plan import DataSummary, summarize
+from .recipes import FEW_IMAGES
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from .frame import CommandError, report
+from ..commands.frame import CommandError, report
 from .loading import add_device_option, resolve_device
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     import torch
     from accelerate import PartialState
 
-    from ..evaluation.batching import Loaded, Pictures
     from ..evaluation.journal import Journal
-    from ..evaluation.model_evaluation import Batch
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+    from .batching import Loaded, Pictures
+    from .loop import Batch
 
 DTYPES = ("float32", "bfloat16", "float16")
 JOURNAL = ".journal"  # folder inside the output folder
@@ -118,8 +118,8 @@ def run_over(
         CommandError: an image could not be read, and `--on-error` says stop; or the journal has lost lines.
         FloatingPointError: the model's outputs are not finite.
     """
-    from ..evaluation.batching import load_batches, plan_batches
-    from ..evaluation.model_evaluation import run_model
+    from .batching import load_batches, plan_batches
+    from .loop import run_model
 
     batches = enumerate(plan_batches(pictures, arguments.batch_size))
     own = (batch for number, batch in batches if number % state.num_processes == state.process_index)

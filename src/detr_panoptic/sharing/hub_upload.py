@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+from ..commands.frame import CommandError, explain
 from ..plain_text import first_line
-from .frame import CommandError, explain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

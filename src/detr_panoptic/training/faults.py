@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .frame import CommandError, explain
+from ..commands.frame import CommandError, explain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from ..evaluation.journal import written_whole
-from ..evaluation.results import write_segmentation
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..image_reading import plain_picture, read_picture
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from ..visualization import draw_segments
+from .results import write_segmentation
 
 # By task, where it is not what the model's configuration says: in the semantic map the queries add up, also those
 # whose best class is "no object".

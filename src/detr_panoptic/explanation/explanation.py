@@ -16,13 +16,13 @@ from torch import Tensor
 from ..backbone import DILATED_STRIDES, STRIDES
 from ..box_ops import cxcywh_to_xyxy
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
+from ..inference.prediction import MaskThresholds, describe_segments, segments_of
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from ..panoptic_merging import ImageSizes, query_masks
 from ..visualization import ObjectAttention, hover_figure
 from ..visualization.embedding import picture_tag
 from ..visualization.labels import label_text
 from ..visualization.report import Html, write_page
-from .prediction import MaskThresholds, describe_segments, segments_of
 
 SHEET_SIDE = 4000  # pixels: sheets stand on the page as they are
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .scene_painting import LAMP, Color, Light, Sprite
+from .painting import LAMP, Color, Light, Sprite
 
 
 def _pick(rng: np.random.Generator, colors: Sequence[Color]) -> Color:

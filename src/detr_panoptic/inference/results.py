@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from ..evaluation.journal import written_whole
 from ..segment_ids import ids_to_rgb
-from .journal import written_whole
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

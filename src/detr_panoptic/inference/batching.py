@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..plain_text import first_line
-from .model_evaluation import Batch, make_batch
+from .loop import Batch, make_batch
 
 WINDOW = 64  # batches: images are sorted by shape among so many, whose sizes are read ahead
 

@@ -1,0 +1,1 @@
+"""Completing annotations with a model."""
