@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..convert_config import UNUSED
+from ..categories import UNUSED
 from .coco_colors import COCO_COLORS
 
 Color = tuple[int, int, int]
