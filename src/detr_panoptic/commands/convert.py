@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..hub_names import hub_name
+from ..data.hub_names import hub_name
 from ..inference.loading import without_progress_bars
 from .frame import PROGRAM, CommandError, add_command, explain
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..hub_names import hub_name
+from ..data.hub_names import hub_name
+from ..data.plain_text import markdown, one_line
 from ..model_card import MeasuredQuality, class_table, model_card
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
-from ..plain_text import markdown, one_line
 from .checkpoints import METRICS
 
 CURVES = "training_curves.png"
