@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..categories import COCO_PANOPTIC, UNUSED
+from ..data.categories import COCO_PANOPTIC, UNUSED
 
 #: (blocks per stage, bottleneck) of the plain ResNets: 7x7 stem, 64 channels in the first stage, no groups.
 RESNETS: dict[tuple[tuple[int, ...], bool], str] = {

@@ -11,20 +11,20 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..configuration_detr_panoptic import DetrPanopticConfig
+from ..data.categories import UNUSED
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticPreTrainedModel
-from .configs import UNUSED, convert_config, label_fields
+from .configs import convert_config, label_fields
 from .names import MASK_PREFIXES, StateDict, check_names, rename, table_of
 from .reading import local_checkpoint, read_checkpoint, read_processor_settings
 
 logger = logging.getLogger(__name__)
-ModelType = TypeVar("ModelType", bound=DetrPanopticPreTrainedModel)
 
 NO_MASK_HEAD = "The checkpoint has no mask head: a new one was initialized, and needs training."
 
@@ -116,7 +116,7 @@ def convert_checkpoint(
         raise ValueError(f"`output` must not be the source itself, got {folder}.")
     converted = convert_files(path, dilation=dilation, compact=compact)
     settings = read_processor_settings(path)
-    model = build_model(DetrPanopticForSegmentation, converted)
+    model = build_model(converted)
     processor = DetrPanopticImageProcessor.for_model(model.config, **settings)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -200,19 +200,15 @@ def compact_classes(
     return config, {**state_dict, **heads}, report
 
 
-def build_model(cls: type[ModelType], converted: ConvertedCheckpoint, **overrides: Any) -> ModelType:
-    """Builds a model from a converted checkpoint.
-
-    Args:
-        cls: `DetrPanopticForSegmentation` or `DetrPanopticModel`.
-        converted: the checkpoint.
-        **overrides: fields of the config that replace the checkpoint's.
+def build_model(converted: ConvertedCheckpoint, **kwargs: Any) -> DetrPanopticForSegmentation:
+    """Builds a model from a converted checkpoint; takes the arguments of `from_pretrained`.
 
     Raises:
         ValueError: names of weights are left over or missing; lists them.
     """
-    config = DetrPanopticConfig(**(converted.config_kwargs | overrides))
-    return cls.from_pretrained(None, config=config, state_dict=weights_for(cls, converted))
+    state_dict = weights_for(DetrPanopticForSegmentation, converted)
+    config = DetrPanopticConfig(**converted.config_kwargs)
+    return DetrPanopticForSegmentation.from_pretrained(None, config=config, state_dict=state_dict, **kwargs)
 
 
 def weights_for(cls: type[DetrPanopticPreTrainedModel], converted: ConvertedCheckpoint) -> StateDict:

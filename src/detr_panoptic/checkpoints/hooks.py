@@ -22,12 +22,9 @@ FOREIGN_MODEL_TYPE = "detr"
 
 def register_readers() -> None:
     """Appends the readers to the lists of the model and of the image processor, once."""
-    for readers, reader in (
-        (DetrPanopticPreTrainedModel.foreign_readers, read_foreign_model),
-        (DetrPanopticImageProcessor.foreign_readers, read_foreign_processor),
-    ):
-        if reader not in readers:
-            readers.append(reader)
+    if read_foreign_model not in DetrPanopticPreTrainedModel.foreign_readers:
+        DetrPanopticPreTrainedModel.foreign_readers.append(read_foreign_model)
+        DetrPanopticImageProcessor.foreign_readers.append(read_foreign_processor)
 
 
 def read_foreign_model(
@@ -59,9 +56,7 @@ def read_foreign_model(
     return converted.config_kwargs, weights_for(cls, converted), notes
 
 
-def read_foreign_processor(
-    settings: Mapping[str, Any], source: Any, **hub_arguments: Any
-) -> dict[str, Any]:
+def read_foreign_processor(settings: Mapping[str, Any], source: Any, **hub_arguments: Any) -> dict[str, Any]:
     """Translates the settings of a `DetrImageProcessor`, with the stuff labels of the model beside it.
 
     Args:

@@ -17,8 +17,8 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..contained_paths import path_inside
-from ..hub_names import hub_name
+from ..data.contained_paths import path_inside
+from ..data.hub_names import hub_name
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..categories import UNUSED
+from ..data.categories import UNUSED
 from .coco_colors import COCO_COLORS
 
 Color = tuple[int, int, int]
