@@ -31,9 +31,9 @@ class Reading:
             help="coco-panoptic, rows, two-channel, coco-instances, cityscapes or semantic, if it is not detected."
         ),
     ] = None
-    limit: Annotated[
-        int | None, Parameter(help="Use only the first images; of `scenes`, how many to generate.")
-    ] = None
+    limit: Annotated[int | None, Parameter(help="Use only the first images; of `scenes`, how many to generate.")] = (
+        None
+    )
 
     def arguments(self) -> dict[str, Any]:
         """Returns the arguments of `read_panoptic`."""

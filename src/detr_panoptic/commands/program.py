@@ -103,6 +103,7 @@ def build_program(words: Sequence[str] = ()) -> App:
     )
     data = App(name="data", help="Checks and converts datasets.", help_epilogue="")
     program.command(data)
+    del words
     for group, commands in ((program, COMMANDS), (data, DATA_COMMANDS)):
         for name, place in commands.items():
             group.command(f"{__package__}.{place}", name=name, help_epilogue="")
