@@ -1,6 +1,6 @@
 """Colors of COCO's panoptic classes, from panoptic_coco_categories.json of cocodataset/panopticapi."""
 
-from ..categories import COCO_PANOPTIC
+from ..data.categories import COCO_PANOPTIC
 
 # "category id, color" in the order of that file.
 _TABLE = """
