@@ -48,7 +48,7 @@ from detr_panoptic.export import (
     trace,
     write_onnx,
 )
-from detr_panoptic.modeling_detr_panoptic import SKIPPED_MASK_LOGIT
+from detr_panoptic.mask_head import SKIPPED_MASK_LOGIT
 from detr_panoptic.scenes import SCENE_CATEGORIES, scenes_dataset
 
 MASKS = 20  # per image, of R50's 100 queries

@@ -19,10 +19,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
-from ..losses import LossNormalizers, loss_normalizers, matching_errors
+from ..losses import LossNormalizers, loss_normalizers
 from ..matcher import match
 from .arguments import TrainingArguments
 from .checkpoints import Progress
+from .matching_errors import matching_errors
 from .tracking import RunLog
 
 Batch = dict[str, Any]
@@ -140,7 +141,7 @@ def prediction_errors(output: Any, labels: Sequence[dict[str, Any]], config: Any
     """Class and cardinality errors of the last layer, see `matching_errors`."""
     costs = {name: getattr(config, name) for name in ("class_cost", "bbox_cost", "giou_cost")}
     logits = output.logits.detach()
-    (matching,) = match(logits[None], output.pred_boxes.detach()[None], labels, **costs)
+    matching = match(logits[None], output.pred_boxes.detach()[None], labels, costs=costs)
     return matching_errors(logits, labels, matching)
 
 

@@ -149,7 +149,7 @@ def test_the_default_dtype_changes_no_loss_at_the_masks_own_resolution(other_def
     canvas = (1031, 1301)  # rows and columns that bfloat16 cannot count
     logits = torch.randn(1, 258, 326, generator=torch.Generator().manual_seed(0))
     labels = [{"class_labels": torch.tensor([0]), "masks": torch.ones(1, *canvas).triu().bool()}]
-    matching = Matching(*torch.zeros(3, 1, dtype=torch.int64))
+    matching = Matching(*(torch.zeros(shape, dtype=torch.int64) for shape in (1, (1, 1), (1, 1))))
 
     def work():
         options = {"canvas_size": canvas, "image_sizes": [canvas], "num_targets": torch.tensor(1.0).float()}
