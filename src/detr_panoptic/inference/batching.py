@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader
 
+from ..data.plain_text import first_line
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from .loop import Batch, make_batch
 from .pictures import Pictures, record_image

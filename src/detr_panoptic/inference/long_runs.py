@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..commands.frame import CommandError, report
-from .loading import add_device_option, resolve_device
+from .old_loading import add_device_option, resolve_device
 
 if TYPE_CHECKING:
     import argparse

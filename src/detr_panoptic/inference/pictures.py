@@ -16,7 +16,7 @@ from ..data.images import read_images
 from ..data.lazy_records import check_size, name_of, upright_size
 from ..data.reading import PanopticData
 from ..image_reading import plain_picture, read_picture
-from ..scenes.source import SCENES, read_source
+from ..commands.sources import SCENES, read_source
 
 Source = str | Path | Sequence[str | Path] | Dataset | PanopticData
 

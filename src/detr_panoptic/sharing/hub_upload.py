@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from ..commands.frame import CommandError, explain
-from ..plain_text import first_line
+from ..data.plain_text import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,6 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from ..categories import Categories
 from ..commands.frame import CommandError
 from ..commands.sources import SCENES, read_source
 from ..configuration_detr_panoptic import DetrPanopticConfig
@@ -25,8 +24,9 @@ from ..data.augmentation import (
     LargeScaleJitter,
     RandomAugmentation,
 )
+from ..data.categories import Categories
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-from ..inference.loading import load_model
+from ..inference.old_loading import load_model
 from ..model_card import public_name
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from .aids import attach_training_aids
