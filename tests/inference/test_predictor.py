@@ -35,6 +35,11 @@ def photos(tmp_path, scenes):
     return folder
 
 
+def ids_in(file):
+    with Image.open(file) as picture:
+        return rgb_to_ids(np.asarray(picture))
+
+
 def test_a_prediction_agrees_with_model_and_processor(predictor, scenes):
     image = scenes[0]["image"]
     prediction = predictor(image)
@@ -102,9 +107,10 @@ def test_folder_files_hold_the_prediction(predictor, photos, tmp_path):
         assert prediction.segments == direct.segments
         assert prediction.detections is None
     content = json.loads((tmp_path / "out" / "0.json").read_text())
-    ids = rgb_to_ids(np.asarray(Image.open(tmp_path / "out" / content["segmentation"])))
+    ids = ids_in(tmp_path / "out" / content["segmentation"])
     assert set(np.unique(ids)) - {0} == {segment["id"] for segment in content["segments_info"]}
-    assert Image.open(tmp_path / "out" / "0_overlay.png").size == (128, 96)
+    with Image.open(tmp_path / "out" / "0_overlay.png") as overlay:
+        assert overlay.size == (128, 96)
 
 
 def test_what_exists_is_done(predictor, photos, tmp_path):
@@ -158,7 +164,7 @@ def test_datasets_of_predictions_are_read_back(predictor, scenes, tmp_path, to):
         content = json.loads((tmp_path / "out" / "panoptic.json").read_text())
         assert [image["id"] for image in content["images"]] == [scene["image_id"] for scene in scenes]
         for annotation in content["annotations"]:
-            ids = rgb_to_ids(np.asarray(Image.open(tmp_path / "out" / "panoptic" / annotation["file_name"])))
+            ids = ids_in(tmp_path / "out" / "panoptic" / annotation["file_name"])
             assert np.array_equal(ids, found[annotation["image_id"]].segmentation)
         return
     data = read_panoptic(tmp_path / "out" / "data")

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader
 
-from ..data.plain_text import first_line
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from .loop import Batch, make_batch
 from .pictures import Pictures, record_image
@@ -56,7 +55,7 @@ def load_batches(
     return iter(
         DataLoader(
             _Readable(pictures),  # type: ignore[arg-type]  # a map-style dataset by its two methods
-            batch_sampler=plan,  # type: ignore[arg-type]  # any iterable of lists
+            batch_sampler=plan,
             collate_fn=partial(_collate, processor),
             num_workers=workers,
         )

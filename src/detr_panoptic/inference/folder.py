@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ..data.categories import Categories
-from ..evaluation.journal import written_whole
 from ..data.writing import write_parquet
+from ..evaluation.journal import written_whole
 from .pictures import Pictures, record_image, unique_stems
 from .prediction import JSON, MAP, OVERLAY, Prediction
 
@@ -159,7 +159,8 @@ class PredictionFolder:
                 **self.pictures.stored(index),
                 "segmentation": {"path": str(self.maps / content["segmentation"]), "bytes": None},
                 "segments_info": [
-                    {**{key: segment[key] for key in RECORD_KEYS}, "iscrowd": 0} for segment in content["segments_info"]
+                    {**{key: segment[key] for key in RECORD_KEYS}, "iscrowd": 0}
+                    for segment in content["segments_info"]
                 ],
             }
 

@@ -156,7 +156,7 @@ def _readable(loaded: Iterable[Loaded], journal: Journal, *, stop: bool) -> Iter
             if stop:
                 raise CommandError(failure.message)
             report(failure.message)
-            journal.write_failure(failure.place, failure.message)
+            journal.write_failure(failure.index, failure.message)
         if batch is not None:
             yield batch
 

@@ -11,12 +11,12 @@ import numpy as np
 from datasets import Dataset, Image
 from PIL import Image as PILImage
 
+from ..commands.sources import SCENES, read_source
 from ..data.folders import IMAGE_SUFFIXES, is_picture
 from ..data.images import read_images
 from ..data.lazy_records import check_size, name_of, upright_size
 from ..data.reading import PanopticData
 from ..image_reading import plain_picture, read_picture
-from ..commands.sources import SCENES, read_source
 
 Source = str | Path | Sequence[str | Path] | Dataset | PanopticData
 
@@ -268,4 +268,6 @@ def _is_file_or_plain_folder(path: Path) -> bool:
     """Whether a path is an image file, or a folder with images right inside and nothing of a dataset's layout."""
     if path.is_file():
         return is_picture(path)
-    return path.is_dir() and not any(child.is_dir() or child.suffix in (".json", ".parquet") for child in path.iterdir())
+    return path.is_dir() and not any(
+        child.is_dir() or child.suffix in (".json", ".parquet") for child in path.iterdir()
+    )

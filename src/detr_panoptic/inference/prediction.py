@@ -92,7 +92,7 @@ class Prediction:
 
     @property
     def segments_info(self) -> list[dict[str, Any]]:
-        """The segments as the image processor's post-processing returns them: `id`, `label_id`, `score`, `area` …"""
+        """The segments as the image processor's post-processing returns them: `id`, `label_id`, `score`, `area`."""
         return [
             {"id": s.id, "label_id": s.label_id, "score": s.score, "area": s.area, "was_fused": s.was_fused}
             for s in self.segments

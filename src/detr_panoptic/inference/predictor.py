@@ -21,7 +21,7 @@ from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from .batching import load_batches, plan_batches
 from .detections import detect
 from .folder import Layout, PredictionFolder, fingerprint
-from .loading import find_device, load, model_categories
+from .loading import load, model_categories
 from .loop import Batch, make_batch, run_model
 from .pictures import Pictures, open_pictures
 from .prediction import Prediction, describe_segments
@@ -81,7 +81,9 @@ class Predictor:
         return cls(*load(model, device=device, dtype=dtype))
 
     @overload
-    def __call__(self, images: ImageInput, *, task: Task = ..., threshold: float | None = ...) -> Prediction: ...
+    def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str, but not of images
+        self, images: ImageInput, *, task: Task = ..., threshold: float | None = ...
+    ) -> Prediction: ...
     @overload
     def __call__(
         self, images: Sequence[ImageInput], *, task: Task = ..., threshold: float | None = ...
@@ -219,7 +221,9 @@ class Predictor:
         state.wait_for_everyone()
         return folder
 
-    def _segment_images(self, images: Iterable[ImageInput], task: Task, threshold: float | None) -> Iterator[Prediction]:
+    def _segment_images(
+        self, images: Iterable[ImageInput], task: Task, threshold: float | None
+    ) -> Iterator[Prediction]:
         for number, image in enumerate(images, start=1):
             is_path = isinstance(image, str | Path)
             picture = read_picture(image) if isinstance(image, str | Path) else image

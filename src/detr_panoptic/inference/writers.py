@@ -12,9 +12,9 @@ from ..data import write_parquet
 from ..evaluation.journal import Journal, written_whole
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
-from .old_loading import model_categories
 from .long_runs import journal_folder
 from .loop import Batch
+from .old_loading import model_categories
 from .old_pictures import DatasetPictures, ImageFiles, file_name_of
 from .old_prediction import Prediction, describe_segments, segments_of, write_prediction
 from .results import write_coco_json, write_segmentation

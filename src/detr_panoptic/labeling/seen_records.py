@@ -103,7 +103,7 @@ def _readable(loaded: Iterable[Loaded], counts: Counts, failed: set[int], *, ski
                 raise CommandError(f"{failure.message} {SKIP_HINT}")
             report(failure.message)
             counts.broken.append(failure.message)
-            failed.add(failure.place)
+            failed.add(failure.index)
         if batch is not None:
             yield batch
 
