@@ -22,7 +22,7 @@ WINDOW = 64  # batches; images are sorted by shape within a window, whose sizes 
 class Failure(NamedTuple):
     """An image that could not be read."""
 
-    index: int
+    place: int
     message: str  # one line that names the image
 
 

@@ -16,7 +16,7 @@ from ..data.categories import Categories
 from ..data.writing import write_parquet
 from ..evaluation.journal import written_whole
 from .pictures import Pictures, record_image, unique_stems
-from .prediction import JSON, MAP, OVERLAY, Prediction
+from .prediction import JSON, MAP, OVERLAY, Prediction, coco_annotation, read_segments
 
 if TYPE_CHECKING:
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
@@ -81,8 +81,9 @@ class PredictionFolder:
                         f"`output` {str(self.output)!r} holds predictions with `{name}` {found.get(name)!r}, not "
                         f"{value!r}: choose another folder or remove it."
                     )
-        with written_whole(file) as part:
-            part.write_text(json.dumps(expected))
+        else:
+            with written_whole(file) as part:
+                part.write_text(json.dumps(expected))
         self.num_earlier = len(self)
 
     def is_done(self, index: int) -> bool:
@@ -116,8 +117,9 @@ class PredictionFolder:
             name = Path(content["image"]).name if Path(content["image"]).is_absolute() else content["image"]
             size = {"width": content["width"], "height": content["height"]}
             images.append({"id": content["image_id"], "file_name": name, **size})
-            prediction = Prediction.load(None, content, None, {})  # type: ignore[arg-type]  # needs no pixels
-            annotations.append(prediction.to_coco(content["image_id"], f"{self._stems[index]}{MAP}"))
+            annotations.append(
+                coco_annotation(read_segments(content), content["image_id"], f"{self._stems[index]}{MAP}")
+            )
         with written_whole(Path(file)) as part:
             content = {"images": images, "annotations": annotations, "categories": self.categories.to_coco()}
             part.write_text(json.dumps(content))

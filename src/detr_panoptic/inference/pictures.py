@@ -205,7 +205,7 @@ def open_pictures(source: Any, **options: Any) -> tuple[Pictures, list[str]]:
         source = [source]
     if not isinstance(source, Iterable):
         raise TypeError(f"`source` must be a path, a list of paths or a dataset, got {type(source).__name__}.")
-    items = source if hasattr(source, "__getitem__") and hasattr(source, "__len__") else list(source)
+    items: Any = source if hasattr(source, "__getitem__") and hasattr(source, "__len__") else list(source)
     if len(items) and not isinstance(items[0], str | Path):
         return RecordPictures(items), []
     paths, missing = expand_paths(items)

@@ -113,19 +113,7 @@ class Prediction:
             image_id: the image's id in the dataset.
             file_name: name of the PNG file with the segment ids.
         """
-        segments = [
-            {
-                "id": s.id,
-                "category_id": s.category_id,
-                "isthing": int(s.is_thing),
-                "iscrowd": 0,
-                "area": s.area,
-                "bbox": list(s.bbox),
-                "score": s.score,
-            }
-            for s in self.segments
-        ]
-        return {"image_id": image_id, "file_name": file_name, "segments_info": segments}
+        return coco_annotation(self.segments, image_id, file_name)
 
     def to_supervision(self) -> Detections:
         """Returns the segments as `supervision.Detections`, with the names of their labels in `data`."""
@@ -199,8 +187,29 @@ class Prediction:
         """
         with Image.open(maps / content["segmentation"]) as picture:
             ids = rgb_to_ids(np.asarray(picture)).astype(np.int32)
-        segments = [Segment(**{**entry, "bbox": tuple(entry["bbox"])}) for entry in content["segments_info"]]
-        return cls(image, ids, segments, id2label, content["image"], content.get("detections"))
+        return cls(image, ids, read_segments(content), id2label, content["image"], content.get("detections"))
+
+
+def coco_annotation(segments: Sequence[Segment], image_id: int, file_name: str) -> dict[str, Any]:
+    """Returns the entry of an image in a COCO panoptic JSON file, see `Prediction.to_coco`."""
+    entries = [
+        {
+            "id": s.id,
+            "category_id": s.category_id,
+            "isthing": int(s.is_thing),
+            "iscrowd": 0,
+            "area": s.area,
+            "bbox": list(s.bbox),
+            "score": s.score,
+        }
+        for s in segments
+    ]
+    return {"image_id": image_id, "file_name": file_name, "segments_info": entries}
+
+
+def read_segments(content: Mapping[str, Any]) -> list[Segment]:
+    """Returns the segments of a JSON file that `Prediction.save` wrote."""
+    return [Segment(**{**entry, "bbox": tuple(entry["bbox"])}) for entry in content["segments_info"]]
 
 
 def describe_segments(

@@ -54,7 +54,7 @@ class RecordFiles(DatasetPictures):
 
 
 def seen_records(
-    pictures: RecordFiles,
+    pictures: Any,
     model: DetrPanopticForSegmentation,
     processor: DetrPanopticImageProcessor,
     arguments: argparse.Namespace,
@@ -103,7 +103,7 @@ def _readable(loaded: Iterable[Loaded], counts: Counts, failed: set[int], *, ski
                 raise CommandError(f"{failure.message} {SKIP_HINT}")
             report(failure.message)
             counts.broken.append(failure.message)
-            failed.add(failure.index)
+            failed.add(failure.place)
         if batch is not None:
             yield batch
 
