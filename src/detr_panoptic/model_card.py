@@ -12,8 +12,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .hub_names import hub_name
-from .plain_text import markdown, one_line
+from .data.hub_names import hub_name
+from .data.plain_text import markdown, one_line
 
 LICENSE = "apache-2.0"
 """Of the code that every repository carries."""
@@ -119,6 +119,24 @@ class ModelFacts:
     datasets: Sequence[str] = ()
     base_model: str | None = None
     license: str = LICENSE
+
+
+def model_card(model: Any, name: str, **known: Any) -> ModelCard:
+    """Builds the card of a model.
+
+    Args:
+        model: `DetrPanopticForSegmentation`.
+        name: of the model.
+        **known: fields of `ModelFacts`: data, recipe, quality, picture and others.
+    """
+    config, stuff = model.config, set(model.config.stuff_label_ids)
+    is_thing = {label_name: int(label) not in stuff for label, label_name in (config.id2label or {}).items()}
+    architecture = (
+        f"{config.backbone}{' (DC5)' if config.dilation else ''}, {config.encoder_layers} encoder and "
+        f"{config.decoder_layers} decoder layers, {config.num_queries} queries, "
+        f"{model.num_parameters() / 1e6:.1f} M parameters"
+    )
+    return build_card(ModelFacts(name=name, architecture=architecture, is_thing=is_thing, **known))
 
 
 def build_card(facts: ModelFacts) -> ModelCard:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+UNUSED = "unused_{}"  # name of a label that the dataset does not have, by label id
+
 _logger = logging.getLogger(__name__)
 
 

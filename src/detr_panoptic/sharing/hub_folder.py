@@ -19,7 +19,7 @@ from ..data.hub_names import hub_name
 from ..data.plain_text import one_line
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..inference.loading import PROCESSOR_FILE, fingerprint, load_model, load_weights, without_progress_bars
-from ..model_card import MeasuredQuality, complete_card
+from ..model_card import MeasuredQuality, complete_card, model_card
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
 CARD = "README.md"
@@ -57,7 +57,7 @@ def write_hub_folder(
         picture = None
         if evaluation is not None and (evaluation / EVALUATION_PICTURE).is_file():
             picture, pictures_of = EVALUATION_PICTURE, evaluation
-        text = str(model.model_card(name, picture=picture))
+        text = str(model_card(model, name, picture=picture))
     card = complete_card(text, name=name, repository=repository, license_name=license_name, quality=quality)
     (output / CARD).write_text(str(card), encoding="utf-8")
     copy_pictures(card.text, pictures_of, output)
