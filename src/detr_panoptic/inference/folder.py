@@ -14,7 +14,7 @@ import torch
 
 from ..data.categories import Categories
 from ..data.writing import write_parquet
-from ..evaluation.journal import written_whole
+from ..data.files import written_whole
 from .pictures import Pictures, record_image, unique_stems
 from .prediction import JSON, MAP, OVERLAY, Prediction, coco_annotation, read_segments
 

@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset, Image
 from PIL import Image as PILImage
 
-from ..commands.sources import SCENES, read_source
+from ..scenes.source import SCENES, read_source
 from ..data.folders import IMAGE_SUFFIXES, is_picture
 from ..data.images import read_images
 from ..data.lazy_records import check_size, name_of, upright_size

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from ..evaluation.journal import written_whole
+from ..data.files import written_whole
 from ..segment_ids import ids_to_rgb, rgb_to_ids
 from ..visualization import draw_segments
 
