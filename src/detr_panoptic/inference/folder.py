@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ..data.categories import Categories
-from ..data.writing import write_parquet
 from ..data.files import written_whole
+from ..data.writing import write_parquet
 from .pictures import Pictures, record_image, unique_stems
 from .prediction import JSON, MAP, OVERLAY, Prediction, coco_annotation, read_segments
 

@@ -11,12 +11,12 @@ import numpy as np
 from datasets import Dataset, Image
 from PIL import Image as PILImage
 
-from ..scenes.source import SCENES, read_source
 from ..data.folders import IMAGE_SUFFIXES, is_picture
 from ..data.images import read_images
 from ..data.lazy_records import check_size, name_of, upright_size
 from ..data.reading import PanopticData
 from ..image_reading import plain_picture, read_picture
+from ..scenes.source import SCENES, read_source
 
 Source = str | Path | Sequence[str | Path] | Dataset | PanopticData
 
