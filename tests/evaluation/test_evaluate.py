@@ -40,7 +40,13 @@ def data(predictor) -> PanopticData:
         image = photo((71 if index % 2 else 53, 53), seed=index)
         prediction = predictor(image)
         segments = [
-            {"id": s.id, "label_id": 1 if place == 1 else s.label_id, "iscrowd": 0, "area": s.area, "bbox": list(s.bbox)}
+            {
+                "id": s.id,
+                "label_id": 1 if place == 1 else s.label_id,
+                "iscrowd": 0,
+                "area": s.area,
+                "bbox": list(s.bbox),
+            }
             for place, s in enumerate(prediction.segments)
         ]
         ids = np.roll(prediction.segmentation, 3 * index, axis=1)
@@ -241,7 +247,11 @@ def test_names_cannot_break_the_tables(tmp_path, evaluated):
 
 @pytest.mark.parametrize(
     ("options", "name"),
-    [({"batch_size": 0}, "batch_size"), ({"threshold": 1.5}, "threshold"), ({"average_precision": "yes"}, "average_precision")],
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"threshold": 1.5}, "threshold"),
+        ({"average_precision": "yes"}, "average_precision"),
+    ],
 )
 def test_a_wrong_argument_is_named(predictor, data, options, name):
     with pytest.raises(ValueError, match=f"`{name}`"):

@@ -21,7 +21,10 @@ def test_quality_equals_the_official_evaluator_to_the_last_bit():
     result = evaluate_files(GOLDENS / "truth.json", GOLDENS / "prediction.json")
     for name, group in (("All", result.overall), ("Things", result.things), ("Stuff", result.stuff)):
         assert vars(group) == expected[name]
-    per_class = {str(row.category_id): {key: getattr(row, key) for key in ("pq", "sq", "rq")} for row in result.per_class.values()}
+    per_class = {
+        str(row.category_id): {key: getattr(row, key) for key in ("pq", "sq", "rq")}
+        for row in result.per_class.values()
+    }
     assert per_class == expected["per_class"]
 
 
@@ -122,5 +125,3 @@ def test_half_a_map_is_named(tmp_path):
     (tmp_path / "map.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"Cannot read .*map\.png"):
         read_ids(tmp_path / "map.png")
-
-

@@ -172,7 +172,16 @@ def test_classes_of_a_prediction_are_matched_by_name_and_unknown_ones_become_voi
     truth = {"segmentation": np.array([[1, 1, 2, 2, 0]]), "segments_info": segments(_1=7, _2=13)}
     id2label = {0: "Sky", 1: "zebra", 2: "cat"}
     entries = [
-        Segment(id=i, label_id=label, label=id2label[label], score=0.9, is_thing=True, area=1, bbox=(0, 0, 1, 1), category_id=9)
+        Segment(
+            id=i,
+            label_id=label,
+            label=id2label[label],
+            score=0.9,
+            is_thing=True,
+            area=1,
+            bbox=(0, 0, 1, 1),
+            category_id=9,
+        )
         for i, label in ((1, 2), (2, 0), (3, 1))
     ]
     ids = np.array([[1, 1, 2, 2, 3]], np.int32)

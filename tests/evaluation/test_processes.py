@@ -82,5 +82,7 @@ def test_a_killed_run_continues_and_ends_the_same(tmp_path, alone):
     done = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
     assert 2 <= len(done) < SCENES
     assert not (output / "metrics.json").exists()
-    assert evaluate(BUNDLED, "scenes", limit=SCENES, output=output, device="cpu", progress=False).metrics == alone.metrics
+    assert (
+        evaluate(BUNDLED, "scenes", limit=SCENES, output=output, device="cpu", progress=False).metrics == alone.metrics
+    )
     assert {path: path.stat().st_mtime_ns for path in done} == done

@@ -114,7 +114,9 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
             data, Path(output) / PREDICTIONS, to="coco", overlay=False, progress=progress, **options
         )
         if state.is_main_process:
-            comparison.add_all(tqdm(folder, total=len(folder), desc="comparing", unit="image", disable=not progress or None))
+            comparison.add_all(
+                tqdm(folder, total=len(folder), desc="comparing", unit="image", disable=not progress or None)
+            )
         (comparison,) = broadcast_object_list([comparison])
         failures = folder.failures
     used = predictor.processor.threshold if threshold is None else threshold

@@ -96,7 +96,8 @@ class Evaluation:
         """All numbers as plain values, the content of `metrics.json`."""
         groups = {"all": self.quality.overall, "things": self.things, "stuff": self.stuff}
         per_class = [
-            {"name": name, **asdict(row)} | {f"{kind}_ap": values["per_class"][label] for kind, values in self.ap.items()}
+            {"name": name, **asdict(row)}
+            | {f"{kind}_ap": values["per_class"][label] for kind, values in self.ap.items()}
             for label, (name, row) in enumerate(self.per_class.items())
         ]
         return {
