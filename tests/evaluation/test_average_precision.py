@@ -11,7 +11,6 @@ from detr_panoptic.data.categories import Categories
 from detr_panoptic.evaluation.average_precision import average_precision, true_instances
 from detr_panoptic.inference.detections import detect
 from detr_panoptic.panoptic_merging import ImageSizes, query_masks
-
 from tests.conftest import photo
 
 CATEGORIES = Categories(("boat", "person", "sea"), (True, True, False), (9, 1, 155))

@@ -11,13 +11,13 @@ from datasets import Dataset
 from PIL import Image
 
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
-from detr_panoptic.data import PanopticData, read_panoptic
+from detr_panoptic.data import PanopticData
 from detr_panoptic.data.categories import Categories
 from detr_panoptic.data.records import panoptic_features, truth_ids
 from detr_panoptic.evaluation import Evaluation, evaluate, evaluate_files
 from detr_panoptic.evaluation.panoptic_quality import PanopticQuality
 from detr_panoptic.inference.predictor import Predictor
-from detr_panoptic.segment_ids import ids_to_rgb, rgb_to_ids
+from detr_panoptic.segment_ids import ids_to_rgb
 from tests.conftest import CATEGORY_IDS, NAMES, photo
 from tests.data_folders import coco_panoptic
 
@@ -90,14 +90,13 @@ def in_order(data: PanopticData, names: tuple[str, ...], written: tuple[str, ...
 def numbers(evaluation: Evaluation) -> dict:
     """What must not depend on the order of the classes."""
     per_class = {name.casefold(): (row.pq, row.tp, row.fp, row.fn) for name, row in evaluation.per_class.items()}
-    return {"pq": pytest.approx(evaluation.pq, abs=1e-12), "classes": per_class, "ap": evaluation.ap["mask"]["ap"]}
+    return {"pq": pytest.approx(evaluation.pq, abs=1e-12), "classes": per_class, "ap": evaluation.ap["box"]["ap"]}
 
 
 def test_the_result_is_worth_comparing_and_prints(evaluated):
     assert 0.1 < evaluated.pq < 0.9
     assert all(row.tp and row.fp + row.fn for row in evaluated.per_class.values())
-    assert 0 < evaluated.ap["mask"]["ap"] < 1
-    assert 0 < evaluated.ap["box"]["ap"] < 1
+    assert 0 < evaluated.ap["box"]["ap"] < 1  # mask AP: test_processes.py
     text = str(evaluated)
     assert f"{100 * evaluated.pq:.1f}" in text
     assert f"{COUNT} images" in text
@@ -134,7 +133,7 @@ def test_what_the_data_does_not_know_is_void(predictor, data):
     assert result.stuff.pq > 0
 
 
-def test_training_measures_the_same_as_the_defaults(model_folder, predictor, data, evaluated):
+def test_training_measures_the_same_as_the_defaults(model_folder, data, evaluated):
     """Training validates a model in training mode, without AP; the card says what the defaults give."""
     model = DetrPanopticForSegmentation.from_pretrained(model_folder).train()
     processor = DetrPanopticImageProcessor.from_pretrained(model_folder)
@@ -200,7 +199,7 @@ def test_batches_without_padding_give_the_numbers_of_single_images(predictor, da
     """There are three images of each of two sizes: sorted by shape, batches of three need no padding."""
     together = evaluate(predictor, data, batch_size=3, **QUIET)
     assert together.pq == pytest.approx(evaluated.pq, abs=2e-3)
-    assert together.ap["mask"]["ap"] == pytest.approx(evaluated.ap["mask"]["ap"], abs=2e-3)
+    assert together.ap["box"]["ap"] == pytest.approx(evaluated.ap["box"]["ap"], abs=2e-3)
 
 
 @pytest.mark.filterwarnings(UNCLOSED)

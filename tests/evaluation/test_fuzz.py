@@ -22,7 +22,7 @@ def id_maps(shape):
 
 @st.composite
 def problems(draw):
-    """True map and segments, predicted map and segments: void, crowds, listed and missing areas, ids without entry and without pixels."""
+    """Maps and segments of truth and prediction, with void, crowds, missing areas, ids without entry or pixels."""
     shape = draw(SHAPES)
     maps = [draw(id_maps(shape)), draw(id_maps(shape))]
     names = [[0, *draw(st.lists(st.integers(1, 2**24 - 1), min_size=5, max_size=5, unique=True))] for _ in maps]

@@ -84,11 +84,11 @@ def average_precision(
     found: list[dict[str, Any]] = []
     for image_id, (size, true, detected) in enumerate(images):
         sizes.append({"id": image_id, "height": size[0], "width": size[1]})
-        for instances, annotations in ((true, truth), (detected, found)):
+        for instances, side in ((true, truth), (detected, found)):
             # Ids start at 1: COCOeval reads a match with the id 0 as no match.
-            annotations += [
+            side += [
                 _annotation(instance, image_id, size, number)
-                for number, instance in enumerate(instances, start=len(annotations) + 1)
+                for number, instance in enumerate(instances, start=len(side) + 1)
             ]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step
         true_side, found_side = (

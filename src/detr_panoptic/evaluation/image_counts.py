@@ -13,7 +13,7 @@ from ..segment_ids import VOID_ID
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
 
 MATCH_IOU = 0.5  # two matches of one segment cannot both exceed it, so matching needs no assignment
 IGNORED_SHARE = 0.5  # of a wrong prediction's area in void or crowd, above which it does not count

@@ -133,7 +133,7 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
 class _Image(NamedTuple):
     """The contribution of one image to the metrics."""
 
-    index: int
+    number: int  # in the data
     quality: PanopticQuality
     size: tuple[int, int]  # (height, width)
     true: list[Instance]

@@ -15,7 +15,6 @@ Differences:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,7 +25,7 @@ from ..data.categories import match_labels
 from ..data.records import truth_ids
 from .image_counts import ImageCounts, count_image
 from .matching import relabel
-from .tables import metric_tables
+from .results import ClassQuality, GroupQuality, PanopticQualityResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -35,71 +34,6 @@ if TYPE_CHECKING:
 
     from ..data.categories import Categories
     from ..inference.prediction import Prediction
-
-
-@dataclass(frozen=True)
-class GroupQuality:
-    """Means over the classes of a group that occur, in [0, 1]; `n` is their number."""
-
-    pq: float
-    sq: float
-    rq: float
-    n: int
-
-
-@dataclass(frozen=True)
-class ClassQuality:
-    """Quality of one class in [0, 1], 0 if it does not occur, and the numbers of matches, wrong and missed segments."""
-
-    category_id: int
-    is_thing: bool
-    pq: float
-    sq: float
-    rq: float
-    tp: int
-    fp: int
-    fn: int
-
-    @property
-    def occurs(self) -> bool:
-        """Whether the class is in the truth or was predicted; means leave out the others."""
-        return self.tp + self.fp + self.fn > 0
-
-
-@dataclass(frozen=True)
-class PanopticQualityResult:
-    """Panoptic quality of images, all values in [0, 1]; prints as tables in percent.
-
-    Args:
-        overall: means over all classes that occur.
-        things: means over things.
-        stuff: means over stuff.
-        per_class: quality of each class by its name, in the order of the categories.
-    """
-
-    overall: GroupQuality
-    things: GroupQuality
-    stuff: GroupQuality
-    per_class: dict[str, ClassQuality]
-
-    @property
-    def pq(self) -> float:
-        """Panoptic quality, the mean over all classes that occur."""
-        return self.overall.pq
-
-    @property
-    def sq(self) -> float:
-        """Segmentation quality: the mean IoU of matches, averaged over classes."""
-        return self.overall.sq
-
-    @property
-    def rq(self) -> float:
-        """Recognition quality: the F1 score, averaged over classes."""
-        return self.overall.rq
-
-    def __str__(self) -> str:
-        """Returns the tables of groups and of classes that occur."""
-        return metric_tables(self, {})
 
 
 class PanopticQuality:

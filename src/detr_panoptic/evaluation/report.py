@@ -14,13 +14,13 @@ from ..data.files import written_whole
 from ..data.plain_text import markdown, one_line
 from ..visualization import draw_side_by_side
 from .average_precision import FIGURES
-from .tables import format_table, metric_tables, percent
+from .results import format_table, metric_tables, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ..data.categories import Categories
-    from .panoptic_quality import ClassQuality, GroupQuality, PanopticQualityResult
+    from .results import ClassQuality, GroupQuality, PanopticQualityResult
 
 METRICS, TABLES, WORST = "metrics.json", "metrics.md", "worst_images.png"
 SHEET_WIDTH = 1600  # pixels, at most

@@ -15,9 +15,9 @@ from .panoptic_quality import PanopticQuality
 class TrainerPanopticQuality:
     """Computes panoptic quality batch by batch as `compute_metrics` of a Trainer, at the model's input size.
 
-    It needs `batch_eval_metrics=True`, `include_for_metrics=["inputs"]` and `remove_unused_columns=False`, and measures
-    one process. It reads the truth from the inputs, because the `label_ids` of a Trainer lose segments in the last
-    batch: Accelerate cuts every tensor, also those of a target, to the number of images that are left.
+    It needs `batch_eval_metrics=True`, `include_for_metrics=["inputs"]` and `remove_unused_columns=False`, and
+    measures one process. It reads the truth from the inputs: the `label_ids` of a Trainer lose segments in the last
+    batch, because Accelerate cuts every tensor, also those of a target, to the number of images that are left.
 
     Args:
         processor: merges the masks.
@@ -50,11 +50,5 @@ class TrainerPanopticQuality:
             self.quality.update({"segmentation": truth.numpy(), "segments_info": segments}, predicted)
         if not compute_result:
             return {}
-        result, self.quality = self.quality.compute(), PanopticQuality(self.quality.categories)
-        return {
-            "pq": result.pq,
-            "sq": result.sq,
-            "rq": result.rq,
-            "pq_things": result.things.pq,
-            "pq_stuff": result.stuff.pq,
-        }
+        total, self.quality = self.quality.compute(), PanopticQuality(self.quality.categories)
+        return vars(total.overall) | {"pq_things": total.things.pq, "pq_stuff": total.stuff.pq}

@@ -113,7 +113,7 @@ class Predictor:
             return next(self._segment_images([images], task, threshold))
         return list(self._segment_images(images, task, threshold))
 
-    def iterate(
+    def iterate(  # noqa: PLR0913  every option of a long run, each with a default
         self,
         source: Any,
         *,

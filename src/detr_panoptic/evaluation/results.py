@@ -1,7 +1,8 @@
-"""Metrics as Markdown tables whose columns are aligned, so that a terminal shows them well too."""
+"""Panoptic quality as values, and metrics as Markdown tables that a terminal shows well too."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..data.plain_text import one_line
@@ -10,11 +11,74 @@ from .average_precision import FIGURES
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from .panoptic_quality import PanopticQualityResult
-
 GROUP_COLUMNS = ("classes", "number", "PQ", "SQ", "RQ")
 PRECISION_COLUMNS = ("things", "AP", "AP50", "AP75", "small", "medium", "large")
 CLASS_COLUMNS = ("class", "kind", "PQ", "SQ", "RQ", "TP", "FP", "FN")
+
+
+@dataclass(frozen=True)
+class GroupQuality:
+    """Means over the classes of a group that occur, in [0, 1]; `n` is their number."""
+
+    pq: float
+    sq: float
+    rq: float
+    n: int
+
+
+@dataclass(frozen=True)
+class ClassQuality:
+    """Quality of one class in [0, 1], 0 if it does not occur, and the numbers of matches, wrong and missed ones."""
+
+    category_id: int
+    is_thing: bool
+    pq: float
+    sq: float
+    rq: float
+    tp: int
+    fp: int
+    fn: int
+
+    @property
+    def occurs(self) -> bool:
+        """Whether the class is in the truth or was predicted; means leave out the others."""
+        return self.tp + self.fp + self.fn > 0
+
+
+@dataclass(frozen=True)
+class PanopticQualityResult:
+    """Panoptic quality of images, all values in [0, 1]; prints as tables in percent.
+
+    Args:
+        overall: means over all classes that occur.
+        things: means over things.
+        stuff: means over stuff.
+        per_class: quality of each class by its name, in the order of the categories.
+    """
+
+    overall: GroupQuality
+    things: GroupQuality
+    stuff: GroupQuality
+    per_class: dict[str, ClassQuality]
+
+    @property
+    def pq(self) -> float:
+        """Panoptic quality, the mean over all classes that occur."""
+        return self.overall.pq
+
+    @property
+    def sq(self) -> float:
+        """Segmentation quality: the mean IoU of matches, averaged over classes."""
+        return self.overall.sq
+
+    @property
+    def rq(self) -> float:
+        """Recognition quality: the F1 score, averaged over classes."""
+        return self.overall.rq
+
+    def __str__(self) -> str:
+        """Returns the tables of groups and of classes that occur."""
+        return metric_tables(self, {})
 
 
 def metric_tables(
