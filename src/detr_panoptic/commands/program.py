@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "detr-panoptic"
 DATA_ERRORS, USER_ERROR, INTERRUPTED, CLOSED_PIPE, STOPPED = 1, 2, 130, 141, 143
-LEGACY = {"demo", "app", "predict", "explain", "train", "evaluate", "export", "push", "data"}
+LEGACY = {"demo", "app", "explain", "train", "evaluate", "export", "push", "data"}
 HELP = f"""DETR for panoptic segmentation: assigns every pixel of an image to an object or a
 background region.
 
@@ -33,7 +33,10 @@ Exit codes:
     {INTERRUPTED}  interrupted (Ctrl-C)
     {CLOSED_PIPE}  the reader of the output went away (`| head`)
     {STOPPED}  SIGTERM: `train` saved a checkpoint to continue from"""
-COMMANDS: dict[str, str] = {"convert": "convert:convert"}
+COMMANDS: dict[str, str] = {
+    "predict": "predict:predict",
+    "convert": "convert:convert",
+}
 DATA_COMMANDS: dict[str, str] = {}
 WORKER_FAILED = ("Caught ", " in DataLoader worker process ")  # how torch passes an error on, with a traceback
 EXPECTED_ERRORS = (CycloptsError, OSError, ValueError, TypeError, FloatingPointError, ImportError)
