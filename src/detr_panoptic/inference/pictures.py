@@ -227,7 +227,7 @@ def expand_paths(names: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
     missing = []
     for path in map(Path, names):
         if path.is_dir():
-            inside = sorted(child for child in path.iterdir() if is_picture(child) and child.is_file())
+            inside = sorted(child for child in path.iterdir() if is_picture(child.name) and child.is_file())
             paths += inside
             if not inside:
                 missing.append(f"no images in {path} (expected {', '.join(IMAGE_SUFFIXES)})")
@@ -267,7 +267,7 @@ def record_image(record: Mapping[str, Any]) -> PILImage.Image:
 def _is_file_or_plain_folder(path: Path) -> bool:
     """Whether a path is an image file, or a folder with images right inside and nothing of a dataset's layout."""
     if path.is_file():
-        return is_picture(path)
+        return is_picture(path.name)
     return path.is_dir() and not any(
         child.is_dir() or child.suffix in (".json", ".parquet") for child in path.iterdir()
     )
