@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader
 
-from detr_panoptic.commands import convert, main, program
+from detr_panoptic.commands import main, program
 from detr_panoptic.commands.program import CLOSED_PIPE, INTERRUPTED, USER_ERROR, error_line
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

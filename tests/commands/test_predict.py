@@ -8,7 +8,7 @@ from detr_panoptic.commands import main
 from tests.conftest import photo
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def photos(tmp_path):
     paths = [tmp_path / "in" / f"{i}.png" for i in range(3)]
     paths[0].parent.mkdir()
@@ -21,7 +21,7 @@ def run(*words) -> int:
     return main([str(word) for word in words])
 
 
-def test_files_of_a_folder_and_where_they_are(tmp_path, model_folder, photos, capsys):
+def test_files_of_a_folder_and_where_they_are(tmp_path, model_folder, capsys):
     out = tmp_path / "out"
     assert run("predict", tmp_path / "in", "--model", model_folder, "--output", out, "--batch-size", 2) == 0
     assert sorted(path.name for path in out.glob("[!.]*.json")) == ["0.json", "1.json", "2.json"]
