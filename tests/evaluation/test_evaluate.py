@@ -238,11 +238,21 @@ def test_an_image_that_cannot_be_read_stops_or_is_listed(tmp_path, predictor, wi
 
 def test_outputs_that_are_not_finite_are_no_result(model_folder, data):
     model = DetrPanopticForSegmentation.from_pretrained(model_folder)
+    processor = DetrPanopticImageProcessor.from_pretrained(model_folder)
     with torch.no_grad():
         model.class_head.weight.fill_(float("nan"))
-    processor = DetrPanopticImageProcessor.from_pretrained(model_folder)
     with pytest.raises(FloatingPointError, match=r"1\.png"):
         evaluate((model, processor), data, progress=False)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path, model_folder, data):
+    model = DetrPanopticForSegmentation.from_pretrained(model_folder)
+    with torch.no_grad():
+        model.class_head.weight[0, 0] = float("nan")
+    model.save_pretrained(tmp_path)
+    DetrPanopticImageProcessor.from_pretrained(model_folder).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"not finite in torch\.float32: class_head\.weight"):
+        evaluate(tmp_path, data, **QUIET)
 
 
 def test_names_cannot_break_the_tables(tmp_path, evaluated):
