@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .configuration_detr_panoptic import DetrPanopticConfig
     from .data.reading import PanopticData, read_panoptic
     from .image_processing_detr_panoptic import DetrPanopticImageProcessor
+    from .inference.prediction import Prediction
+    from .inference.predictor import Predictor
     from .modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticModel
     from .pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline
 
@@ -28,6 +30,8 @@ __all__ = [
     "DetrPanopticImageSegmentationPipeline",
     "DetrPanopticModel",
     "PanopticData",
+    "Prediction",
+    "Predictor",
     "convert_checkpoint",
     "read_panoptic",
 ]
@@ -38,6 +42,8 @@ _NAMES = {
     "image_processing_detr_panoptic": ("DetrPanopticImageProcessor",),
     "pipeline_detr_panoptic": ("DetrPanopticImageSegmentationPipeline",),
     "data.reading": ("PanopticData", "read_panoptic"),
+    "inference.prediction": ("Prediction",),
+    "inference.predictor": ("Predictor",),
     "checkpoints.conversion": ("convert_checkpoint",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
