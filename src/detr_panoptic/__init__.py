@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from .configuration_detr_panoptic import DetrPanopticConfig
     from .data.reading import PanopticData, read_panoptic
     from .image_processing_detr_panoptic import DetrPanopticImageProcessor
-    from .inference.prediction import Prediction
-    from .inference.predictor import Predictor
+    from .inference import Prediction, PredictionFolder, Predictor
     from .modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticModel
     from .pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline
 
@@ -31,6 +30,7 @@ __all__ = [
     "DetrPanopticModel",
     "PanopticData",
     "Prediction",
+    "PredictionFolder",
     "Predictor",
     "convert_checkpoint",
     "read_panoptic",
@@ -41,9 +41,8 @@ _NAMES = {
     "modeling_detr_panoptic": ("DetrPanopticForSegmentation", "DetrPanopticModel"),
     "image_processing_detr_panoptic": ("DetrPanopticImageProcessor",),
     "pipeline_detr_panoptic": ("DetrPanopticImageSegmentationPipeline",),
+    "inference": ("Prediction", "PredictionFolder", "Predictor"),
     "data.reading": ("PanopticData", "read_panoptic"),
-    "inference.prediction": ("Prediction",),
-    "inference.predictor": ("Predictor",),
     "checkpoints.conversion": ("convert_checkpoint",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
