@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from .checkpoints.conversion import convert_checkpoint
     from .configuration_detr_panoptic import DetrPanopticConfig
     from .data.reading import PanopticData, read_panoptic
+    from .evaluation.model_evaluation import evaluate
+    from .evaluation.panoptic_quality import PanopticQuality
+    from .evaluation.report import Evaluation
+    from .evaluation.results import PanopticQualityResult
     from .image_processing_detr_panoptic import DetrPanopticImageProcessor
+    from .inference import Prediction, PredictionFolder, Predictor
     from .modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticModel
     from .pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline
 
@@ -27,8 +32,15 @@ __all__ = [
     "DetrPanopticImageProcessor",
     "DetrPanopticImageSegmentationPipeline",
     "DetrPanopticModel",
+    "Evaluation",
     "PanopticData",
+    "PanopticQuality",
+    "PanopticQualityResult",
+    "Prediction",
+    "PredictionFolder",
+    "Predictor",
     "convert_checkpoint",
+    "evaluate",
     "read_panoptic",
 ]
 
@@ -37,7 +49,12 @@ _NAMES = {
     "modeling_detr_panoptic": ("DetrPanopticForSegmentation", "DetrPanopticModel"),
     "image_processing_detr_panoptic": ("DetrPanopticImageProcessor",),
     "pipeline_detr_panoptic": ("DetrPanopticImageSegmentationPipeline",),
+    "inference": ("Prediction", "PredictionFolder", "Predictor"),
     "data.reading": ("PanopticData", "read_panoptic"),
+    "evaluation.model_evaluation": ("evaluate",),
+    "evaluation.panoptic_quality": ("PanopticQuality",),
+    "evaluation.report": ("Evaluation",),
+    "evaluation.results": ("PanopticQualityResult",),
     "checkpoints.conversion": ("convert_checkpoint",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
