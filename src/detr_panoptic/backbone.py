@@ -120,7 +120,7 @@ class FrozenNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalizes and activates (B, C, h, w)."""
         scale, shift = (values.to(x.dtype)[:, None, None] for values in self.scale_and_shift())
-        return self.act(torch.addcmul(shift, x, scale))
+        return self.act(x * scale + shift)
 
 
 def freeze_norms(module: nn.Module) -> nn.Module:
@@ -218,10 +218,12 @@ def conv_norm_pairs(body: nn.Module) -> Iterator[tuple[nn.Conv2d, FrozenNorm]]:
     """Yields each convolution with the frozen norm that reads its output.
 
     In timm's modules the two are neighbors in the order of definition: `conv1` and `bn1`, `conv_pw` and `bn1`, `0` and
-    `1` in a `downsample`.
+    `1` in a `downsample`. If the first is a sequence of layers, its last one counts, as in the stem of ResNet-D.
     """
     for parent in body.modules():
         for conv, norm in pairwise(parent.children()):
+            while isinstance(conv, nn.Sequential) and len(conv):
+                conv = conv[-1]
             is_pair = type(conv) is nn.Conv2d and isinstance(norm, FrozenNorm)
             if is_pair and conv.out_channels == len(norm.weight):
                 yield conv, norm
