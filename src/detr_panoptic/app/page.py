@@ -1,152 +1,270 @@
-"""What the page looks like, and what happens when something on it changes."""
+"""A web page to try a model on, made of Gradio's components."""
 
-import asyncio
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import logging
+import tempfile
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from fastapi import FastAPI
+import numpy as np
+from fastapi import Depends, HTTPException, Request
+from PIL import Image
 
-from .answers import PROMPT, Content, Desk, Segment, sentence
-from .guard import Guard, Listeners
-from .limits import Limits
-from .uploads import Uploads
+from ..checkpoints import BUNDLED
+from ..explanation import explain
+from ..explanation.explanation import TASKS as EXPLAINED_TASKS
+from ..image_reading import FORMATS
+from ..inference import Prediction, Predictor
+from ..scenes import SCENE_CATEGORIES, make_scene
+from ..visualization.colors import segment_colors
+from ..visualization.labels import label_text
 
-KEPT_SESSIONS = 32  # visitors of whom Gradio keeps the last answer, most of a megabyte each
-MAX_AGE = 3600  # seconds that an upload is kept
-TIDY_EVERY = 600  # seconds
-STYLE = Path(__file__).with_name("page.css")
-SCRIPT = Path(__file__).with_name("page.js")
-FONTS = ("system-ui", "sans-serif")  # those of the reader's machine: nothing is loaded
+logger = logging.getLogger(__name__)
+TASKS = [
+    ("panoptic: things and stuff", "panoptic"),
+    ("instance: things only", "instance"),
+    ("semantic: one segment per class", "semantic"),
+]
+MAX_PIXELS = 25_000_000
+SHOWN_SIDE = 1600  # pixels; larger images are shown smaller
+OPACITY = 0.55
+MAX_AGE, TIDY_EVERY = 3600, 600  # seconds: age of uploads and results that are deleted, and how often that happens
+EXAMPLE_SEEDS = range(77_000_000, 77_000_004)  # training draws its scenes from lower seeds
+FONTS = ("system-ui", "sans-serif")  # of the visitor's machine, so that nothing is loaded from elsewhere
+NOTHING = "No segment has such a score. A lower threshold may show some."
 
 
-@contextmanager
-def page_application(segment: Segment, content: Content, limits: Limits, folder: Path) -> Iterator[Guard]:
-    """The page as an ASGI application.
+def launch(
+    model: Any = BUNDLED,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    device: str = "auto",
+    max_file_size: int | str = "20mb",
+    max_pixels: int = MAX_PIXELS,
+    max_queue: int = 20,
+    block: bool = True,
+) -> gr.Blocks:
+    """Serves the page of a model.
 
     Args:
-        segment: runs the model; called in one of `limits.concurrency` threads.
-        content: of the page.
-        limits: of the server.
-        folder: of the uploads; where `serving.private_folder` told Gradio to write.
+        model: A `Predictor`, or the folder or Hub id of a saved model. The bundled one knows generated scenes.
+        host: Address to listen on; "0.0.0.0" lets other machines connect.
+        port: None takes the variable GRADIO_SERVER_PORT, or the first free port from 7860.
+        device: Of a model that is loaded here.
+        max_file_size: Of an upload, in bytes or as text such as "20mb".
+        max_pixels: Of an image.
+        max_queue: Number of requests that wait; more are refused.
+        block: Serves until interrupted; False returns at once.
+
+    Returns:
+        The page, with its address in `local_url`; `close()` stops the server.
+
+    Raises:
+        OSError: If the port is taken.
+        ValueError: If the model cannot be loaded or `max_pixels` is not positive.
+
+    Example:
+        >>> from detr_panoptic.app import launch
+        >>> page = launch(block=False)  # doctest: +SKIP
+        >>> page.local_url  # doctest: +SKIP
+        'http://127.0.0.1:7860/'
     """
-    uploads, listeners = Uploads(folder, limits), Listeners()
-    workers = ThreadPoolExecutor(limits.concurrency, thread_name_prefix="segment")
-
-    async def build() -> Guard:
-        # In a running loop, because Gradio makes one, which nobody closes, wherever there is none.
-        page = build_page(Desk(segment, content, uploads, workers), content, limits, listeners)
-        return Guard(mount(page, content, limits), uploads, listeners)
-
-    try:
-        yield asyncio.run(build())
-    finally:
-        workers.shutdown(wait=False, cancel_futures=True)
-
-
-def build_page(desk: Desk, content: Content, limits: Limits, listeners: Listeners) -> gr.Blocks:
-    """The page.
-
-    Args:
-        desk: gives the answers.
-        content: of the page.
-        limits: of the server.
-        listeners: know whether somebody still waits for an answer.
-    """
-
-    async def answer(request: gr.Request, picture: Any, task: Any, *thresholds: Any) -> str:
-        if not await listeners.wait_for(request.session_hash):
-            return ""
-        return await desk.answer(picture, task, thresholds)
-
-    with gr.Blocks(
-        title=content.title, analytics_enabled=False, delete_cache=(TIDY_EVERY, MAX_AGE), fill_width=True
-    ) as page:
-        gr.Markdown(f"# {content.title}\n\n{content.introduction}", elem_id="introduction")
-        with gr.Row(elem_id="work"):
-            with gr.Column(scale=1, min_width=280):
-                picture = gr.Image(
-                    label="Picture", sources=["upload", "clipboard"], type="filepath", height=240, elem_id="picture"
-                )
-                with gr.Row(elem_id="examples"):
-                    buttons = [(gr.Button(text, size="sm"), make) for text, make in content.examples.items()]
-                tasks = list(content.tasks)
-                task = gr.Radio(
-                    tasks, value=tasks[0], label="Task", info="; ".join(content.tasks.values()), elem_id="task"
-                )
-                sliders = [
-                    gr.Slider(
-                        0,
-                        1,
-                        value=threshold.value,
-                        step=0.01,
-                        label=threshold.label,
-                        info=threshold.info,
-                        visible=tasks[0] in threshold.tasks,
-                        elem_id=threshold.name,
-                    )
-                    for threshold in content.thresholds
-                ]
-                again = gr.Button("Segment", variant="primary", elem_id="segment")
-            with gr.Column(scale=3, min_width=280):
-                result = gr.HTML(
-                    sentence(PROMPT), apply_default_css=False, js_on_load=_on_load(content.script), elem_id="result"
-                )
-        gr.on(
-            [again.click, picture.change, task.change, *(slider.change for slider in sliders)],
-            answer,
-            inputs=[picture, task, *sliders],
-            outputs=result,
-            api_name="segment",
-            trigger_mode="always_last",
-            concurrency_limit=limits.concurrency,
-            concurrency_id="segment",
-            preprocess=False,  # `Uploads.read` decodes, within bounds
-        )
-        for button, make in buttons:
-            button.click(make, outputs=picture, api_visibility="private", concurrency_id="examples")
-        if sliders:
-            shown = [threshold.tasks for threshold in content.thresholds]
-            task.change(
-                lambda name: [gr.update(visible=name in tasks) for tasks in shown],
-                task,
-                sliders,
-                api_visibility="private",
-                show_progress="hidden",
-                concurrency_id="examples",
-            )
-    page.queue(max_size=limits.queue, default_concurrency_limit=1)
-    page.state_session_capacity = KEPT_SESSIONS
+    predictor = model if isinstance(model, Predictor) else Predictor.from_pretrained(model, device=device)
+    page = build_page(predictor, max_pixels=max_pixels)
+    page.queue(max_size=max_queue, default_concurrency_limit=1)
+    page.launch(
+        server_name=host,
+        server_port=port,
+        max_file_size=max_file_size,
+        allowed_paths=[],
+        app_kwargs={"dependencies": [Depends(refuse_addresses)]},
+        prevent_thread_lock=True,
+        quiet=True,
+        share=False,
+        ssr_mode=False,
+        run_history=False,
+        footer_links=["api"],
+        theme=gr.themes.Default(font=FONTS, font_mono=("monospace",)),
+    )
+    logger.info("The page is at %s", page.local_url)
+    if block:
+        page.block_thread()
     return page
 
 
-def mount(page: gr.Blocks, content: Content, limits: Limits) -> Any:
-    """The page as an ASGI application, to stand behind a `Guard`."""
-    theme = gr.themes.Default(font=FONTS, font_mono=("monospace",))
-    application = gr.mount_gradio_app(
-        FastAPI(openapi_url=None, docs_url=None, redoc_url=None),
-        page,
-        path="/",
-        footer_links=[],
-        run_history=False,
-        show_error=False,
-        max_file_size=limits.max_upload_bytes,
-        ssr_mode=False,
-        enable_monitoring=False,
-        mcp_server=False,
-        pwa=False,
-        theme=theme,
-        css=STYLE.read_text(encoding="utf-8") + content.style,
-    )
-    # Mounted, Gradio 6.31 never sets this, and while it is False, any file that a request names is copied and served.
-    # The guard refuses such requests as well.
-    page.has_launched = True
-    return application
+async def refuse_addresses(request: Request) -> None:
+    """Refuses requests that name an address of the web, which Gradio 6.31 would fetch and serve to the visitor.
+
+    Gradio fetches public addresses only, but of any size. It refuses files of the server itself.
+
+    Raises:
+        HTTPException: For such a request.
+    """
+    is_form = request.headers.get("content-type", "").startswith("multipart/form-data")
+    content = None if is_form or request.method != "POST" else await request.json()
+    if "://" in request.url.path or _names_address(content):
+        raise HTTPException(403, "Addresses are not fetched. Please upload a file.")
 
 
-def _on_load(script: str) -> str:
-    """Run when the page is there: brings each answer to life as it comes."""
-    return script + SCRIPT.read_text(encoding="utf-8")
+def _names_address(content: Any) -> bool:
+    """Returns whether a JSON value has a file description whose path is an address."""
+    if isinstance(content, dict):
+        path = content.get("path")
+        return (isinstance(path, str) and "://" in path) or any(map(_names_address, content.values()))
+    return isinstance(content, list) and any(map(_names_address, content))
+
+
+def build_page(predictor: Predictor, *, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
+    """Builds the page of a model without serving it.
+
+    Args:
+        predictor: Runs the model.
+        max_pixels: Of an image.
+
+    Raises:
+        ValueError: If `max_pixels` is not positive.
+    """
+    if max_pixels <= 0:
+        raise ValueError(f"`max_pixels` must be positive, got {max_pixels}.")
+    desk = _Desk(predictor, max_pixels)
+    knows_scenes = predictor.categories.names == SCENE_CATEGORIES.names
+    with gr.Blocks(
+        title="Panoptic segmentation", analytics_enabled=False, delete_cache=(TIDY_EVERY, MAX_AGE), fill_width=True
+    ) as page:
+        gr.Markdown(
+            "# Panoptic segmentation\n\nAssigns every pixel to an object or a background region. Click a name below "
+            "the result to see where the model looked."
+            + (" This model knows generated scenes, not photographs." if knows_scenes else "")
+        )
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                # With `image_mode=None` Gradio keeps the file as it is.
+                image = gr.Image(
+                    label="Image", sources=["upload", "clipboard"], type="filepath", image_mode=None, height=280
+                )
+                if knows_scenes:
+                    gr.Examples(_examples(), image, label="Generated scenes", cache_examples=False)
+                task = gr.Radio(TASKS, value="panoptic", label="Task")
+                threshold = gr.Slider(
+                    0,
+                    1,
+                    value=predictor.processor.threshold,
+                    step=0.01,
+                    label="Threshold",
+                    info="Segments with a lower score are left out.",
+                )
+            with gr.Column(scale=3, min_width=280):
+                segments = gr.AnnotatedImage(label="Segments")
+                files = gr.File(label="Segment ids (PNG), segments (JSON) and overlay", interactive=False)
+                attention = gr.Image(label="Where the model looked", format="png", interactive=False, visible=False)
+        inputs = [image, task, threshold]
+        gr.on(
+            [image.change, task.change, threshold.change],
+            desk.segment,
+            inputs=inputs,
+            outputs=[segments, files, attention],
+            api_name="segment",
+            trigger_mode="always_last",
+            concurrency_id="model",
+            preprocess=False,  # Pillow would open files of any size and format
+        )
+        segments.select(
+            desk.explain, inputs=inputs, outputs=attention, api_name="explain", concurrency_id="model", preprocess=False
+        )
+    return page
+
+
+def _examples() -> list[str]:
+    """Writes generated scenes that the bundled model has not seen, and returns the files."""
+    folder = Path(tempfile.mkdtemp(prefix="detr_panoptic_", dir=_cache()))
+    files = []
+    for number, seed in enumerate(EXAMPLE_SEEDS, start=1):
+        files.append(str(folder / f"scene_{number}.png"))
+        scene = make_scene(seed, height=256, width=256)["image"]
+        scene.resize((512, 512), Image.Resampling.BICUBIC).save(files[-1])
+    return files
+
+
+def _cache() -> str:
+    """Returns Gradio's folder, the only one from which it serves files."""
+    folder = Path(gr.Image(render=False).GRADIO_CACHE)
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder)
+
+
+def _with_message(function: Callable) -> Callable:
+    """Shows the text of a ValueError or TypeError to the visitor; Gradio shows no text of other errors."""
+
+    @wraps(function)
+    def wrapped(self: "_Desk", image: Any, *arguments: Any) -> Any:
+        try:
+            return function(self, image, *arguments)
+        except (ValueError, TypeError) as error:
+            folder = str(Path(image["path"]).parent) if isinstance(image, dict) else ""
+            raise gr.Error(str(error).replace(f"{folder}/", ""), print_exception=False) from error
+
+    return wrapped
+
+
+class _Desk:
+    """Answers the events of the page."""
+
+    def __init__(self, predictor: Predictor, max_pixels: int) -> None:
+        self.predictor = predictor
+        self.max_pixels = max_pixels
+
+    @_with_message
+    def segment(self, image: Any, task: Any, threshold: Any) -> tuple[Any, Any, Any]:
+        """Returns the new values of segments, files and attention."""
+        hidden = gr.update(value=None, visible=False)
+        if image is None:
+            return None, None, hidden
+        path = self._checked(image)
+        prediction = self.predictor(path, task=task, threshold=None if task == "semantic" else threshold)
+        if not prediction.segments:
+            gr.Info(NOTHING)
+        folder = Path(tempfile.mkdtemp(dir=_cache()))
+        prediction.save(folder)
+        return _annotated(prediction), sorted(map(str, folder.iterdir())), hidden
+
+    @_with_message
+    def explain(self, image: Any, task: Any, threshold: Any, selected: gr.SelectData) -> Any:
+        """Returns the sheet of the selected segment."""
+        if task not in EXPLAINED_TASKS:
+            raise ValueError("A semantic map adds up all queries, so no single query shows where the model looked.")
+        segment_id = selected.index + 1  # segments are listed in the order of their ids
+        path = self._checked(image)
+        explanation = explain(self.predictor, path, threshold=threshold, segments=[segment_id], task=task)
+        return gr.update(value=explanation.draw(), visible=True)
+
+    def _checked(self, image: Any) -> Path:
+        """Returns the uploaded file, whose size is known before any pixel is decoded."""
+        path = Path(image["path"])
+        try:
+            with Image.open(path, formats=FORMATS) as picture:
+                width, height = picture.size
+        except Image.DecompressionBombError:
+            width = height = self.max_pixels
+        except Exception as error:  # broken files raise anything from SyntaxError to struct.error
+            raise ValueError(f"{path.name} is not an image that can be read ({', '.join(FORMATS)}).") from error
+        if width * height > self.max_pixels:
+            raise ValueError(f"{path.name} has more than the {self.max_pixels:,} pixels that are allowed.")
+        return path
+
+
+def _annotated(prediction: Prediction) -> Any:
+    """Returns the new value of the annotated image."""
+    image = prediction.image.copy()
+    image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    ids = np.asarray(Image.fromarray(prediction.segmentation).resize(image.size, Image.Resampling.NEAREST))
+    sections, colors = [], {}
+    for segment, color in zip(
+        prediction.segments, segment_colors(prediction.segments_info, prediction.id2label), strict=True
+    ):
+        name = label_text({"label_id": segment.label_id, "score": segment.score}, prediction.id2label)
+        sections.append((OPACITY * (ids == segment.id), f"{segment.id}: {name}"))
+        colors[sections[-1][1]] = "#{:02x}{:02x}{:02x}".format(*color)
+    return gr.AnnotatedImage(value=(image, sections), color_map=colors)
