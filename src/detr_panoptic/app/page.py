@@ -18,7 +18,6 @@ from ..explanation.explanation import TASKS as EXPLAINED_TASKS
 from ..image_reading import FORMATS
 from ..inference import Prediction, Predictor
 from ..scenes import SCENE_CATEGORIES, make_scene
-from ..visualization.colors import segment_colors
 from ..visualization.labels import label_text
 
 logger = logging.getLogger(__name__)
@@ -86,6 +85,7 @@ def launch(
         share=False,
         ssr_mode=False,
         run_history=False,
+        enable_monitoring=False,
         footer_links=["api"],
         theme=gr.themes.Default(font=FONTS, font_mono=("monospace",)),
     )
@@ -104,7 +104,10 @@ async def refuse_addresses(request: Request) -> None:
         HTTPException: For such a request.
     """
     is_form = request.headers.get("content-type", "").startswith("multipart/form-data")
-    content = None if is_form or request.method != "POST" else await request.json()
+    try:
+        content = None if is_form or request.method != "POST" else await request.json()
+    except ValueError:  # not JSON, which Gradio refuses
+        content = None
     if "://" in request.url.path or _names_address(content):
         raise HTTPException(403, "Addresses are not fetched. Please upload a file.")
 
@@ -129,7 +132,6 @@ def build_page(predictor: Predictor, *, max_pixels: int = MAX_PIXELS) -> gr.Bloc
     """
     if max_pixels <= 0:
         raise ValueError(f"`max_pixels` must be positive, got {max_pixels}.")
-    desk = _Desk(predictor, max_pixels)
     knows_scenes = predictor.categories.names == SCENE_CATEGORIES.names
     with gr.Blocks(
         title="Panoptic segmentation", analytics_enabled=False, delete_cache=(TIDY_EVERY, MAX_AGE), fill_width=True
@@ -145,8 +147,9 @@ def build_page(predictor: Predictor, *, max_pixels: int = MAX_PIXELS) -> gr.Bloc
                 image = gr.Image(
                     label="Image", sources=["upload", "clipboard"], type="filepath", image_mode=None, height=280
                 )
+                desk = _Desk(predictor, max_pixels, Path(image.GRADIO_CACHE))
                 if knows_scenes:
-                    gr.Examples(_examples(), image, label="Generated scenes", cache_examples=False)
+                    gr.Examples(_examples(desk.cache), image, label="Generated scenes", cache_examples=False)
                 task = gr.Radio(TASKS, value="panoptic", label="Task")
                 threshold = gr.Slider(
                     0,
@@ -159,7 +162,7 @@ def build_page(predictor: Predictor, *, max_pixels: int = MAX_PIXELS) -> gr.Bloc
             with gr.Column(scale=3, min_width=280):
                 segments = gr.AnnotatedImage(label="Segments")
                 files = gr.File(label="Segment ids (PNG), segments (JSON) and overlay", interactive=False)
-                attention = gr.Image(label="Where the model looked", format="png", interactive=False, visible=False)
+                attention = gr.Image(label="Where the model looked", format="png", interactive=False)
         inputs = [image, task, threshold]
         gr.on(
             [image.change, task.change, threshold.change],
@@ -172,27 +175,30 @@ def build_page(predictor: Predictor, *, max_pixels: int = MAX_PIXELS) -> gr.Bloc
             preprocess=False,  # Pillow would open files of any size and format
         )
         segments.select(
-            desk.explain, inputs=inputs, outputs=attention, api_name="explain", concurrency_id="model", preprocess=False
+            desk.explain,
+            inputs=inputs,
+            outputs=attention,
+            api_name="explain",
+            concurrency_id="model",
+            preprocess=False,
         )
     return page
 
 
-def _examples() -> list[str]:
+def _examples(cache: Path) -> list[str]:
     """Writes generated scenes that the bundled model has not seen, and returns the files."""
-    folder = Path(tempfile.mkdtemp(prefix="detr_panoptic_", dir=_cache()))
     files = []
     for number, seed in enumerate(EXAMPLE_SEEDS, start=1):
-        files.append(str(folder / f"scene_{number}.png"))
+        files.append(str(_new_folder(cache) / f"scene_{number}.png"))
         scene = make_scene(seed, height=256, width=256)["image"]
         scene.resize((512, 512), Image.Resampling.BICUBIC).save(files[-1])
     return files
 
 
-def _cache() -> str:
-    """Returns Gradio's folder, the only one from which it serves files."""
-    folder = Path(gr.Image(render=False).GRADIO_CACHE)
-    folder.mkdir(parents=True, exist_ok=True)
-    return str(folder)
+def _new_folder(cache: Path) -> Path:
+    """Returns a new folder in Gradio's cache, the only place from which it serves and deletes files."""
+    cache.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=cache))
 
 
 def _with_message(function: Callable) -> Callable:
@@ -212,23 +218,23 @@ def _with_message(function: Callable) -> Callable:
 class _Desk:
     """Answers the events of the page."""
 
-    def __init__(self, predictor: Predictor, max_pixels: int) -> None:
+    def __init__(self, predictor: Predictor, max_pixels: int, cache: Path) -> None:
         self.predictor = predictor
         self.max_pixels = max_pixels
+        self.cache = cache
 
     @_with_message
     def segment(self, image: Any, task: Any, threshold: Any) -> tuple[Any, Any, Any]:
         """Returns the new values of segments, files and attention."""
-        hidden = gr.update(value=None, visible=False)
         if image is None:
-            return None, None, hidden
+            return None, None, None
         path = self._checked(image)
         prediction = self.predictor(path, task=task, threshold=None if task == "semantic" else threshold)
         if not prediction.segments:
             gr.Info(NOTHING)
-        folder = Path(tempfile.mkdtemp(dir=_cache()))
+        folder = _new_folder(self.cache)
         prediction.save(folder)
-        return _annotated(prediction), sorted(map(str, folder.iterdir())), hidden
+        return _annotated(prediction), sorted(map(str, folder.iterdir())), None
 
     @_with_message
     def explain(self, image: Any, task: Any, threshold: Any, selected: gr.SelectData) -> Any:
@@ -238,7 +244,7 @@ class _Desk:
         segment_id = selected.index + 1  # segments are listed in the order of their ids
         path = self._checked(image)
         explanation = explain(self.predictor, path, threshold=threshold, segments=[segment_id], task=task)
-        return gr.update(value=explanation.draw(), visible=True)
+        return explanation.draw()
 
     def _checked(self, image: Any) -> Path:
         """Returns the uploaded file, whose size is known before any pixel is decoded."""
@@ -255,16 +261,13 @@ class _Desk:
         return path
 
 
-def _annotated(prediction: Prediction) -> Any:
-    """Returns the new value of the annotated image."""
+def _annotated(prediction: Prediction) -> tuple[Image.Image, list[tuple[np.ndarray, str]]]:
+    """Returns the image, and the opacity and the name of each segment, as Gradio's annotated image takes them."""
     image = prediction.image.copy()
     image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     ids = np.asarray(Image.fromarray(prediction.segmentation).resize(image.size, Image.Resampling.NEAREST))
-    sections, colors = [], {}
-    for segment, color in zip(
-        prediction.segments, segment_colors(prediction.segments_info, prediction.id2label), strict=True
-    ):
-        name = label_text({"label_id": segment.label_id, "score": segment.score}, prediction.id2label)
-        sections.append((OPACITY * (ids == segment.id), f"{segment.id}: {name}"))
-        colors[sections[-1][1]] = "#{:02x}{:02x}{:02x}".format(*color)
-    return gr.AnnotatedImage(value=(image, sections), color_map=colors)
+    names = [label_text(segment, prediction.id2label) for segment in prediction.segments_info]
+    return image, [
+        (OPACITY * (ids == segment.id), f"{segment.id}: {name}")
+        for segment, name in zip(prediction.segments, names, strict=True)
+    ]
