@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -13,20 +14,18 @@ from fastapi import Depends, HTTPException, Request
 from PIL import Image
 
 from ..checkpoints import BUNDLED
+from ..data.categories import Categories
 from ..explanation import explain
 from ..explanation.explanation import TASKS as EXPLAINED_TASKS
 from ..image_reading import FORMATS
 from ..inference import Prediction, Predictor
 from ..scenes import SCENE_CATEGORIES, make_scene
-from ..visualization.labels import label_text
+from ..visualization import class_colors, shade
 
 logger = logging.getLogger(__name__)
-TASKS = [
-    ("panoptic: things and stuff", "panoptic"),
-    ("instance: things only", "instance"),
-    ("semantic: one segment per class", "semantic"),
-]
+TASKS = {"panoptic": "things and stuff", "instance": "things only", "semantic": "one segment per class"}
 MAX_PIXELS = 25_000_000
+COLORED_INSTANCES = 20  # of a class
 SHOWN_SIDE = 1600  # pixels; larger images are shown smaller
 OPACITY = 0.55
 MAX_AGE, TIDY_EVERY = 3600, 600  # seconds: age of uploads and results that are deleted, and how often that happens
@@ -150,7 +149,9 @@ def build_page(predictor: Predictor, *, max_pixels: int = MAX_PIXELS) -> gr.Bloc
                 desk = _Desk(predictor, max_pixels, Path(image.GRADIO_CACHE))
                 if knows_scenes:
                     gr.Examples(_examples(desk.cache), image, label="Generated scenes", cache_examples=False)
-                task = gr.Radio(TASKS, value="panoptic", label="Task")
+                task = gr.Radio(
+                    [(f"{name}: {what}", name) for name, what in TASKS.items()], value="panoptic", label="Task"
+                )
                 threshold = gr.Slider(
                     0,
                     1,
@@ -160,15 +161,19 @@ def build_page(predictor: Predictor, *, max_pixels: int = MAX_PIXELS) -> gr.Bloc
                     info="Segments with a lower score are left out.",
                 )
             with gr.Column(scale=3, min_width=280):
-                segments = gr.AnnotatedImage(label="Segments")
+                # The colors are fixed here, because Gradio never deletes the files of a component that is updated.
+                segments = gr.AnnotatedImage(label="Segments", color_map=_color_map(predictor.categories))
+                attention = gr.Image(
+                    format="png", interactive=False, show_label=False, buttons=["download", "fullscreen"]
+                )
+                table = gr.Dataframe(headers=["segment", "score", "area"], interactive=False)
                 files = gr.File(label="Segment ids (PNG), segments (JSON) and overlay", interactive=False)
-                attention = gr.Image(label="Where the model looked", format="png", interactive=False)
         inputs = [image, task, threshold]
         gr.on(
             [image.change, task.change, threshold.change],
             desk.segment,
             inputs=inputs,
-            outputs=[segments, files, attention],
+            outputs=[segments, attention, table, files],
             api_name="segment",
             trigger_mode="always_last",
             concurrency_id="model",
@@ -224,17 +229,26 @@ class _Desk:
         self.cache = cache
 
     @_with_message
-    def segment(self, image: Any, task: Any, threshold: Any) -> tuple[Any, Any, Any]:
-        """Returns the new values of segments, files and attention."""
+    def segment(self, image: Any, task: Any, threshold: Any) -> tuple[Any, None, Any, Any]:
+        """Returns the new values of segments, attention, table and files."""
         if image is None:
-            return None, None, None
+            return None, None, None, None
         path = self._checked(image)
         prediction = self.predictor(path, task=task, threshold=None if task == "semantic" else threshold)
         if not prediction.segments:
             gr.Info(NOTHING)
         folder = _new_folder(self.cache)
         prediction.save(folder)
-        return _annotated(prediction), sorted(map(str, folder.iterdir())), None
+        names = _names(prediction)
+        table = [
+            [
+                name,
+                "" if segment.score is None else f"{segment.score:.2f}",
+                f"{segment.area / prediction.segmentation.size:.1%}",
+            ]
+            for name, segment in zip(names, prediction.segments, strict=True)
+        ]
+        return _annotated(prediction, names), None, table, sorted(map(str, folder.iterdir()))
 
     @_with_message
     def explain(self, image: Any, task: Any, threshold: Any, selected: gr.SelectData) -> Any:
@@ -261,13 +275,33 @@ class _Desk:
         return path
 
 
-def _annotated(prediction: Prediction) -> tuple[Image.Image, list[tuple[np.ndarray, str]]]:
+def _names(prediction: Prediction) -> list[str]:
+    """Returns a name for each segment: `boat`, `boat 2`, `sky`."""
+    seen: Counter[int] = Counter()
+    names = []
+    for segment in prediction.segments:
+        names.append(_name(segment.label, seen[segment.label_id]))
+        seen[segment.label_id] += 1
+    return names
+
+
+def _name(label: str, instance: int) -> str:
+    return f"{label} {instance + 1}" if instance else label
+
+
+def _color_map(categories: Categories) -> dict[str, str]:
+    """Returns the color of each name; instances beyond the last get one from Gradio."""
+    return {
+        _name(categories.names[label], instance): "#{:02x}{:02x}{:02x}".format(*shade(color, instance))
+        for label, color in class_colors(categories.id2label).items()
+        for instance in range(COLORED_INSTANCES)
+    }
+
+
+def _annotated(prediction: Prediction, names: list[str]) -> tuple[Image.Image, list[tuple[np.ndarray, str]]]:
     """Returns the image, and the opacity and the name of each segment, as Gradio's annotated image takes them."""
     image = prediction.image.copy()
     image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     ids = np.asarray(Image.fromarray(prediction.segmentation).resize(image.size, Image.Resampling.NEAREST))
-    names = [label_text(segment, prediction.id2label) for segment in prediction.segments_info]
-    return image, [
-        (OPACITY * (ids == segment.id), f"{segment.id}: {name}")
-        for segment, name in zip(prediction.segments, names, strict=True)
-    ]
+    masks = [OPACITY * (ids == segment.id) for segment in prediction.segments]
+    return image, list(zip(masks, names, strict=True))

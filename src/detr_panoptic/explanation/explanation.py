@@ -230,7 +230,9 @@ class _AttentionReader:
         mask_maps = self.outputs.mask_attentions[0, query]  # (M, h, w)
         cross_maps = torch.stack([layer[0, :, query] for layer in self.outputs.cross_attentions])  # (L, M, h*w)
         scale = torch.tensor([self.image.width, self.image.height] * 2)
-        left, top, right, bottom = (cxcywh_to_xyxy(self.outputs.pred_boxes[0, query].float()).cpu() * scale).tolist()
+        left, top, right, bottom = (
+            cxcywh_to_xyxy(self.outputs.pred_boxes[0, query].float()).cpu() * scale
+        ).tolist()
         return ObjectAttention(
             title=title,
             subtitle=subtitle,

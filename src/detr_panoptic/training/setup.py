@@ -25,7 +25,7 @@ from ..data.augmentation import (
 )
 from ..data.categories import Categories
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-from ..inference.loading import load_model
+from ..inference.old_loading import load_model
 from ..model_card import public_name
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from ..scenes.source import SCENES, read_source
