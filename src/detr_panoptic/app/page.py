@@ -3,8 +3,8 @@
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,21 @@ from fastapi import Depends, HTTPException, Request
 from PIL import Image
 
 from ..checkpoints import BUNDLED
-from ..data.categories import Categories
 from ..explanation import explain
-from ..explanation.explanation import TASKS as EXPLAINED_TASKS
 from ..image_reading import FORMATS
-from ..inference import Prediction, Predictor
+from ..inference import Predictor
 from ..scenes import SCENE_CATEGORIES, make_scene
 from ..visualization import class_colors, shade
 
 logger = logging.getLogger(__name__)
 TASKS = {"panoptic": "things and stuff", "instance": "things only", "semantic": "one segment per class"}
 MAX_PIXELS = 25_000_000
-COLORED_INSTANCES = 20  # of a class
 SHOWN_SIDE = 1600  # pixels; larger images are shown smaller
 OPACITY = 0.55
-MAX_AGE, TIDY_EVERY = 3600, 600  # seconds: age of uploads and results that are deleted, and how often that happens
+COLORED_INSTANCES = 20  # of a class; further ones get colors from Gradio
+MAX_AGE, TIDY_EVERY = 3600, 600  # seconds: age at which Gradio deletes uploads and results, and how often it looks
 EXAMPLE_SEEDS = range(77_000_000, 77_000_004)  # training draws its scenes from lower seeds
 FONTS = ("system-ui", "sans-serif")  # of the visitor's machine, so that nothing is loaded from elsewhere
-NOTHING = "No segment has such a score. A lower threshold may show some."
 
 
 def launch(
@@ -95,17 +92,15 @@ def launch(
 
 
 async def refuse_addresses(request: Request) -> None:
-    """Refuses requests that name an address of the web, which Gradio 6.31 would fetch and serve to the visitor.
-
-    Gradio fetches public addresses only, but of any size. It refuses files of the server itself.
+    """Refuses requests that name an address of the web. Gradio 6.31 would fetch public ones, whatever their size.
 
     Raises:
         HTTPException: For such a request.
     """
-    is_form = request.headers.get("content-type", "").startswith("multipart/form-data")
+    is_upload = request.headers.get("content-type", "").startswith("multipart/form-data")
     try:
-        content = None if is_form or request.method != "POST" else await request.json()
-    except ValueError:  # not JSON, which Gradio refuses
+        content = None if is_upload or request.method != "POST" else await request.json()
+    except ValueError:  # not JSON: Gradio refuses it
         content = None
     if "://" in request.url.path or _names_address(content):
         raise HTTPException(403, "Addresses are not fetched. Please upload a file.")
@@ -132,176 +127,121 @@ def build_page(predictor: Predictor, *, max_pixels: int = MAX_PIXELS) -> gr.Bloc
     if max_pixels <= 0:
         raise ValueError(f"`max_pixels` must be positive, got {max_pixels}.")
     knows_scenes = predictor.categories.names == SCENE_CATEGORIES.names
+    introduction = "Click a name below the segments to see where the model looked."
+    if knows_scenes:
+        introduction += " This model knows generated scenes, not photographs."
     with gr.Blocks(
         title="Panoptic segmentation", analytics_enabled=False, delete_cache=(TIDY_EVERY, MAX_AGE), fill_width=True
     ) as page:
-        gr.Markdown(
-            "# Panoptic segmentation\n\nAssigns every pixel to an object or a background region. Click a name below "
-            "the result to see where the model looked."
-            + (" This model knows generated scenes, not photographs." if knows_scenes else "")
-        )
+        gr.Markdown(f"# Panoptic segmentation\n\n{introduction}")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
-                # With `image_mode=None` Gradio keeps the file as it is.
-                image = gr.Image(
-                    label="Image", sources=["upload", "clipboard"], type="filepath", image_mode=None, height=280
-                )
-                desk = _Desk(predictor, max_pixels, Path(image.GRADIO_CACHE))
+                image = gr.Image(label="Image", sources=["upload", "clipboard"], type="filepath", height=280)
+                desk = _Desk(predictor, max_pixels, cache=Path(image.GRADIO_CACHE))
                 if knows_scenes:
-                    gr.Examples(_examples(desk.cache), image, label="Generated scenes", cache_examples=False)
-                task = gr.Radio(
-                    [(f"{name}: {what}", name) for name, what in TASKS.items()], value="panoptic", label="Task"
-                )
-                threshold = gr.Slider(
-                    0,
-                    1,
-                    value=predictor.processor.threshold,
-                    step=0.01,
-                    label="Threshold",
-                    info="Segments with a lower score are left out.",
-                )
+                    gr.Examples(desk.examples(), image, label="Generated scenes", cache_examples=False)
+                tasks = [(f"{name}: {meaning}", name) for name, meaning in TASKS.items()]
+                task = gr.Radio(tasks, value="panoptic", label="Task")
+                least = predictor.processor.threshold
+                threshold = gr.Slider(0, 1, least, step=0.01, label="Threshold", info="Minimum score of a segment")
             with gr.Column(scale=3, min_width=280):
-                # The colors are fixed here, because Gradio never deletes the files of a component that is updated.
-                segments = gr.AnnotatedImage(label="Segments", color_map=_color_map(predictor.categories))
-                attention = gr.Image(
-                    format="png", interactive=False, show_label=False, buttons=["download", "fullscreen"]
-                )
+                # The colors are fixed here: Gradio does not delete the files of a component that changes its settings.
+                segments = gr.AnnotatedImage(label="Segments", color_map=desk.color_map())
+                attention = gr.Image(show_label=False, interactive=False, buttons=["download", "fullscreen"])
                 table = gr.Dataframe(headers=["segment", "score", "area"], interactive=False)
-                files = gr.File(label="Segment ids (PNG), segments (JSON) and overlay", interactive=False)
-        inputs = [image, task, threshold]
+                files = gr.File(label="Segment ids (PNG), segments (JSON), overlay", interactive=False)
+        # Without `preprocess`, because there Pillow opens files of any size and format.
+        settings: dict[str, Any] = {"inputs": [image, task, threshold], "concurrency_id": "model", "preprocess": False}
         gr.on(
             [image.change, task.change, threshold.change],
             desk.segment,
-            inputs=inputs,
             outputs=[segments, attention, table, files],
             api_name="segment",
             trigger_mode="always_last",
-            concurrency_id="model",
-            preprocess=False,  # Pillow would open files of any size and format
+            **settings,
         )
-        segments.select(
-            desk.explain,
-            inputs=inputs,
-            outputs=attention,
-            api_name="explain",
-            concurrency_id="model",
-            preprocess=False,
-        )
+        segments.select(desk.explain, outputs=attention, api_name="explain", **settings)
     return page
 
 
-def _examples(cache: Path) -> list[str]:
-    """Writes generated scenes that the bundled model has not seen, and returns the files."""
-    files = []
-    for number, seed in enumerate(EXAMPLE_SEEDS, start=1):
-        files.append(str(_new_folder(cache) / f"scene_{number}.png"))
-        scene = make_scene(seed, height=256, width=256)["image"]
-        scene.resize((512, 512), Image.Resampling.BICUBIC).save(files[-1])
-    return files
-
-
-def _new_folder(cache: Path) -> Path:
-    """Returns a new folder in Gradio's cache, the only place from which it serves and deletes files."""
-    cache.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(dir=cache))
-
-
-def _with_message(function: Callable) -> Callable:
-    """Shows the text of a ValueError or TypeError to the visitor; Gradio shows no text of other errors."""
-
-    @wraps(function)
-    def wrapped(self: "_Desk", image: Any, *arguments: Any) -> Any:
-        try:
-            return function(self, image, *arguments)
-        except (ValueError, TypeError) as error:
-            folder = str(Path(image["path"]).parent) if isinstance(image, dict) else ""
-            raise gr.Error(str(error).replace(f"{folder}/", ""), print_exception=False) from error
-
-    return wrapped
-
-
 class _Desk:
-    """Answers the events of the page."""
+    """Answers the events of the page.
 
-    def __init__(self, predictor: Predictor, max_pixels: int, cache: Path) -> None:
+    Args:
+        predictor: Runs the model.
+        max_pixels: Of an image.
+        cache: Gradio's folder, the only one from which it serves files, and in which it deletes them.
+    """
+
+    def __init__(self, predictor: Predictor, max_pixels: int, *, cache: Path) -> None:
         self.predictor = predictor
         self.max_pixels = max_pixels
         self.cache = cache
+        self.cache.mkdir(parents=True, exist_ok=True)
 
-    @_with_message
+    def examples(self) -> list[str]:
+        """Writes generated scenes that the bundled model has not seen, and returns the files."""
+        folder = Path(tempfile.mkdtemp(dir=self.cache))
+        for seed in EXAMPLE_SEEDS:
+            scene = make_scene(seed, height=256, width=256)["image"]
+            scene.resize((512, 512), Image.Resampling.BICUBIC).save(folder / f"scene_{seed}.png")
+        return sorted(map(str, folder.iterdir()))
+
+    def color_map(self) -> dict[str, str]:
+        """Returns the color of each name of `_names`."""
+        names, colors = self.predictor.categories.names, class_colors(self.predictor.categories.id2label)
+        return {
+            _name(names[label], number): "#{:02x}{:02x}{:02x}".format(*shade(color, number))
+            for label, color in colors.items()
+            for number in range(COLORED_INSTANCES)
+        }
+
     def segment(self, image: Any, task: Any, threshold: Any) -> tuple[Any, None, Any, Any]:
         """Returns the new values of segments, attention, table and files."""
         if image is None:
             return None, None, None, None
-        path = self._checked(image)
-        prediction = self.predictor(path, task=task, threshold=None if task == "semantic" else threshold)
-        if not prediction.segments:
-            gr.Info(NOTHING)
-        folder = _new_folder(self.cache)
+        with self._checked(image) as path:
+            prediction = self.predictor(path, task=task, threshold=None if task == "semantic" else threshold)
+        folder = Path(tempfile.mkdtemp(dir=self.cache))
         prediction.save(folder)
-        names = _names(prediction)
-        table = [
-            [
-                name,
-                "" if segment.score is None else f"{segment.score:.2f}",
-                f"{segment.area / prediction.segmentation.size:.1%}",
-            ]
-            for name, segment in zip(names, prediction.segments, strict=True)
-        ]
-        return _annotated(prediction, names), None, table, sorted(map(str, folder.iterdir()))
+        shown = prediction.image.copy()
+        shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+        ids = np.asarray(Image.fromarray(prediction.segmentation).resize(shown.size, Image.Resampling.NEAREST))
+        masks, table, seen = [], [], Counter[int]()
+        for segment in prediction.segments:
+            name = _name(segment.label, seen[segment.label_id])
+            seen[segment.label_id] += 1
+            masks.append((OPACITY * (ids == segment.id), name))
+            table.append(
+                [name, segment.score and round(segment.score, 2), f"{segment.area / prediction.segmentation.size:.1%}"]
+            )
+        return (shown, masks), None, table, sorted(map(str, folder.iterdir()))
 
-    @_with_message
-    def explain(self, image: Any, task: Any, threshold: Any, selected: gr.SelectData) -> Any:
-        """Returns the sheet of the selected segment."""
-        if task not in EXPLAINED_TASKS:
-            raise ValueError("A semantic map adds up all queries, so no single query shows where the model looked.")
-        segment_id = selected.index + 1  # segments are listed in the order of their ids
-        path = self._checked(image)
-        explanation = explain(self.predictor, path, threshold=threshold, segments=[segment_id], task=task)
-        return explanation.draw()
+    def explain(self, image: Any, task: Any, threshold: Any, selected: gr.SelectData) -> Image.Image:
+        """Returns the sheet of the selected segment; segments are listed in the order of their ids, from 1."""
+        with self._checked(image) as path:
+            ids = [selected.index + 1]
+            return explain(self.predictor, path, threshold=threshold, segments=ids, task=task).draw()
 
-    def _checked(self, image: Any) -> Path:
-        """Returns the uploaded file, whose size is known before any pixel is decoded."""
+    @contextmanager
+    def _checked(self, image: Any) -> Iterator[Path]:
+        """Yields the uploaded file if it is not too large, and shows errors to the visitor without its folder."""
         path = Path(image["path"])
         try:
             with Image.open(path, formats=FORMATS) as picture:
-                width, height = picture.size
+                is_large = picture.width * picture.height > self.max_pixels
         except Image.DecompressionBombError:
-            width = height = self.max_pixels
+            is_large = True
         except Exception as error:  # broken files raise anything from SyntaxError to struct.error
-            raise ValueError(f"{path.name} is not an image that can be read ({', '.join(FORMATS)}).") from error
-        if width * height > self.max_pixels:
-            raise ValueError(f"{path.name} has more than the {self.max_pixels:,} pixels that are allowed.")
-        return path
+            raise gr.Error(f"{path.name} is not an image of a format that can be read.") from error
+        if is_large:
+            raise gr.Error(f"{path.name} has more than {self.max_pixels:,} pixels.", print_exception=False)
+        try:
+            yield path
+        except (ValueError, TypeError) as error:
+            raise gr.Error(str(error).replace(f"{path.parent}/", ""), print_exception=False) from error
 
 
-def _names(prediction: Prediction) -> list[str]:
-    """Returns a name for each segment: `boat`, `boat 2`, `sky`."""
-    seen: Counter[int] = Counter()
-    names = []
-    for segment in prediction.segments:
-        names.append(_name(segment.label, seen[segment.label_id]))
-        seen[segment.label_id] += 1
-    return names
-
-
-def _name(label: str, instance: int) -> str:
-    return f"{label} {instance + 1}" if instance else label
-
-
-def _color_map(categories: Categories) -> dict[str, str]:
-    """Returns the color of each name; instances beyond the last get one from Gradio."""
-    return {
-        _name(categories.names[label], instance): "#{:02x}{:02x}{:02x}".format(*shade(color, instance))
-        for label, color in class_colors(categories.id2label).items()
-        for instance in range(COLORED_INSTANCES)
-    }
-
-
-def _annotated(prediction: Prediction, names: list[str]) -> tuple[Image.Image, list[tuple[np.ndarray, str]]]:
-    """Returns the image, and the opacity and the name of each segment, as Gradio's annotated image takes them."""
-    image = prediction.image.copy()
-    image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-    ids = np.asarray(Image.fromarray(prediction.segmentation).resize(image.size, Image.Resampling.NEAREST))
-    masks = [OPACITY * (ids == segment.id) for segment in prediction.segments]
-    return image, list(zip(masks, names, strict=True))
+def _name(label: str, number: int) -> str:
+    """Returns the name of the segment with this number, from 0, of its class: `boat`, `boat 2`."""
+    return f"{label} {number + 1}" if number else label

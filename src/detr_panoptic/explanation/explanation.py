@@ -17,6 +17,7 @@ from torch import Tensor
 from ..backbone import DILATED_STRIDES, STRIDES
 from ..box_ops import cxcywh_to_xyxy
 from ..image_reading import plain_picture, read_picture
+from ..inference import load
 from ..panoptic_merging import ImageSizes, query_masks
 from ..visualization import ObjectAttention, draw_attention, draw_segments, stack
 from ..visualization.labels import label_text
@@ -150,9 +151,7 @@ def explain(
 
 def _parts(model: Any) -> tuple[Any, Any]:
     """Returns the network and the image processor."""
-    if isinstance(model, (str, PathLike)):
-        from ..inference.loading import load
-
+    if isinstance(model, str | Path):
         model = load(model)
     network, processor = model if isinstance(model, tuple) else (model.model, model.processor)
     return network, processor
@@ -230,9 +229,7 @@ class _AttentionReader:
         mask_maps = self.outputs.mask_attentions[0, query]  # (M, h, w)
         cross_maps = torch.stack([layer[0, :, query] for layer in self.outputs.cross_attentions])  # (L, M, h*w)
         scale = torch.tensor([self.image.width, self.image.height] * 2)
-        left, top, right, bottom = (
-            cxcywh_to_xyxy(self.outputs.pred_boxes[0, query].float()).cpu() * scale
-        ).tolist()
+        left, top, right, bottom = (cxcywh_to_xyxy(self.outputs.pred_boxes[0, query].float()).cpu() * scale).tolist()
         return ObjectAttention(
             title=title,
             subtitle=subtitle,
