@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .checkpoints.conversion import convert_checkpoint
     from .configuration_detr_panoptic import DetrPanopticConfig
     from .data.reading import PanopticData, read_panoptic
+    from .explanation import Explanation, explain
     from .image_processing_detr_panoptic import DetrPanopticImageProcessor
     from .inference import Prediction, PredictionFolder, Predictor
     from .modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticModel
@@ -28,11 +29,13 @@ __all__ = [
     "DetrPanopticImageProcessor",
     "DetrPanopticImageSegmentationPipeline",
     "DetrPanopticModel",
+    "Explanation",
     "PanopticData",
     "Prediction",
     "PredictionFolder",
     "Predictor",
     "convert_checkpoint",
+    "explain",
     "read_panoptic",
 ]
 
@@ -42,6 +45,7 @@ _NAMES = {
     "image_processing_detr_panoptic": ("DetrPanopticImageProcessor",),
     "pipeline_detr_panoptic": ("DetrPanopticImageSegmentationPipeline",),
     "inference": ("Prediction", "PredictionFolder", "Predictor"),
+    "explanation": ("Explanation", "explain"),
     "data.reading": ("PanopticData", "read_panoptic"),
     "checkpoints.conversion": ("convert_checkpoint",),
 }
