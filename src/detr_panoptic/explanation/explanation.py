@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..backbone import DILATED_STRIDES, STRIDES
 from ..box_ops import cxcywh_to_xyxy
+from ..data.plain_text import one_line
 from ..image_reading import plain_picture, read_picture
 from ..inference import load
 from ..panoptic_merging import ImageSizes, query_masks
@@ -88,7 +89,7 @@ class Explanation:
     def __str__(self) -> str:
         """Returns a line for each object."""
         lines = [f"{name}: {attention.title} ({attention.subtitle})" for name, attention in self.objects.items()]
-        return "\n".join(lines or [f"{self.name}: nothing above the threshold"])
+        return "\n".join(map(one_line, lines or [f"{self.name}: nothing above the threshold"]))
 
 
 def explain(
