@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .evaluation.panoptic_quality import PanopticQuality
     from .evaluation.report import Evaluation
     from .evaluation.results import PanopticQualityResult
+    from .explanation import Explanation, explain
     from .image_processing_detr_panoptic import DetrPanopticImageProcessor
     from .inference import Prediction, PredictionFolder, Predictor
     from .modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticModel
@@ -33,6 +34,7 @@ __all__ = [
     "DetrPanopticImageSegmentationPipeline",
     "DetrPanopticModel",
     "Evaluation",
+    "Explanation",
     "PanopticData",
     "PanopticQuality",
     "PanopticQualityResult",
@@ -41,6 +43,7 @@ __all__ = [
     "Predictor",
     "convert_checkpoint",
     "evaluate",
+    "explain",
     "read_panoptic",
 ]
 
@@ -50,6 +53,7 @@ _NAMES = {
     "image_processing_detr_panoptic": ("DetrPanopticImageProcessor",),
     "pipeline_detr_panoptic": ("DetrPanopticImageSegmentationPipeline",),
     "inference": ("Prediction", "PredictionFolder", "Predictor"),
+    "explanation": ("Explanation", "explain"),
     "data.reading": ("PanopticData", "read_panoptic"),
     "evaluation.model_evaluation": ("evaluate",),
     "evaluation.panoptic_quality": ("PanopticQuality",),
