@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 from transformers import DetrConfig, DetrForSegmentation
 
 from detr_panoptic import DetrPanopticForSegmentation
+from detr_panoptic.checkpoints import build_model
 from detr_panoptic.convert import convert_state_dict
 
 NUM_LABELS = 250  # as the published panoptic checkpoints
@@ -46,9 +47,7 @@ def transformers_model(**settings: object) -> DetrForSegmentation:
 
 def our_model(theirs: DetrForSegmentation) -> DetrPanopticForSegmentation:
     """Our model with the same weights."""
-    return DetrPanopticForSegmentation.from_converted(
-        convert_state_dict(theirs.state_dict(), theirs.config.to_dict()), attn_implementation="sdpa"
-    )
+    return build_model(convert_state_dict(theirs.state_dict(), theirs.config.to_dict()), attn_implementation="sdpa")
 
 
 def random_images(batch: int, size: Sequence[int]) -> dict[str, Tensor]:

@@ -39,10 +39,10 @@ from transformers import DetrConfig, DetrForSegmentation
 
 from cases import describe_run, markdown_table
 from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation, DetrPanopticImageProcessor
-from detr_panoptic.categories import Categories
 from detr_panoptic.convert import convert_state_dict
 from detr_panoptic.data import PanopticCollator
 from detr_panoptic.data.augmentation import RandomAugmentation
+from detr_panoptic.data.categories import Categories
 from detr_panoptic.evaluation import evaluate_model
 from detr_panoptic.evaluation.panoptic_quality import panoptic_quality
 from detr_panoptic.scenes import SCENE_CATEGORIES

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from detr_panoptic.categories import Categories
 from detr_panoptic.data import measure_segments
+from detr_panoptic.data.categories import Categories
 from detr_panoptic.segment_ids import ids_to_rgb
 
 CATEGORIES = Categories(names=("sea", "boat", "crowned crane"), is_thing=(False, True, True), category_ids=(200, 7, 9))

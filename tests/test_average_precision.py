@@ -7,7 +7,7 @@ from pycocotools import mask as rle
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
-from detr_panoptic.categories import Categories
+from detr_panoptic.data.categories import Categories
 from detr_panoptic.evaluation.average_precision import average_precision, detected_instances, true_instances
 from detr_panoptic.panoptic_merging import ImageSizes, query_masks
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from detr_panoptic.categories import COCO_PANOPTIC, Categories
+from detr_panoptic.data.categories import COCO_PANOPTIC, Categories
 
 GAPPED = Categories(names=("sea", "boat", "sky"), is_thing=(False, True, False), category_ids=(105, 3, 17))
 

@@ -10,12 +10,12 @@ from PIL import Image
 from transformers import DetrConfig, DetrForSegmentation
 
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
-from detr_panoptic.categories import Categories
 from detr_panoptic.cli import COMMANDS, main
 from detr_panoptic.commands.frame import explain
 from detr_panoptic.commands.predict import MAX_LISTED_IMAGES, output_stems
 from detr_panoptic.convert import convert_checkpoint
 from detr_panoptic.data import read_panoptic, segmentation_ids
+from detr_panoptic.data.categories import Categories
 from detr_panoptic.segment_ids import rgb_to_ids
 
 from .conftest import CATEGORY_IDS, NAMES, photo

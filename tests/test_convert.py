@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from detr_panoptic.categories import COCO_PANOPTIC
 from detr_panoptic.configuration_detr_panoptic import DetrPanopticConfig
 from detr_panoptic.convert import (
     check_names,
@@ -21,6 +20,7 @@ from detr_panoptic.convert import (
     rename,
 )
 from detr_panoptic.convert_names import REFERENCE
+from detr_panoptic.data.categories import COCO_PANOPTIC
 from detr_panoptic.modeling_detr_panoptic import DetrPanopticForSegmentation
 from tests.goldens.formula_weights import formula_weight
 

@@ -10,7 +10,7 @@ import pytest
 from datasets import load_from_disk
 from PIL import Image
 
-from detr_panoptic.categories import COCO_PANOPTIC
+from detr_panoptic.data.categories import COCO_PANOPTIC
 from detr_panoptic.data.coco import find_coco_panoptic
 from detr_panoptic.data.lazy_records import image_id_of
 from detr_panoptic.data.reading import read_panoptic

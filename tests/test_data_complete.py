@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detr_panoptic import DetrPanopticForSegmentation
-from detr_panoptic.categories import Categories
 from detr_panoptic.cli import main
 from detr_panoptic.commands.data_convert import Counts
 from detr_panoptic.commands.demo import SHIPPED_MODEL, load_shipped_model
 from detr_panoptic.data import measure_segments, read_panoptic, segmentation_ids
+from detr_panoptic.data.categories import Categories
 from detr_panoptic.data.writing import write_coco_panoptic_dataset
 from detr_panoptic.labeling.completion import MIN_VISIBLE_SHARE, fill_void, match_labels
 from detr_panoptic.labeling.seen_records import RecordFiles, seen_records

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, Features, Image, Value
 
-from detr_panoptic.categories import Categories
 from detr_panoptic.cli import main
 from detr_panoptic.data import read_images, read_panoptic
+from detr_panoptic.data.categories import Categories
 from detr_panoptic.data.lazy_records import image_id_of
 from tests.conftest import CATEGORY_IDS, NAMES, photo
 from tests.data_folders import coco_panoptic, save

@@ -8,9 +8,9 @@ from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from detr_panoptic.categories import Categories
 from detr_panoptic.commands import sources
 from detr_panoptic.data import FORMATS, categories_of, read_panoptic, segmentation_ids
+from detr_panoptic.data.categories import Categories
 from detr_panoptic.data.lazy_records import file_image_id, image_id_of
 from tests import data_folders
 from tests.data_folders import CATEGORIES, PHOTOS, id_map, same_record, same_records, save, segments, write_json

@@ -7,8 +7,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as PILImage
 
-from detr_panoptic.categories import COCO_PANOPTIC, Categories
 from detr_panoptic.data import read_panoptic, segmentation_ids
+from detr_panoptic.data.categories import COCO_PANOPTIC, Categories
 from detr_panoptic.data.rows import map_ids
 from detr_panoptic.segment_ids import MAX_ID, ids_to_rgb
 from tests.data_folders import same_records, write_json

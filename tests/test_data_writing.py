@@ -12,7 +12,6 @@ from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, DatasetCardData
 from PIL import Image as PILImage
 
-from detr_panoptic.categories import Categories
 from detr_panoptic.data import (
     categories_of,
     panoptic_features,
@@ -23,6 +22,7 @@ from detr_panoptic.data import (
     write_parquet,
     writing,
 )
+from detr_panoptic.data.categories import Categories
 from detr_panoptic.scenes import SCENE_CATEGORIES, make_scene
 from detr_panoptic.segment_ids import MAX_ID
 from tests import data_folders

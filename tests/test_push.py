@@ -20,7 +20,7 @@ from detr_panoptic.sharing.hub_folder import left_out, write_hub_folder
 from tests.conftest import NAMES
 
 REPOSITORY = "somebody/some-model"
-CODE = {"configuration_detr_panoptic.py", "modeling_detr_panoptic.py", "pipeline_detr_panoptic.py", "model_card.py"}
+CODE = {"configuration_detr_panoptic.py", "modeling_detr_panoptic.py", "pipeline_detr_panoptic.py"}
 
 
 @pytest.fixture

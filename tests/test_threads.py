@@ -6,8 +6,8 @@ from threading import Event
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel, pipeline
+from torch import Tensor
+from transformers import pipeline
 
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.data import LargeScaleJitter, RandomAugmentation
@@ -16,7 +16,6 @@ from detr_panoptic.matcher import Matching
 from tests.conftest import build_tiny, photo
 
 THREADS = 8
-DTYPES = (torch.float32, torch.bfloat16)
 
 
 def in_threads(work, count=THREADS):
@@ -108,27 +107,6 @@ def test_a_model_predicts_while_others_are_built_and_loaded(model_folder):
             DetrPanopticForSegmentation.from_pretrained(model_folder, dtype=torch.bfloat16)
         done.set()
         assert all(predicting.result())
-
-
-def test_threads_may_load_at_the_same_time(model_folder):
-    """transformers alone mixes up their dtypes, and leaves torch's default dtype and its own methods changed."""
-    before = (PreTrainedModel.tie_weights, PreTrainedModel.init_weights, torch.linspace, nn.init.kaiming_uniform_)
-    alone = {
-        dtype: DetrPanopticForSegmentation.from_pretrained(model_folder, dtype=dtype).state_dict() for dtype in DTYPES
-    }
-
-    def work(index):
-        return DetrPanopticForSegmentation.from_pretrained(model_folder, dtype=DTYPES[index % 2]).state_dict()
-
-    for index, found in enumerate(in_threads(work)):
-        torch.testing.assert_close(found, alone[DTYPES[index % 2]], atol=0, rtol=0)
-    assert torch.get_default_dtype() == torch.float32
-    assert before == (
-        PreTrainedModel.tie_weights,
-        PreTrainedModel.init_weights,
-        torch.linspace,
-        nn.init.kaiming_uniform_,
-    )
 
 
 @pytest.fixture(params=[torch.bfloat16, torch.float64], ids=str)

@@ -10,8 +10,8 @@ import yaml
 
 from detr_panoptic import DetrPanopticImageProcessor
 from detr_panoptic.backbone import Backbone
-from detr_panoptic.categories import Categories
 from detr_panoptic.cli import build_parser
+from detr_panoptic.data.categories import Categories
 from detr_panoptic.training.arguments import ARCHITECTURE, ModelArguments, OptimizationArguments
 from detr_panoptic.training.class_head import fit_class_head
 from detr_panoptic.training.optimization import (

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from PIL import Image
 
 from detr_panoptic import DetrPanopticImageProcessor
-from detr_panoptic.categories import Categories
 from detr_panoptic.data import PanopticCollator
+from detr_panoptic.data.categories import Categories
 from detr_panoptic.evaluation import evaluate_model
 from detr_panoptic.scenes import make_scene
 from detr_panoptic.segment_ids import ids_to_rgb

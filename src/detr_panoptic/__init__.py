@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForUniversalSegmentation,
 )
 
+from . import checkpoints as checkpoints  # so that `from_pretrained` reads the checkpoints of other projects
 from .configuration_detr_panoptic import DetrPanopticConfig
 from .image_processing_detr_panoptic import DetrPanopticImageProcessor
 from .modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticModel

@@ -7,37 +7,28 @@ Legend: B images, Q queries, K labels, L decoder layers, D hidden size, M heads,
 (h, w) the map of stride 32 (16 with a dilated backbone).
 """
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
-from huggingface_hub import HfApi, ModelCard
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .backbone import Backbone, resize_mask
 from .configuration_detr_panoptic import DetrPanopticConfig, check_mask_queries
-from .convert import ConvertedCheckpoint, convert_checkpoint, fetch_checkpoint
 from .losses import LossNormalizers, detection_losses, loss_normalizers, mask_losses
 from .mask_head import MaskAttention, MaskHead
 from .matcher import Matching, match
-from .model_card import ModelFacts, build_card
 from .position_encoding import sine_position_encoding
 from .transformer import ATTENTION_FUNCTIONS, Attention, Decoder, DecoderLayer, Encoder, EncoderLayer
 
 logger = logging.get_logger(__name__)
 ModelType = TypeVar("ModelType", bound="DetrPanopticPreTrainedModel")
 
-LOADING = threading.RLock()
-"""Held while a checkpoint is loaded: transformers then changes PyTorch's default dtype and `PreTrainedModel` for the
-whole process, and two that load at a time come out in each other's dtype and leave the changes behind."""
 SKIPPED_MASK_LOGIT = -1e4
 """Mask logits of queries that the head did not run for: probability 0, finite in half precision, resizable."""
 
@@ -135,86 +126,40 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
     def get_input_embeddings(self) -> None:  # type: ignore[override]  # there, a module
         """None: there are no tokens. What asks, as Accelerate does before it shards a model, need not fail."""
 
+    foreign_readers: ClassVar[list[Callable[..., Any]]] = []
+    """Readers of other projects' checkpoints, which `from_pretrained` tries first; empty in code loaded from the Hub.
+
+    Each is called as `reader(cls, source, **hub_arguments)`. It returns None if the source is not in its format;
+    otherwise the arguments of `DetrPanopticConfig`, a state dict for `cls`, and notes for the log.
+    """
+
     @classmethod
     def from_pretrained(
         cls: type[ModelType], pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
     ) -> ModelType:
-        """Loads one of our checkpoints, or transformers' DETR, which is converted on the way.
+        """Loads a checkpoint.
 
-        Takes the arguments of `PreTrainedModel.from_pretrained`. A detection-only DETR gets a new mask head. Threads
-        may load at the same time; they wait for each other.
+        Takes the arguments of `PreTrainedModel.from_pretrained`. With the package installed, it also loads
+        transformers' own DETR checkpoints; a checkpoint for detection only gets a new mask head.
 
         Raises:
-            ValueError: a foreign checkpoint has parameters that have no place here, or lacks some.
+            ValueError: a foreign checkpoint has parameters that this model lacks, or lacks some.
         """
-        foreign = None
-        if pretrained_model_name_or_path is not None and "state_dict" not in kwargs:
-            foreign = _foreign_checkpoint(pretrained_model_name_or_path, _hub_arguments(kwargs))
-        if foreign is not None:
-            for note in foreign.notes:
-                logger.warning(note)
-            if foreign.is_detection_only and cls is DetrPanopticForSegmentation:
-                logger.warning("The checkpoint has no mask head: a new one was made, which has to be trained.")
-            return cls.from_converted(foreign, *args, **kwargs)
-        with LOADING:
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        is_named = pretrained_model_name_or_path is not None and "state_dict" not in kwargs
+        for reader in cls.foreign_readers if is_named else ():
+            foreign = reader(cls, pretrained_model_name_or_path, **_hub_arguments(kwargs))
+            if foreign is not None:
+                config_fields, state_dict, notes = foreign
+                for note in notes:
+                    logger.warning(note)
+                config_fields |= {name: kwargs.pop(name) for name in list(kwargs) if name in _config_fields()}
+                kwargs |= {"config": DetrPanopticConfig(**config_fields), "state_dict": state_dict}
+                return cls.from_pretrained(None, *args, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
             if isinstance(module, Backbone):
                 module.freeze_stem()  # parameters from a checkpoint come back with gradients
         return loaded
-
-    @classmethod
-    def from_converted(cls: type[ModelType], converted: ConvertedCheckpoint, *args: Any, **kwargs: Any) -> ModelType:
-        """Builds a model of a foreign checkpoint; takes the arguments of `from_pretrained`.
-
-        Fields of the configuration among them go before those of the checkpoint.
-
-        Raises:
-            ValueError: names of parameters are left over or missing; lists them.
-        """
-        overrides = {
-            name: kwargs.pop(name) for name in list(kwargs) if name in DetrPanopticConfig.__dataclass_fields__
-        }
-        config = DetrPanopticConfig(**(converted.config_kwargs | overrides))
-        with torch.device("meta"):
-            converted.check_fit(DetrPanopticForSegmentation(config).state_dict())
-        return cls.from_pretrained(
-            None, *args, config=config, state_dict=_select_for(cls, converted.state_dict), **kwargs
-        )
-
-    def model_card(self, name: str, **known: Any) -> ModelCard:
-        """The model's card, with what is known of it.
-
-        Args:
-            name: of the model.
-            known: fields of `model_card.ModelFacts`: data, recipe, quality, picture …
-        """
-        config, stuff = self.config, set(self.config.stuff_label_ids)
-        is_thing = {label_name: int(label) not in stuff for label, label_name in (config.id2label or {}).items()}
-        architecture = (
-            f"{config.backbone}{' (DC5)' if config.dilation else ''}, {config.encoder_layers} encoder and "
-            f"{config.decoder_layers} decoder layers, {config.num_queries} queries, "
-            f"{self.num_parameters() / 1e6:.1f} M parameters"
-        )
-        return build_card(ModelFacts(name=name, architecture=architecture, is_thing=is_thing, **known))
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # type: ignore[override]  # decorated there
-        """Uploads the model and its code, with a card where the repository has none.
-
-        Takes the arguments of `PreTrainedModel.push_to_hub`. The image processor has a `push_to_hub` of its own.
-        """
-        api = HfApi(token=kwargs.get("token"))
-        repo_id = api.create_repo(repo_id, private=kwargs.get("private"), exist_ok=True).repo_id
-        # Where there is a card, transformers keeps it; its own says nothing. A pull request may come without rights.
-        if not kwargs.get("create_pr") and not api.file_exists(repo_id, "README.md"):
-            card = self.model_card(repo_id.rpartition("/")[2], repository=repo_id)
-            api.upload_file(
-                path_or_fileobj=str(card).encode(),
-                path_in_repo="README.md",
-                repo_id=repo_id,
-                commit_message="Model card",
-            )
-        return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -615,27 +560,8 @@ def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: kwargs[name] for name in names if kwargs.get(name) is not None}
 
 
-def _foreign_checkpoint(source: Any, hub_arguments: dict[str, Any]) -> ConvertedCheckpoint | None:
-    """Transformers' DETR in a folder or on the Hub, converted; None if it is none, or nothing: loading will say so."""
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(source, **hub_arguments)
-    except OSError:
-        return None
-    if config.get("model_type") != "detr":
-        return None
-    folder = Path(source)
-    subfolder = hub_arguments.pop("subfolder", "")
-    if not folder.is_dir():
-        folder = fetch_checkpoint(str(source), **hub_arguments)
-    return convert_checkpoint(folder / subfolder)
-
-
-def _select_for(cls: type[PreTrainedModel], state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The part of a full state dict that a bare `DetrPanopticModel` or the whole has."""
-    if cls is DetrPanopticForSegmentation:
-        return state_dict
-    prefix = DetrPanopticPreTrainedModel.base_model_prefix + "."
-    return {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+def _config_fields() -> Sequence[str]:
+    return tuple(DetrPanopticConfig.__dataclass_fields__)
 
 
 __all__ = ["DetrPanopticForSegmentation", "DetrPanopticModel", "DetrPanopticPreTrainedModel"]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
@@ -88,7 +87,7 @@ def test_what_was_pushed_is_loaded_by_its_name_without_the_package(hub, model_fo
     assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
 
 
-def test_a_model_in_memory_goes_there_with_a_card(hub, model_folder, tmp_path):
+def test_a_model_in_memory_is_pushed_by_transformers(hub, model_folder, tmp_path):
     model = DetrPanopticForSegmentation.from_pretrained(model_folder)
     model.push_to_hub("some-model", private=True)
     DetrPanopticImageProcessor.from_pretrained(model_folder).push_to_hub("some-model")
@@ -101,16 +100,6 @@ def test_a_model_in_memory_goes_there_with_a_card(hub, model_folder, tmp_path):
         "modeling_detr_panoptic.py",
     } <= files.keys()
     check_same_weights(hub, model_folder, tmp_path)
-    card = ModelCard(files["README.md"].decode())
-    assert card.data.pipeline_tag == "image-segmentation"
-    assert "Things (2): boat, person." in card.text
-    assert "More Information Needed" not in card.text
-
-    hub.files(REPOSITORY)["README.md"] += b"\nBy hand.\n"
-    model.push_to_hub(REPOSITORY, tags=["another"])
-    card = ModelCard(hub.files(REPOSITORY)["README.md"].decode())
-    assert "By hand." in card.text
-    assert "another" in card.data.tags
 
 
 def test_a_second_push_sends_what_changed(hub, model_folder, tmp_path):

@@ -8,8 +8,8 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from detr_panoptic.categories import Categories
 from detr_panoptic.data import measure_segments, save_dataset, write_coco_panoptic_dataset, write_parquet
+from detr_panoptic.data.categories import Categories
 from detr_panoptic.data.cityscapes import CITYSCAPES
 
 CATEGORIES = Categories(

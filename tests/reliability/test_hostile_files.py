@@ -17,9 +17,9 @@ from transformers import pipeline
 
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.cli import main
-from detr_panoptic.contained_paths import path_inside
 from detr_panoptic.data import read_panoptic, write_coco_panoptic_dataset
 from detr_panoptic.data import rows as rows_module
+from detr_panoptic.data.contained_paths import path_inside
 from detr_panoptic.evaluation.files import evaluate_files
 from detr_panoptic.scenes import make_scene
 from detr_panoptic.scenes.dataset import SCENE_CATEGORIES

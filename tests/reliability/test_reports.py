@@ -9,8 +9,8 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from detr_panoptic.cli import main
+from detr_panoptic.data.plain_text import markdown, one_line
 from detr_panoptic.evaluation.report import markdown as evaluation_markdown
-from detr_panoptic.plain_text import markdown, one_line
 from detr_panoptic.training.summary import write_model_card, write_summary
 from detr_panoptic.visualization import draw_segments, hover_figure
 from detr_panoptic.visualization.labels import label_text

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..hub_names import hub_name
+from ..data.hub_names import hub_name
 from ..inference.loading import without_progress_bars
 from .frame import PROGRAM, CommandError, add_command, explain
 
@@ -68,14 +68,14 @@ def run(arguments: argparse.Namespace) -> int:
     if output.resolve() == source.resolve():
         raise CommandError("The model would be written over its source: name another folder.")
 
+    from ..checkpoints import build_model
     from ..convert import convert_checkpoint
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-    from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
     converted = convert_checkpoint(source, dilation=arguments.dilation, compact=arguments.compact)
     settings = _processor_settings(source)
     with without_progress_bars():
-        model = DetrPanopticForSegmentation.from_converted(converted)
+        model = build_model(converted)
         model.save_pretrained(output)
     processor = DetrPanopticImageProcessor.for_model(model.config, **settings)
     processor.save_pretrained(output)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..plain_text import one_line
+from ..data.plain_text import one_line
 from .frame import CommandError, add_command
 from .sources import SCENES, add_source_options, prepare_reading, read_source, source_options
 

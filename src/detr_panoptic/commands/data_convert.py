@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from datasets import Dataset
 
-    from ..categories import Categories
     from ..data import PanopticData, Record
+    from ..data.categories import Categories
     from .frame import CommandParser
 
 COCO, DATASET, PARQUET = TARGETS = ("coco-panoptic", "dataset", "parquet")

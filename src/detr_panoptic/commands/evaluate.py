@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     from accelerate import PartialState
 
-    from ..categories import Categories
     from ..data import PanopticData
+    from ..data.categories import Categories
     from ..evaluation.journal import Journal
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
     from ..inference.loop import Batch

@@ -7,7 +7,7 @@ import difflib
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..plain_text import one_line
+from ..data.plain_text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable

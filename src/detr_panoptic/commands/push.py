@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..plain_text import one_line
+from ..data.plain_text import one_line
 from .frame import CommandError, add_command
 
 if TYPE_CHECKING:

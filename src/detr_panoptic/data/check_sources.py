@@ -12,9 +12,8 @@ from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import Image, ImageOps
 
-from ..categories import Categories
-from ..contained_paths import path_inside
 from ..segment_ids import rgb_to_ids
+from .categories import Categories
 from .checks import AnnotatedMap, DataCounts, Finding, check_annotation
 from .coco import (
     ANNOTATION_KEYS,
@@ -25,6 +24,7 @@ from .coco import (
     read_coco_json,
     whole,
 )
+from .contained_paths import path_inside
 from .lazy_records import ORIENTATION_TAG, TURNING_ORIENTATIONS
 
 DRAFT_SCALE = 8  # a JPEG file decoded at an eighth of its size is read to its end, in a third of the time

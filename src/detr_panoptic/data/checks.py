@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..categories import Categories
 from ..segment_ids import MAX_ID, VOID_ID, SegmentExtents, segment_extents
+from .categories import Categories
 
 ERROR, WARNING, NOTE = SEVERITIES = ("error", "warning", "note")
 TINY_AREA = 4  # pixels; DETR drops segments of this size or smaller after merging

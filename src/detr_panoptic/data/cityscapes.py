@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..categories import Categories
+from .categories import Categories
 from .folders import first_existing, pictures_below
 from .label_maps import rows_of_files
 from .lazy_records import RawRecords, make_record, name_of, opened

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 
-from ..categories import Categories
-from ..contained_paths import file_inside
 from ..segment_ids import MAX_ID, VOID_ID
+from .categories import Categories
+from .contained_paths import file_inside
 from .folders import excerpt, first_existing, named_categories, read_json
 from .lazy_records import RawRecords, image_id_of, opened
 from .records import Record, fill_measures, panoptic_features, segmentation_ids

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Features, Value
 
-from ..categories import Categories
-from ..contained_paths import file_inside
+from .categories import Categories
 from .coco import (
     KEY,
     by_unique_id,
@@ -30,6 +29,7 @@ from .coco import (
     splits_hint,
     whole,
 )
+from .contained_paths import file_inside
 from .folders import CATEGORIES_FILE, excerpt, first_existing, named_categories, read_categories
 from .label_maps import MAP_FEATURES, VOID_VALUES
 from .lazy_records import RawRecords, check_size, image_id_of, make_record, name_of, opened, upright_size

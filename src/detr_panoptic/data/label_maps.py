@@ -14,7 +14,7 @@ import numpy as np
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from ..categories import Categories
+from .categories import Categories
 from .folders import CATEGORIES_FILE, first_existing, paired_by_name, pictures_below, read_categories
 from .lazy_records import RawRecords, file_image_id, make_record, name_of, opened
 from .records import Record, measure_segments

@@ -14,9 +14,9 @@ import numpy as np
 from datasets import Dataset, Image, IterableDataset
 from PIL import Image as PILImage
 
-from ..categories import Categories
-from ..plain_text import first_line
 from ..segment_ids import ids_to_rgb
+from .categories import Categories
+from .plain_text import first_line
 from .records import Record, panoptic_features
 
 MAX_SHARDS = 64  # of a stream; more processes and workers than this share none

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from datasets import Dataset, IterableDataset
 
-from ..categories import Categories
+from .categories import Categories
 from .cityscapes import MAPS_FOLDER, raw_cityscapes
 from .coco import find_coco_panoptic, json_candidates, raw_coco_panoptic, splits_hint
 from .coco_instances import ROBOFLOW_FILE, find_coco_instances, raw_coco_instances

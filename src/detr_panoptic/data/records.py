@@ -16,8 +16,8 @@ import numpy as np
 from datasets import ClassLabel, Features, Image, List, Value
 from PIL import Image as PILImage
 
-from ..categories import Categories
 from ..segment_ids import rgb_to_ids, segment_extents
+from .categories import Categories
 
 Record = dict[str, Any]
 

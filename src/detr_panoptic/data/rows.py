@@ -28,14 +28,14 @@ from datasets.config import HF_CACHE_HOME, HF_DATASETS_CACHE
 from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image as PILImage
 
-from ..categories import COCO_PANOPTIC, Categories
-from ..hub_names import hub_name
-from ..plain_text import first_line
 from ..segment_ids import rgb_to_ids
+from .categories import COCO_PANOPTIC, Categories
 from .coco import whole, whole_box
 from .folders import CATEGORIES_FILE, read_categories
+from .hub_names import hub_name
 from .label_maps import SEMANTIC, LabelMapDecoder
 from .lazy_records import RawRecords, image_id_of, make_record, name_of, opened
+from .plain_text import first_line
 from .records import Record, categories_of, fill_measures, panoptic_features
 
 MAP_COLUMNS = ("segmentation", "label", "annotation", "mask")

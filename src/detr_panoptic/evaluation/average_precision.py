@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from ..categories import Categories
+    from ..data.categories import Categories
 
 Instance = dict[str, Any]
 """One thing: `label_id`, `bbox` [x, y, width, height] in pixels; of the truth `area` and `iscrowd`, of a detection

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from ..contained_paths import path_inside
+from ..data.contained_paths import path_inside
 from ..segment_ids import MAX_ID, rgb_to_ids
 from .panoptic_quality import ImageCounts, add_up, count_image, panoptic_quality
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..categories import Categories
+from ..data.categories import Categories
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..inference.loop import make_batch, run_model
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation

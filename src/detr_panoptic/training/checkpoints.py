@@ -21,7 +21,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import load
 
-from ..plain_text import first_line
+from ..data.plain_text import first_line
 from .arguments import TrainingArguments
 from .plan import is_out_of_memory
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..categories import Categories
+from ..data.categories import Categories
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..categories import Categories
 from ..configuration_detr_panoptic import DetrPanopticConfig
+from ..data.categories import Categories
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from .aids import AIDS
 from .arguments import OptimizationArguments, TrainingArguments

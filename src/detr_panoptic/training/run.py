@@ -20,9 +20,9 @@ from rich.console import Console
 
 from ..commands.frame import CommandError
 from ..data import NamedRecords, segmentation_ids
+from ..data.hub_names import hub_name
 from ..evaluation import evaluate_model
 from ..evaluation.panoptic_quality import PanopticStats, panoptic_quality
-from ..hub_names import hub_name
 from ..inference.loading import without_progress_bars
 from ..inference.prediction import segment
 from ..visualization import draw_side_by_side

@@ -12,7 +12,6 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from ..categories import Categories
 from ..commands.frame import CommandError
 from ..commands.sources import SCENES, read_source
 from ..configuration_detr_panoptic import DetrPanopticConfig
@@ -25,6 +24,7 @@ from ..data.augmentation import (
     LargeScaleJitter,
     RandomAugmentation,
 )
+from ..data.categories import Categories
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..inference.loading import load_model
 from ..model_card import public_name

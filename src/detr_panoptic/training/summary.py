@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..hub_names import hub_name
-from ..model_card import MeasuredQuality, class_table
+from ..data.hub_names import hub_name
+from ..data.plain_text import markdown, one_line
+from ..model_card import MeasuredQuality, class_table, model_card
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
-from ..plain_text import markdown, one_line
 from .checkpoints import METRICS
 
 CURVES = "training_curves.png"
@@ -98,7 +98,7 @@ def write_model_card(folder: Path, model: DetrPanopticForSegmentation, *, measur
         known: fields of `model_card.ModelFacts`.
     """
     quality = best_quality(folder, measured_on)
-    card = model.model_card(folder.resolve().name, quality=quality, **known)
+    card = model_card(model, folder.resolve().name, quality=quality, **known)
     (folder / CARD).write_text(str(card), encoding="utf-8")
 
 

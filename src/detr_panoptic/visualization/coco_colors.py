@@ -1,6 +1,6 @@
 """The colors of COCO's panoptic classes, as panoptic_coco_categories.json of cocodataset/panopticapi has them."""
 
-from ..categories import COCO_PANOPTIC
+from ..data.categories import COCO_PANOPTIC
 
 # "category id, color" in the order of that file.
 _TABLE = """

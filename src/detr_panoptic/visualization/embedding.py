@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..plain_text import one_line
+from ..data.plain_text import one_line
 
 JPEG_QUALITY = 82
 

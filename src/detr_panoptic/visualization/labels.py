@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..plain_text import one_line
+from ..data.plain_text import one_line
 from .colors import Color
 
 SUPERSAMPLING = 4  # Pillow draws rounded corners without anti-aliasing

@@ -10,7 +10,7 @@ from typing import NamedTuple, NewType
 
 from PIL import Image
 
-from ..plain_text import one_line
+from ..data.plain_text import one_line
 from .embedding import picture_tag
 
 Html = NewType("Html", str)

