@@ -22,7 +22,7 @@ from ..visualization.sheets import stack
 from .filling import LabelMatch, fill_void, match_stuff
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from PIL import Image
 
