@@ -39,7 +39,7 @@ from transformers import DetrConfig, DetrForSegmentation
 
 from cases import describe_run, markdown_table
 from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation, DetrPanopticImageProcessor
-from detr_panoptic.convert import convert_state_dict
+from detr_panoptic.checkpoints.conversion import convert_state_dict
 from detr_panoptic.data import PanopticCollator
 from detr_panoptic.data.augmentation import RandomAugmentation
 from detr_panoptic.data.categories import Categories

@@ -13,13 +13,12 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from detr_panoptic.data.files import whole_files, written_whole
 from detr_panoptic.evaluation.journal import Journal
 from detr_panoptic.training.checkpoints import (
     Progress,
     load_checkpoint,
     save_checkpoint,
-    whole_files,
-    write_whole,
 )
 from tests.fault_injection import Fault, Torn, die, ends_of, in_own_process
 
@@ -113,7 +112,8 @@ def write_files(folder):
 
 
 def write_settings(folder):
-    write_whole(folder / "a", 30_000 * "2")
+    with written_whole(folder / "a", durable=True) as part:
+        part.write_text(30_000 * "2")
 
 
 def survey_files(folder, write, faults):

@@ -13,7 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from ..evaluation.journal import written_whole
+from ..data.files import written_whole
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..image_reading import plain_picture, read_picture
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation

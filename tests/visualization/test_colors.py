@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from detr_panoptic.convert_config import UNUSED
-from detr_panoptic.data.categories import COCO_PANOPTIC
+from detr_panoptic.data.categories import COCO_PANOPTIC, UNUSED
 from detr_panoptic.visualization import class_colors, color_of, shade
 from detr_panoptic.visualization.colors import segment_colors
 

@@ -1,4 +1,4 @@
-"""The config of another DETR implementation, as ours: from the shapes of the weights and from its own config."""
+"""Converts the config of another DETR implementation to ours, from the shapes of the weights and its own config."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .categories import COCO_PANOPTIC
+from ..data.categories import COCO_PANOPTIC, UNUSED
 
 #: (blocks per stage, bottleneck) of the plain ResNets: 7x7 stem, 64 channels in the first stage, no groups.
 RESNETS: dict[tuple[tuple[int, ...], bool], str] = {
@@ -22,9 +22,8 @@ RESNETS: dict[tuple[tuple[int, ...], bool], str] = {
 DEFAULT_HEADS = 8  # the reference's --nheads
 COCO_PANOPTIC_LABELS = 250  # the reference's class count for coco_panoptic: COCO's category ids, 0 and gaps included
 COCO_DETECTION_LABELS = 91  # the same for COCO's things
-UNUSED = "unused_{}"  # the name of a label that the dataset never has
 
-#: Fields of transformers' DetrConfig that say what the tensors say too, by our names.
+#: Fields of transformers' DetrConfig that the shapes of the weights show too, and our names for them.
 _FOREIGN_SIZES = {
     "d_model": "hidden_size",
     "encoder_layers": "encoder_layers",
@@ -43,7 +42,7 @@ _FOREIGN_VALUES = (
     *(f"{loss}_loss_coefficient" for loss in ("bbox", "giou", "mask", "dice")),
     "eos_coefficient",
 )
-#: The only value of each that this model has.
+#: Fields for which this model supports one value.
 _SUPPORTED = {
     "model_type": "detr",
     "position_embedding_type": "sine",
@@ -54,7 +53,7 @@ _SUPPORTED_RESNET = {"hidden_act": "relu", "downsample_in_first_stage": False, "
 
 
 def infer_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The fields of our config that the shapes of our names tell.
+    """Reads fields of our config from the shapes of the weights.
 
     Returns:
         `hidden_size`, `num_queries`, `num_labels`, `ffn_dim`, `encoder_layers`, `decoder_layers`; `num_heads` if there
@@ -89,7 +88,7 @@ def infer_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
 def convert_config(
     state_dict: Mapping[str, Tensor], foreign: Mapping[str, Any], *, has_masks: bool
 ) -> tuple[dict[str, Any], list[str]]:
-    """Our config from the shapes and from the source's config, which must agree.
+    """Makes our config from the shapes and from the source's config, which must agree.
 
     Args:
         state_dict: by our names.
@@ -97,7 +96,7 @@ def convert_config(
         has_masks: whether the source has a mask head.
 
     Returns:
-        Arguments of `DetrPanopticConfig`, and a sentence for everything that neither told.
+        Arguments of `DetrPanopticConfig`, and a sentence for each assumption.
 
     Raises:
         ValueError: the two disagree, or the source has something that this model lacks.
@@ -113,9 +112,9 @@ def convert_config(
             raise ValueError(f"The config says `{theirs}` {foreign[theirs]}, but `{ours}` is {sizes[ours]}.")
     if "num_heads" not in sizes:
         sizes["num_heads"] = DEFAULT_HEADS
-        notes.append(f"Without masks the heads cannot be counted: `num_heads={DEFAULT_HEADS}` is assumed.")
+        notes.append(f"Weights without a mask head do not show the heads: `num_heads={DEFAULT_HEADS}` is assumed.")
     notes += [
-        f"`{name}` {foreign[name]} is left out: it changes training only."
+        f"`{name}` {foreign[name]} is ignored: it affects training only."
         for name in ("encoder_layerdrop", "decoder_layerdrop")
         if foreign.get(name)
     ]
@@ -125,22 +124,22 @@ def convert_config(
 
 
 def label_fields(names: list[str]) -> dict[str, Any]:
-    """`id2label` and `label2id` of contiguous labels."""
+    """Returns `id2label` and `label2id` of contiguous labels."""
     return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
 def _backbone(plain: str | None, foreign: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """`backbone` and `dilation` from the name that the shapes tell, if any, and the config."""
+    """Returns `backbone` and `dilation` from the plain ResNet that the shapes show, if any, and from the config."""
     named = _foreign_backbone(foreign)
     notes = []
     backbone = named or plain
     if backbone is None:
-        raise ValueError("The backbone is no plain ResNet, and no config names it.")
+        raise ValueError("The backbone is not a plain ResNet, and no config names it.")
     architecture = backbone.split(".")[0]  # what follows the dot in timm's names is the training of its weights
     if plain and architecture in RESNETS.values() and architecture != plain:
         raise ValueError(f"The config says `backbone` {named!r}, the weights are a {plain}'s.")
     if plain is None:
-        notes.append(f"Backbone {backbone}: that it gives the source's numbers is tested for plain ResNets only.")
+        notes.append(f"Backbone {backbone}: equal numbers are tested for plain ResNets only.")
     dilation = _foreign_dilation(foreign)
     if dilation and named is None and foreign.get("use_timm_backbone") is False:
         notes.append("`dilation=True` as the config says; transformers ignores it with its own ResNet.")
@@ -148,7 +147,7 @@ def _backbone(plain: str | None, foreign: Mapping[str, Any]) -> tuple[dict[str, 
 
 
 def _foreign_backbone(foreign: Mapping[str, Any]) -> str | None:
-    """Timm's name of the backbone, None if the shapes must tell; ValueError if it is one that timm's ResNet is not."""
+    """Returns timm's name of the backbone, None if only the shapes show it; raises ValueError for other kinds."""
     nested = foreign.get("backbone_config")
     if not nested:
         return foreign.get("backbone") if foreign.get("use_timm_backbone", True) else None
@@ -178,26 +177,26 @@ def _foreign_dilation(foreign: Mapping[str, Any]) -> bool:
 
 
 def _labels(num_labels: int, foreign: Mapping[str, Any], *, has_masks: bool) -> tuple[dict[str, Any], list[str]]:
-    """Names and stuff of the labels: the config's if they are real names, COCO's if their number says so."""
+    """Returns names and stuff of the labels: the config's real names, else COCO's if the count fits."""
     given = {int(label): name for label, name in (foreign.get("id2label") or {}).items()}
     if given and sorted(given) != list(range(num_labels)):
         raise ValueError(f"The config names {len(given)} labels, the class head has {num_labels}.")
     names, stuff = _coco_names(num_labels)
     has_names = any(not re.fullmatch(r"LABEL_\d+", name) for name in given.values())
     if has_names:
-        # transformers' COCO detectors call every gap "N/A": one name for many labels is no name.
+        # transformers' COCO detectors call every gap "N/A".
         real = [UNUSED.format(i) if given[i] == "N/A" else given[i] for i in range(num_labels)]
         stuff = stuff if names and all(real[i] == names[i] for i in stuff) else []
         names = real
     notes = []
     if has_masks and not stuff:
-        notes.append("The checkpoint does not say which labels are stuff: set `stuff_label_ids` to have it fused.")
+        notes.append("The checkpoint does not say which labels are stuff: set `stuff_label_ids` to fuse them.")
     fields = label_fields(names or [f"LABEL_{i}" for i in range(num_labels)])
     return {**fields, "stuff_label_ids": stuff, "category_ids": None}, notes
 
 
 def _coco_names(num_labels: int) -> tuple[list[str], list[int]]:
-    """COCO's names by category id and the ids of its stuff, if that is how many classes a COCO model has."""
+    """Returns COCO's names by category id and the ids of its stuff, if `num_labels` is that of a COCO model."""
     if num_labels not in (COCO_PANOPTIC_LABELS, COCO_DETECTION_LABELS):
         return [], []
     names = [UNUSED.format(i) for i in range(num_labels)]
@@ -230,5 +229,12 @@ def _shape(state_dict: Mapping[str, Tensor], name: str) -> torch.Size:
 
 
 def _count(state_dict: Mapping[str, Tensor], prefix: str) -> int:
-    """How many different numbers follow the prefix."""
+    """Counts the different numbers that follow the prefix."""
     return len({name[len(prefix) :].split(".")[0] for name in state_dict if name.startswith(prefix)})
+
+
+def coco_panoptic_stuff(model_config: Mapping[str, Any]) -> list[int]:
+    """Returns the stuff labels of checkpoints whose labels are COCO's panoptic category ids; none of other models."""
+    if len(model_config.get("id2label", ())) != COCO_PANOPTIC_LABELS:
+        return []
+    return [COCO_PANOPTIC.category_ids[label] for label in COCO_PANOPTIC.stuff_label_ids]

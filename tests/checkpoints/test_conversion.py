@@ -9,22 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from detr_panoptic.checkpoints.conversion import compact_classes, convert_checkpoint, convert_files, convert_state_dict
+from detr_panoptic.checkpoints.names import REFERENCE, check_names, rename
+from detr_panoptic.checkpoints.reading import processor_settings, read_checkpoint
 from detr_panoptic.configuration_detr_panoptic import DetrPanopticConfig
-from detr_panoptic.convert import (
-    check_names,
-    compact_classes,
-    convert_checkpoint,
-    convert_state_dict,
-    processor_kwargs,
-    read_checkpoint,
-    rename,
-)
-from detr_panoptic.convert_names import REFERENCE
 from detr_panoptic.data.categories import COCO_PANOPTIC
 from detr_panoptic.modeling_detr_panoptic import DetrPanopticForSegmentation
 from tests.goldens.formula_weights import formula_weight
 
-GOLDENS = Path(__file__).parent / "goldens"
+GOLDENS = Path(__file__).parents[1] / "goldens"
 GOLDEN = json.loads((GOLDENS / "detr_tiny.json").read_text())
 SHAPES = {name: tuple(shape) for name, shape in GOLDEN["state_dict"].items()}
 MASK_PARTS = ("mask_head.", "bbox_attention.")
@@ -47,7 +40,7 @@ def formula_weights() -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def test_reference_file_gives_the_golden_forward(tmp_path, formula_weights):
     torch.save({"model": formula_weights}, tmp_path / "detr.pth")
-    converted = convert_checkpoint(tmp_path / "detr.pth")
+    converted = convert_files(tmp_path / "detr.pth")
     model = DetrPanopticForSegmentation(DetrPanopticConfig(**converted.config_kwargs, mask_queries="all")).eval()
     model.load_state_dict(converted.state_dict)
     golden = load_file(GOLDENS / "detr_tiny.safetensors")
@@ -203,7 +196,7 @@ def test_compact_classes_keeps_names_stuff_and_category_ids_together():
 def test_compact_asked_of_the_whole_conversion(tmp_path):
     heads = {"detr.class_embed.weight": torch.zeros(92, 128), "detr.class_embed.bias": torch.zeros(92)}
     torch.save(small_file(heads), tmp_path / "detr.pth")
-    converted = convert_checkpoint(tmp_path / "detr.pth", compact=True)
+    converted = convert_files(tmp_path / "detr.pth", compact=True)
     assert converted.state_dict["class_head.weight"].shape == (81, 128)
     assert converted.config_kwargs["category_ids"] == [i for i in COCO_PANOPTIC.category_ids if i <= 90]
     assert any("11 of 91 labels" in note for note in converted.notes)
@@ -222,15 +215,15 @@ def test_sizes_that_weights_do_not_show_come_from_config_argument_or_name(tmp_pa
     torch.save(trained, tmp_path / "checkpoint.pth")
 
     def dilation(name, **kwargs):
-        converted = convert_checkpoint(tmp_path / name, **kwargs)
-        return converted.config_kwargs["dilation"], any("ilation cannot be seen" in note for note in converted.notes)
+        converted = convert_files(tmp_path / name, **kwargs)
+        return converted.config_kwargs["dilation"], any("do not show dilation" in note for note in converted.notes)
 
     assert dilation("plain.pth") == (False, True)
     assert dilation("plain.pth", dilation=True) == (True, False)
     assert dilation("detr-r50-dc5.pth") == (True, True)
     assert dilation("detr-r50-dc5.pth", dilation=False) == (False, False)
     assert dilation("checkpoint.pth") == (True, False)
-    assert convert_checkpoint(tmp_path / "checkpoint.pth").config_kwargs["dropout"] == 0.2
+    assert convert_files(tmp_path / "checkpoint.pth").config_kwargs["dropout"] == 0.2
 
     detector = empty_weights(masks=False)
     assert convert_state_dict(detector, {"encoder_attention_heads": 4}).config_kwargs["num_heads"] == 4
@@ -304,7 +297,7 @@ def test_values_of_the_config_are_taken_over():
         ("numbers.pth", {"model": {"epoch": 3}}),
     ],
 )
-def test_what_is_no_checkpoint_is_refused_by_file_name(tmp_path, name, content):
+def test_broken_files_are_refused_by_name(tmp_path, name, content):
     path = tmp_path / name
     if content is None:
         torch.save(small_file(), path)
@@ -328,9 +321,9 @@ class Touch:
         return Path.touch, (self.path,)
 
 
-def test_nothing_in_a_file_is_run(tmp_path):
+def test_code_in_a_file_is_not_run(tmp_path):
     torch.save({"model": small_file(), "optimizer": Touch(tmp_path / "touched")}, tmp_path / "detr.pth")
-    with pytest.raises(ValueError, match=r"detr\.pth is no checkpoint.* tensors and plain values alone"):
+    with pytest.raises(ValueError, match=r"detr\.pth is not a complete checkpoint: it holds more than tensors"):
         read_checkpoint(tmp_path / "detr.pth")
     assert not (tmp_path / "touched").exists()
 
@@ -392,9 +385,34 @@ def test_old_folders_are_read_and_shards_must_be_there(tmp_path):
     ],
 )
 def test_settings_of_image_processors(foreign, expected):
-    assert processor_kwargs(foreign) == expected
+    assert processor_settings(foreign) == expected
 
 
 def test_another_model_s_image_processor_is_refused():
     with pytest.raises(ValueError, match="got YolosImageProcessor"):
-        processor_kwargs({"image_processor_type": "YolosImageProcessor"})
+        processor_settings({"image_processor_type": "YolosImageProcessor"})
+
+
+def test_convert_checkpoint_writes_a_folder_that_loads_and_says_what_it_assumed(tmp_path, formula_weights):
+    torch.save({"model": formula_weights}, tmp_path / "detr.pth")
+    result = convert_checkpoint(tmp_path / "detr.pth", tmp_path / "ours")
+    loaded = DetrPanopticForSegmentation.from_pretrained(tmp_path / "ours")
+    for name, tensor in result.model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert (tmp_path / "ours" / "preprocessor_config.json").is_file()
+    assert result.processor.threshold == loaded.config.threshold
+    assert str(result).splitlines()[0] == f"resnet50 with 17 queries and 11 labels, written to {tmp_path / 'ours'}"
+    assert any("dilation=False" in line for line in str(result).splitlines()[1:])
+
+
+@pytest.mark.parametrize("source", ["absent/file.pth", "absent", "a/b/c"])
+def test_convert_checkpoint_names_a_source_that_does_not_exist(tmp_path, source):
+    with pytest.raises(
+        ValueError, match=f"`source` must be a file, a folder or OWNER/NAME on the Hub, got '{source}'"
+    ):
+        convert_checkpoint(source, tmp_path / "ours")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="`output` must be a folder"):
+        convert_checkpoint(tmp_path, tmp_path / "file")
+    with pytest.raises(ValueError, match="`output` must not be the source"):
+        convert_checkpoint(tmp_path, tmp_path)

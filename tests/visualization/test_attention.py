@@ -1,4 +1,4 @@
-"""Attention on photographs: every pixel gets the value of its cell, padding is left out, and sheets show all maps."""
+"""Attention over photographs: each pixel has the value of its cell, padding is left out, sheets show all maps."""
 
 import numpy as np
 import pytest
@@ -77,59 +77,47 @@ def test_heat_grows_with_attention_and_darkens_the_rest():
     assert brightness[0] < pixels(gray).sum() / 2
 
 
-def test_a_sheet_shows_every_map_of_the_mask_head_and_of_the_layer():
-    names = [caption for row in Panels(photograph(), attention()).of_all_heads(2) for caption, _ in row.pictures]
-    for number in range(1, 6):
-        assert sum(name.startswith(f"head {number}: ") for name in names) == 2
-    assert [name for name in names if name.startswith("layer")] == ["layer 1", "layer 2", "layer 3"]
+@pytest.fixture
+def drawn(monkeypatch) -> list[tuple[np.ndarray, float | None]]:
+    """The maps that a sheet draws over the photograph, in their order, with their common peak."""
+    maps = []
+    heat = Panels.heat
+
+    def spy(panels, values, columns, *, peak=None):
+        maps.append((values, peak))
+        return heat(panels, values, columns, peak=peak)
+
+    monkeypatch.setattr(Panels, "heat", spy)
+    return maps
 
 
-def test_the_panel_of_a_head_is_its_own_map():
-    """A single bright cell shows where its pixels are, in the panel of that head alone."""
-    maps = np.full((5, 5, 8), 1e-9)
-    maps[3, 1, 4] = 1
-    rows = Panels(Image.new("RGB", (103, 71), (99, 99, 99)), attention(mask_maps=maps)).of_all_heads(1)
-    heads = rows[1].pictures
-    assert [caption for caption, _ in heads] == [
-        f"head {i}: {share}" for i, share in zip(range(1, 6), ("0.0 %",) * 3 + ("100 %", "0.0 %"), strict=True)
-    ]
-    for number, (_, picture) in enumerate(heads):
-        bright = pixels(picture)[..., 0] > 200
-        bright &= pixels(picture).min(-1) < 200  # not the white outline
-        if number != 3:
-            assert not bright.any()
-            continue
-        ys, xs = np.nonzero(bright)
-        scale_y, scale_x = picture.height / 142, picture.width / 206
-        assert abs(ys.min() - 32 * scale_y) < 1.5
-        assert abs(ys.max() + 1 - 64 * scale_y) < 1.5
-        assert abs(xs.min() - 128 * scale_x) < 1.5
-        assert abs(xs.max() + 1 - 160 * scale_x) < 1.5
+def test_a_sheet_shows_every_map_of_the_mask_head_and_of_the_layer(drawn):
+    of_object = attention()
+    draw_attention(photograph(), of_object, layer=2)
+    means = of_object.cross_maps.mean(1)
+    expected = [of_object.mask_maps.sum(0), means[1], *of_object.mask_maps, *means, *of_object.cross_maps[1]]
+    assert all(np.array_equal(values, wanted) for (values, _), wanted in zip(drawn, expected, strict=True))
+    peaks = {peak for _, peak in drawn[2:7]}
+    assert peaks == {of_object.mask_maps.max()}  # the heads of the mask head compete
+    assert {peak for _, peak in drawn[7:]} == {None}
 
 
-def test_panels_of_the_decoder_are_those_of_the_chosen_layer_and_head():
-    image, of_object = photograph(), attention()
-    panels = Panels(image, of_object)
-    _, _, layers, heads = panels.of_all_heads(2)
-    assert heads.heading.endswith("layer 2")
-    for number, (caption, picture) in enumerate(heads.pictures):
-        values = of_object.cross_maps[1, number]
-        assert caption == f"head {number + 1}: {100 * values.max():.{0 if values.max() >= 0.1 else 1}f} %"
-        assert np.array_equal(pixels(picture), pixels(panels.heat(values, heads.columns)))
-    for number, (_, picture) in enumerate(layers.pictures):
-        mean = of_object.cross_maps[number].mean(0)
-        assert np.array_equal(pixels(picture), pixels(panels.heat(mean, layers.columns)))
-    overview, layers = panels.of_one_head(4)
-    assert np.array_equal(pixels(overview.pictures[1][1]), pixels(panels.heat(of_object.mask_maps[3], 2)))
-    for number, (_, picture) in enumerate(layers.pictures):
-        expected = panels.heat(of_object.cross_maps[number, 3], layers.columns)
-        assert np.array_equal(pixels(picture), pixels(expected))
+def test_the_sheet_of_a_head_shows_this_head_alone(drawn):
+    of_object = attention()
+    draw_attention(photograph(), of_object, layer=2, head=4)
+    expected = [of_object.mask_maps[3], of_object.cross_maps[1, 3], *of_object.cross_maps[:, 3]]
+    assert all(np.array_equal(values, wanted) for (values, _), wanted in zip(drawn, expected, strict=True))
 
 
-def test_shares_of_the_heads_add_up():
-    heads = Panels(photograph(), attention()).mask_head_row().pictures
-    shares = [float(caption.split(": ")[1].removesuffix(" %")) for caption, _ in heads]
-    assert abs(sum(shares) - 100) < 3
+def test_a_bright_cell_is_drawn_where_its_pixels_are():
+    values = np.full((5, 8), 1e-9)
+    values[1, 4] = 1
+    picture = Panels(Image.new("RGB", (103, 71), (99, 99, 99)), attention()).heat(values, 4)
+    bright = (pixels(picture)[..., 0] > 200) & (pixels(picture).min(-1) < 200)  # not the white outline
+    ys, xs = np.nonzero(bright)
+    scale_y, scale_x = picture.height / 142, picture.width / 206
+    corners = np.array([ys.min(), ys.max() + 1, xs.min(), xs.max() + 1])
+    assert np.abs(corners - [32 * scale_y, 64 * scale_y, 128 * scale_x, 160 * scale_x]).max() < 1.5
 
 
 def test_layer_and_head_choose():

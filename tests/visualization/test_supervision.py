@@ -6,7 +6,7 @@ import torch
 
 from detr_panoptic import DetrPanopticImageProcessor
 
-from .conftest import build_tiny
+from ..conftest import build_tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:OpenCV:UserWarning")  # a hint about speed
 

@@ -1,4 +1,4 @@
-"""Names of weights in other DETR implementations, as ours: one table of data per source, strict both ways."""
+"""Renames the weights of other DETR implementations: one table per source, in which every name must match."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 StateDict = dict[str, Tensor]
-#: One line of a rename table: a pattern for the whole name, and the names that its tensor gets. No name: dropped;
-#: three names: the tensor is cut into thirds along its first axis.
+#: One line of a rename table: a pattern for the whole name, and our names for its tensor. Without a name the tensor is
+#: dropped; with three it is split into thirds along its first axis.
 Rule = tuple[str, tuple[str, ...]]
 
-MASK_PREFIXES = ("mask_head.", "mask_attention.")  # ours; all that a detection-only model lacks
+MASK_PREFIXES = ("mask_head.", "mask_attention.")  # our names; a detection-only model lacks them
 
 _LEAF = r"\.(weight|bias)"
 _MASK_HEAD = {
@@ -59,8 +59,8 @@ REFERENCE: tuple[Rule, ...] = (
     ),
 )
 
-#: Names inside transformers 5 that differ from those in its files (it writes the names of version 4): a state dict
-#: that was saved by hand or by another trainer has them.
+#: Names inside transformers 5 that differ from those in its files, which keep the names of version 4. A state dict
+#: saved by hand has them.
 _TRANSFORMERS_5_MASK_HEAD = {
     **{f"conv{i + 1}": f"blocks.{i}" for i in range(2)},
     **{f"fpn_stages.{i}.refine": f"stages.{i}" for i in range(3)},
@@ -115,15 +115,15 @@ TRANSFORMERS: tuple[Rule, ...] = (
     (rf"(?:detr\.)?bbox_predictor\.layers\.(\d){_LEAF}", (r"box_head.layers.\1.\2",)),
 )
 
-#: A name that only this source has, and its table.
+#: A name that occurs in this source only, and its table.
 SOURCES = {"class_embed.weight": REFERENCE, "class_labels_classifier.weight": TRANSFORMERS}
 
 
 def rename(state_dict: Mapping[str, Tensor], table: Iterable[Rule]) -> StateDict:
-    """Our names for a foreign state dict, each by the first rule of the table that matches the whole name.
+    """Renames a foreign state dict, each name by the first rule of the table that matches all of it.
 
     Raises:
-        ValueError: a name that no rule knows, or two that become one.
+        ValueError: no rule matches a name, or two names become one.
     """
     rules = [(re.compile(pattern), templates) for pattern, templates in table]
     ours: StateDict = {}
@@ -144,7 +144,7 @@ def rename(state_dict: Mapping[str, Tensor], table: Iterable[Rule]) -> StateDict
 
 
 def check_names(ours: Iterable[str], expected: Iterable[str]) -> None:
-    """Raises ValueError that lists what is missing and what is left over, unless both hold the same names."""
+    """Raises a ValueError that lists missing and left over names, unless both hold the same ones."""
     have, want = set(ours), set(expected)
     complaints = [
         f"{what}: {_listed(names)}" for what, names in (("missing", want - have), ("left over", have - want)) if names
@@ -154,10 +154,10 @@ def check_names(ours: Iterable[str], expected: Iterable[str]) -> None:
 
 
 def table_of(state_dict: Mapping[str, Tensor]) -> tuple[Rule, ...]:
-    """The rename table of the source that a foreign state dict comes from.
+    """Returns the rename table of the source that a foreign state dict comes from.
 
     Raises:
-        ValueError: from none that is known.
+        ValueError: the source is not known.
     """
     for key, table in SOURCES.items():
         if key in state_dict or f"detr.{key}" in state_dict:
@@ -168,7 +168,7 @@ def table_of(state_dict: Mapping[str, Tensor]) -> tuple[Rule, ...]:
 
 
 def _parts(targets: list[str], tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
-    """Each name with its part of the tensor, cut along the first axis; none for no name."""
+    """Yields each name with its part of the tensor, split along the first axis."""
     if len(targets) <= 1:
         return ((target, tensor) for target in targets)
     # Cloned: views of one storage cannot be saved as safetensors.

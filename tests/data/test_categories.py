@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from detr_panoptic.data.categories import COCO_PANOPTIC, Categories
+from detr_panoptic.data.categories import COCO_PANOPTIC, Categories, match_labels
 
 GAPPED = Categories(names=("sea", "boat", "sky"), is_thing=(False, True, False), category_ids=(105, 3, 17))
 
@@ -66,3 +66,25 @@ def test_inconsistent_tables_are_refused(change, message):
 def test_a_category_without_isthing_is_refused():
     with pytest.raises(ValueError, match="isthing"):
         Categories.from_coco([{"id": 1, "name": "sea"}])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "offered", "matches"),
+    [
+        (["sea", "boat"], ["boat", "sea"], {0: 1, 1: 0}),
+        (["sea", "boat"], ["boat"], {0: 1}),
+        (["sea"], ["tree"], {}),
+        (["Sea", "sea"], ["sea"], {0: 1}),  # an equal name comes first
+        (["sea"], ["SEA", " Sea", "sea"], {2: 0}),  # no label is used twice
+        (["traffic light"], ["Traffic Light "], {0: 0}),
+    ],
+)
+def test_labels_match_by_name(wanted, offered, matches):
+    assert match_labels(dict(enumerate(wanted)), dict(enumerate(offered))) == matches
+
+
+def test_names_in_another_case_are_logged(caplog):
+    other = Categories(("Boat", "sky", "sea"), (True, False, False), (1, 2, 3))
+    assert match_labels(GAPPED, other) == {0: 1, 1: 2, 2: 0}
+    assert "'Boat' as 'boat'" in caplog.text
+    assert "sky" not in caplog.text
