@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from .checkpoints.conversion import convert_checkpoint
     from .configuration_detr_panoptic import DetrPanopticConfig
     from .data.reading import PanopticData, read_panoptic
+    from .exporting.exported import export
     from .image_processing_detr_panoptic import DetrPanopticImageProcessor
+    from .labeling.completion import complete_stuff
     from .modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticModel
     from .pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline
+    from .sharing.pushing import push
 
 __version__ = "0.1.0"
 
@@ -28,7 +31,10 @@ __all__ = [
     "DetrPanopticImageSegmentationPipeline",
     "DetrPanopticModel",
     "PanopticData",
+    "complete_stuff",
     "convert_checkpoint",
+    "export",
+    "push",
     "read_panoptic",
 ]
 
@@ -39,6 +45,9 @@ _NAMES = {
     "pipeline_detr_panoptic": ("DetrPanopticImageSegmentationPipeline",),
     "data.reading": ("PanopticData", "read_panoptic"),
     "checkpoints.conversion": ("convert_checkpoint",),
+    "exporting.exported": ("export",),
+    "labeling.completion": ("complete_stuff",),
+    "sharing.pushing": ("push",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _CONSOLE_SCRIPT = "detr-panoptic"

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..inference.loading import without_progress_bars
+from ..inference.old_loading import without_progress_bars
 from .frame import PROGRAM, CommandError, add_command, explain
 
 if TYPE_CHECKING:

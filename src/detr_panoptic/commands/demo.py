@@ -86,7 +86,7 @@ def load_shipped_model() -> tuple[DetrPanopticForSegmentation, DetrPanopticImage
     import torch
 
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-    from ..inference.loading import without_progress_bars
+    from ..inference.old_loading import without_progress_bars
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
     with without_progress_bars():

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..data.categories import Categories
-    from ..inference.pictures import DatasetPictures
+    from ..inference.old_pictures import DatasetPictures
     from .journal import Journal
 
 SHOWN = 4  # of the worst images, and of the best

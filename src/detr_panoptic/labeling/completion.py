@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,9 +13,12 @@ import numpy as np
 from pycocotools import mask as rle
 from tqdm.auto import tqdm
 
+from ..data.files import check_new_folder, whole_folder
 from ..data.plain_text import markdown
 from ..data.records import segmentation_ids
+from ..data.writing import write_coco_panoptic_dataset
 from ..inference import Predictor
+from ..inference.pictures import DatasetPictures
 from ..scenes.source import read_source
 from ..segment_ids import VOID_ID
 from ..visualization import draw_segments
@@ -100,7 +104,6 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
     model: Any,
     threshold: float | None = None,
     with_things: bool = False,
-    to: str = "coco",
     report: str | Path | None = None,
     split: str | None = None,
     data_format: str | None = None,
@@ -112,10 +115,11 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
     on_error: str = "stop",
     progress: bool = True,
 ) -> Completion:
-    """Fills the void of annotations with the stuff that a model predicts there.
+    """Fills the void of annotations with the stuff that a model predicts there, and writes the result.
 
-    Annotated pixels stay as they are, and image files are copied byte by byte. Stuff that is annotated in a part of
-    an image grows. Classes are matched by name, ignoring case; stuff that the data lacks becomes a new class.
+    The output is a folder in COCO panoptic layout: `images/`, `panoptic/` and `panoptic.json`. Annotated pixels stay
+    as they are, and image files are copied byte by byte. Stuff that is annotated in a part of an image grows. Classes
+    are matched by name, ignoring case; stuff that the data lacks becomes a new class.
 
     A pixel stays void if no segment with a score above the threshold owns it, if no mask of such a query has a
     probability of at least one half there, or if the model predicts a thing there that is not to be added.
@@ -126,7 +130,6 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
         model: a folder, a name on the Hub, or a `Predictor`.
         threshold: least score of a segment, in [0, 1]. None: the image processor's.
         with_things: add things, too, of classes that the data lacks.
-        to: layout of the output, as in `convert_data`.
         report: a folder for `completion.md`, `completion.json` and sheets of images before and after.
         split: of the source.
         data_format: of the source. None recognizes it.
@@ -158,8 +161,9 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
     if not match.labels:
         raise ValueError("`model` has no class that may be added to the data.")
     additions = _Additions(match, drawn=DRAWN if report is not None else 0)
+    pictures = DatasetPictures(data.records)
     predictions = predictor.iterate(
-        data.records,
+        pictures,
         threshold=threshold,
         batch_size=batch_size,
         num_workers=num_workers,
@@ -167,12 +171,14 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
         on_error=on_error,
     )
     least = predictor.processor.threshold if threshold is None else threshold
-    stored = undecoded(data.records)
     completed = (
-        additions.complete({**record, "image": stored[record["index"]]["image"]}, prediction, least)
+        additions.complete({**record, "image": pictures.stored(record["index"])["image"]}, prediction, least)
         for record, prediction in tqdm(predictions, total=len(data.records), unit="image", disable=not progress)
     )
-    write_records(completed, match.categories, output, to=to, split=split)
+    with whole_folder(output) as folder:
+        write_coco_panoptic_dataset(folder, completed, match.categories)
+    if not additions.num_images:
+        raise ValueError("no image of `source` can be read.")
     completion = additions.summary(output, skipped=len(data.records) - additions.num_images)
     if report is not None:
         additions.draw_sheets(Path(report))
@@ -249,7 +255,9 @@ def claimed_pixels(prediction: Prediction, threshold: float) -> np.ndarray:
     ]
     if not codes:
         return np.zeros(size, dtype=bool)
-    return rle.decode(rle.merge(codes)).astype(bool)
+    with warnings.catch_warnings():  # pycocotools 2.0 meets numpy 2's rules for `__array__`
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return rle.decode(rle.merge(codes)).astype(bool)
 
 
 def _kind(row: AddedClass) -> str:

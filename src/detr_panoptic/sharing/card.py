@@ -16,7 +16,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.hub_names import hub_name
 from ..data.plain_text import markdown, one_line
-from ..evaluation.tables import format_table, percent
 
 if TYPE_CHECKING:
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
@@ -247,16 +246,27 @@ def evaluation_results(quality: MeasuredQuality | None) -> list[EvalResult] | No
     ]
 
 
-def class_table(classes: Mapping[str, float]) -> str:
-    """Returns a Markdown table of the PQ of each class, the best first."""
+def class_table(classes: Mapping[str, float]) -> list[str]:
+    """Returns the lines of a Markdown table with the PQ of each class, the best first."""
     ordered = sorted(classes.items(), key=lambda item: -item[1])
-    return format_table(["class", "PQ"], [[name, percent(value)] for name, value in ordered], escape=markdown)
+    return format_table(["class", "PQ"], [[name, percent(value)] for name, value in ordered]).splitlines()
 
 
 def public_name(source: str, split: str | None = None) -> str:
     """Returns the name of a dataset or model for readers: its name on the Hub, or its folder's without the path."""
     name = source if hub_name(source) else Path(source).resolve().name
     return name if split is None else f"{name} {split}"
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a Markdown table."""
+    lines = [list(header), ["---"] * len(header), *([markdown(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def percent(value: float) -> str:
+    """Returns a fraction in percent with one decimal."""
+    return f"{100 * value:.1f}"
 
 
 def _describe_classes(is_thing: Mapping[str, bool]) -> str:
@@ -273,9 +283,10 @@ def _describe_quality(quality: MeasuredQuality | None) -> str:
     training = "**training images** of " if quality.on_training_images else ""
     how = ", ".join(filter(None, (quality.dataset, quality.how)))
     groups = format_table(["", "PQ", "SQ", "RQ"], [[name, *map(percent, row)] for name, row in quality.groups.items()])
+    classes = "\n".join(class_table(quality.classes))
     return (
         f"Measured with `detr_panoptic.evaluate` on {training}{markdown(how)}, in percent:\n\n{groups}\n\n"
-        f"<details><summary>by class</summary>\n\n{class_table(quality.classes)}\n\n</details>"
+        f"<details><summary>by class</summary>\n\n{classes}\n\n</details>"
     )
 
 

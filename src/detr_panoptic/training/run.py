@@ -24,8 +24,8 @@ from ..data.files import whole_files
 from ..data.hub_names import hub_name
 from ..evaluation import evaluate_model
 from ..evaluation.panoptic_quality import PanopticStats, panoptic_quality
-from ..inference.loading import without_progress_bars
-from ..inference.prediction import segment
+from ..inference.old_loading import without_progress_bars
+from ..inference.old_prediction import segment
 from ..visualization import draw_side_by_side
 from .arguments import TrainingArguments
 from .checkpoints import Progress, load_checkpoint, open_run, save_checkpoint
