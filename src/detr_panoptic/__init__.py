@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from .checkpoints.conversion import convert_checkpoint
     from .configuration_detr_panoptic import DetrPanopticConfig
     from .data.reading import PanopticData, read_panoptic
-    from .exporting.exported import export
+    from .exporting import export
     from .image_processing_detr_panoptic import DetrPanopticImageProcessor
-    from .labeling.completion import complete_stuff
+    from .inference import Prediction, PredictionFolder, Predictor
+    from .labeling import complete_stuff
     from .modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticModel
     from .pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline
-    from .sharing.pushing import push
+    from .sharing import push
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,9 @@ __all__ = [
     "DetrPanopticImageSegmentationPipeline",
     "DetrPanopticModel",
     "PanopticData",
+    "Prediction",
+    "PredictionFolder",
+    "Predictor",
     "complete_stuff",
     "convert_checkpoint",
     "export",
@@ -43,11 +47,12 @@ _NAMES = {
     "modeling_detr_panoptic": ("DetrPanopticForSegmentation", "DetrPanopticModel"),
     "image_processing_detr_panoptic": ("DetrPanopticImageProcessor",),
     "pipeline_detr_panoptic": ("DetrPanopticImageSegmentationPipeline",),
+    "inference": ("Prediction", "PredictionFolder", "Predictor"),
     "data.reading": ("PanopticData", "read_panoptic"),
     "checkpoints.conversion": ("convert_checkpoint",),
-    "exporting.exported": ("export",),
-    "labeling.completion": ("complete_stuff",),
-    "sharing.pushing": ("push",),
+    "exporting": ("export",),
+    "labeling": ("complete_stuff",),
+    "sharing": ("push",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _CONSOLE_SCRIPT = "detr-panoptic"
