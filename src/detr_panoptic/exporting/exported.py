@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..inference.loading import load
-from .graph import GraphOptions
+from .graph import GraphOptions, parse_size
 from .inputs import calibration_batches, fitted_to_canvas
 from .quantization import quantize_file
 from .writing import trace, write_onnx, write_torch
@@ -111,7 +111,7 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
     """
     output = Path(output)
     options = GraphOptions(
-        size=size,  # type: ignore[arg-type]  # parsed there
+        size=parse_size(size) if isinstance(size, str) else size,
         dynamic=dynamic,
         batch_size=batch_size,
         half=half,

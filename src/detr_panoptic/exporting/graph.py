@@ -46,8 +46,6 @@ class GraphOptions:
 
     def __post_init__(self) -> None:
         """Checks what can be checked without a model."""
-        if isinstance(self.size, str):
-            object.__setattr__(self, "size", _parse_size(self.size))
         if self.size is not None and min(self.size) < 1:
             raise ValueError(f"`size` must be two positive numbers of pixels, got {self.size}.")
         if self.batch_size < 1:
@@ -163,7 +161,8 @@ def missing_pixels(length: int) -> int:
     return (length + CANVAS_STEP - 1) // CANVAS_STEP * CANVAS_STEP - length
 
 
-def _parse_size(text: str) -> tuple[int, int]:
+def parse_size(text: str) -> tuple[int, int]:
+    """Reads height and width from a text such as "800x1066"."""
     height, times, width = text.partition("x")
     if not (times and height.isdecimal() and width.isdecimal()):
         raise ValueError(f"`size` must read HEIGHTxWIDTH, as in 800x1066, got {text!r}.")

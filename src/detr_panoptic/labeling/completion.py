@@ -19,6 +19,7 @@ from ..data.records import segmentation_ids
 from ..data.writing import write_coco_panoptic_dataset
 from ..inference import Predictor
 from ..inference.pictures import DatasetPictures
+from ..inference.predictor import OnError
 from ..scenes.source import read_source
 from ..segment_ids import VOID_ID
 from ..visualization import draw_segments
@@ -112,7 +113,7 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
     num_workers: int | None = None,
     device: str = "auto",
     dtype: str | None = None,
-    on_error: str = "stop",
+    on_error: OnError = "stop",
     progress: bool = True,
 ) -> Completion:
     """Fills the void of annotations with the stuff that a model predicts there, and writes the result.
