@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from .checkpoints.conversion import convert_checkpoint
     from .configuration_detr_panoptic import DetrPanopticConfig
     from .data.reading import PanopticData, read_panoptic
+    from .evaluation.model_evaluation import evaluate
+    from .evaluation.panoptic_quality import PanopticQuality
+    from .evaluation.report import Evaluation
+    from .evaluation.results import PanopticQualityResult
     from .exporting import export
     from .image_processing_detr_panoptic import DetrPanopticImageProcessor
     from .inference import Prediction, PredictionFolder, Predictor
@@ -31,12 +35,16 @@ __all__ = [
     "DetrPanopticImageProcessor",
     "DetrPanopticImageSegmentationPipeline",
     "DetrPanopticModel",
+    "Evaluation",
     "PanopticData",
+    "PanopticQuality",
+    "PanopticQualityResult",
     "Prediction",
     "PredictionFolder",
     "Predictor",
     "complete_stuff",
     "convert_checkpoint",
+    "evaluate",
     "export",
     "push",
     "read_panoptic",
@@ -49,6 +57,10 @@ _NAMES = {
     "pipeline_detr_panoptic": ("DetrPanopticImageSegmentationPipeline",),
     "inference": ("Prediction", "PredictionFolder", "Predictor"),
     "data.reading": ("PanopticData", "read_panoptic"),
+    "evaluation.model_evaluation": ("evaluate",),
+    "evaluation.panoptic_quality": ("PanopticQuality",),
+    "evaluation.report": ("Evaluation",),
+    "evaluation.results": ("PanopticQualityResult",),
     "checkpoints.conversion": ("convert_checkpoint",),
     "exporting": ("export",),
     "labeling": ("complete_stuff",),
