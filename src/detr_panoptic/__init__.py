@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .evaluation.panoptic_quality import PanopticQuality
     from .evaluation.report import Evaluation
     from .evaluation.results import PanopticQualityResult
+    from .explanation import Explanation, explain
     from .exporting import export
     from .image_processing_detr_panoptic import DetrPanopticImageProcessor
     from .inference import Prediction, PredictionFolder, Predictor
@@ -36,6 +37,7 @@ __all__ = [
     "DetrPanopticImageSegmentationPipeline",
     "DetrPanopticModel",
     "Evaluation",
+    "Explanation",
     "PanopticData",
     "PanopticQuality",
     "PanopticQualityResult",
@@ -45,6 +47,7 @@ __all__ = [
     "complete_stuff",
     "convert_checkpoint",
     "evaluate",
+    "explain",
     "export",
     "push",
     "read_panoptic",
@@ -56,6 +59,7 @@ _NAMES = {
     "image_processing_detr_panoptic": ("DetrPanopticImageProcessor",),
     "pipeline_detr_panoptic": ("DetrPanopticImageSegmentationPipeline",),
     "inference": ("Prediction", "PredictionFolder", "Predictor"),
+    "explanation": ("Explanation", "explain"),
     "data.reading": ("PanopticData", "read_panoptic"),
     "evaluation.model_evaluation": ("evaluate",),
     "evaluation.panoptic_quality": ("PanopticQuality",),

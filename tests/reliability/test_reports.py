@@ -13,7 +13,7 @@ from detr_panoptic.data.plain_text import markdown, one_line
 from detr_panoptic.evaluation.report import Evaluation
 from detr_panoptic.evaluation.results import ClassQuality, GroupQuality, PanopticQualityResult
 from detr_panoptic.training.summary import write_model_card, write_summary
-from detr_panoptic.visualization import draw_segments, hover_figure
+from detr_panoptic.visualization import draw_segments
 from detr_panoptic.visualization.labels import label_text
 from detr_panoptic.visualization.report import escaped, gallery, heading, paragraph, table, write_page
 from tests.conftest import build_tiny, photo
@@ -110,13 +110,6 @@ def test_markdown_shows_a_name_as_it_is():
     tokens = assert_only_table_cells("\n".join([*lines, "", *rows]), NAMES)
     assert sum(token.type == "list_item_open" for token in tokens) == len(NAMES)
     assert sum(token.type == "td_open" for token in tokens) == 2 * len(NAMES)
-
-
-def test_a_picture_to_point_at_shows_names_as_they_are():
-    ids = np.arange(1, len(NAMES) + 1).repeat(4)[None].repeat(6, 0)
-    segments = [{"id": label + 1, "label_id": label, "score": 0.5} for label in range(len(NAMES))]
-    figure = hover_figure(photo((ids.shape[1], 6), seed=0), ids, segments, dict(enumerate(NAMES)))
-    assert_only_text(figure, NAMES, scripts=2)
 
 
 def test_labels_in_pictures_are_one_line():
