@@ -10,14 +10,14 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
 from ..data import PanopticData
+from ..data.categories import match_labels
 from ..data.hub_names import hub_name
 from ..data.records import truth_ids
 from ..inference.predictor import Predictor, processes
 from ..scenes.source import read_source
 from .average_precision import average_precision as compute_average_precision
 from .average_precision import true_instances
-from .matching import match_classes, relabel
-from .panoptic_quality import PanopticQuality
+from .panoptic_quality import PanopticQuality, relabel
 from .report import Evaluation, Example
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 PREDICTIONS = "predictions"  # folder inside the output folder
 NUM_WORST = 4  # images that are kept to be drawn
+SHOWN = 5  # class names in a message
 
 
 def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
@@ -130,6 +131,28 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
     return evaluation
 
 
+def match_classes(categories: Categories, id2label: Mapping[int, str]) -> dict[int, int]:
+    """Returns the dataset's label id of each label id of the model that the dataset has.
+
+    Args:
+        categories: of the dataset.
+        id2label: names of the model's labels.
+
+    Raises:
+        ValueError: the model lacks a class of the dataset.
+    """
+    labels = match_labels(categories, id2label)
+    matched = set(labels.values())
+    lacking = [name for label, name in enumerate(categories.names) if label not in matched]
+    if lacking:
+        shown = ", ".join(map(repr, lacking[:SHOWN])) + (" …" if len(lacking) > SHOWN else "")
+        raise ValueError(
+            f"The model has no class for {len(lacking)} of the {len(categories)} classes of the data: {shown}. "
+            "Classes are matched by name."
+        )
+    return labels
+
+
 class _Image(NamedTuple):
     """The contribution of one image to the metrics."""
 
@@ -199,7 +222,6 @@ class _Comparison:
             quality=total.compute(),
             ap=compute_average_precision(instances, self.categories, self.kinds) if self.kinds else {},
             images=len(self.images),
-            categories=self.categories,
             worst=[example for _, _, example in self.worst],
             **about,
         )

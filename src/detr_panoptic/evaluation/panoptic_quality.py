@@ -24,7 +24,6 @@ import numpy as np
 from ..data.categories import match_labels
 from ..data.records import truth_ids
 from .image_counts import ImageCounts, count_image
-from .matching import relabel
 from .results import ClassQuality, GroupQuality, PanopticQualityResult
 
 if TYPE_CHECKING:
@@ -149,6 +148,26 @@ class PanopticQuality:
             for label in image.missed:
                 sums[3, label] += 1
         return sums
+
+
+def relabel(prediction: Prediction, labels: Mapping[int, int]) -> dict[str, Any]:
+    """Returns a prediction in the labels of a dataset, as `segmentation` and `segments_info`.
+
+    Segments of classes that the dataset does not have become void: it cannot judge them.
+
+    Args:
+        prediction: of a model.
+        labels: the dataset's label id of each label id of the model.
+    """
+    known = [segment for segment in prediction.segments if segment.label_id in labels]
+    ids = prediction.segmentation
+    if len(known) < len(prediction.segments):
+        ids = np.where(np.isin(ids, [segment.id for segment in known]), ids, 0)
+    segments = [
+        {"id": segment.id, "label_id": labels[segment.label_id], "score": segment.score, "area": segment.area}
+        for segment in known
+    ]
+    return {"segmentation": ids, "segments_info": segments}
 
 
 def _divide(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> list[float]:
