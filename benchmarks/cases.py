@@ -16,8 +16,7 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 from transformers import DetrConfig, DetrForSegmentation
 
 from detr_panoptic import DetrPanopticForSegmentation
-from detr_panoptic.checkpoints import build_model
-from detr_panoptic.convert import convert_state_dict
+from detr_panoptic.checkpoints.conversion import build_model, convert_state_dict
 
 NUM_LABELS = 250  # as the published panoptic checkpoints
 

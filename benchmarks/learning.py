@@ -39,7 +39,7 @@ from transformers import DetrConfig, DetrForSegmentation
 
 from cases import describe_run, markdown_table
 from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation, DetrPanopticImageProcessor
-from detr_panoptic.convert import convert_state_dict
+from detr_panoptic.checkpoints.conversion import convert_state_dict
 from detr_panoptic.data import PanopticCollator
 from detr_panoptic.data.augmentation import RandomAugmentation
 from detr_panoptic.data.categories import Categories
@@ -48,10 +48,10 @@ from detr_panoptic.evaluation.panoptic_quality import panoptic_quality
 from detr_panoptic.scenes import SCENE_CATEGORIES
 from detr_panoptic.scenes.dataset import scenes_dataset
 from detr_panoptic.training.aids import attach_training_aids
-from detr_panoptic.training.arguments import OptimizationArguments
 from detr_panoptic.training.backbone_weights import EFFICIENTNET_LITE0, load_backbone_weights
 from detr_panoptic.training.calibration import calibrate
 from detr_panoptic.training.optimization import build_schedule
+from detr_panoptic.training.settings import OptimizationSettings
 
 BACKBONE = "tf_efficientnet_lite0"
 CALIBRATION_IMAGES = 8
@@ -140,7 +140,7 @@ class Trial:
     def run(self, name: str, model: nn.Module, ours: DetrPanopticForSegmentation) -> list[Point]:
         """Trains a contestant and measures it now and then; `ours` says what the processor has to know."""
         settings = self.arguments
-        optimization = OptimizationArguments(
+        optimization = OptimizationSettings(
             learning_rate=settings.rate,
             backbone_learning_rate=settings.rate / 2,
             max_grad_norm=5.0,
@@ -171,7 +171,7 @@ class Trial:
         return points
 
 
-def optimizer_of(model: nn.Module, arguments: OptimizationArguments) -> AdamW:
+def optimizer_of(model: nn.Module, arguments: OptimizationSettings) -> AdamW:
     """AdamW with the package's two rates, for models of either kind."""
     rates = {True: arguments.backbone_learning_rate, False: arguments.learning_rate}
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}

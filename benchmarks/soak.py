@@ -30,7 +30,7 @@ from scipy import stats
 from cases import describe_run, markdown_table
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.commands.demo import SHIPPED_MODEL
-from detr_panoptic.inference.loading import without_progress_bars
+from detr_panoptic.inference.old_loading import without_progress_bars
 from detr_panoptic.scenes import make_scene
 
 SIDE = 64  # pixels; of the shorter side

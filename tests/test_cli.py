@@ -10,10 +10,10 @@ from PIL import Image
 from transformers import DetrConfig, DetrForSegmentation
 
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
+from detr_panoptic.checkpoints.conversion import convert_files
 from detr_panoptic.cli import COMMANDS, main
 from detr_panoptic.commands.frame import explain
 from detr_panoptic.commands.predict import MAX_LISTED_IMAGES, output_stems
-from detr_panoptic.convert import convert_checkpoint
 from detr_panoptic.data import read_panoptic, segmentation_ids
 from detr_panoptic.data.categories import Categories
 from detr_panoptic.segment_ids import rgb_to_ids
@@ -395,7 +395,7 @@ def foreign_folder(tmp_path_factory) -> Path:
 def test_convert_writes_a_model_that_loads_with_the_same_weights(tmp_path, foreign_folder, capsys):
     assert run("convert", foreign_folder, tmp_path / "ours", "--dilation") == 0
     text = capsys.readouterr().out
-    expected = convert_checkpoint(foreign_folder, dilation=True)
+    expected = convert_files(foreign_folder, dilation=True)
     for note in expected.notes:
         assert note in text
     model = DetrPanopticForSegmentation.from_pretrained(tmp_path / "ours")
@@ -417,11 +417,11 @@ def test_a_converted_model_predicts(tmp_path, foreign_folder):
 @pytest.mark.parametrize(
     ("source", "output", "part"),
     [
-        ("{foreign}", "{foreign}", "over its source"),
-        ("{photo}", "{tmp}/ours", "no checkpoint"),
+        ("{foreign}", "{foreign}", "`output`"),
+        ("{photo}", "{tmp}/ours", "photo.png"),
         ("{tmp}/detr.pth", "{tmp}/ours", "detr.pth"),
-        ("weights/detr.pth", "{tmp}/ours", "No such file"),
-        ("{foreign}", "{photo}", "is a file"),
+        ("weights/detr.pth", "{tmp}/ours", "weights/detr.pth"),
+        ("{foreign}", "{photo}", "`output`"),
     ],
 )
 def test_convert_refuses_in_one_line(tmp_path, foreign_folder, capsys, source, output, part):
@@ -433,4 +433,4 @@ def test_convert_refuses_in_one_line(tmp_path, foreign_folder, capsys, source, o
 
 def test_compact_without_unused_classes_is_refused(tmp_path, foreign_folder, capsys):
     assert run("convert", foreign_folder, tmp_path / "ours", "--compact") == 2
-    assert "No class to leave out" in only_line(capsys.readouterr().err)
+    assert "`compact`" in only_line(capsys.readouterr().err)

@@ -76,13 +76,14 @@ def test_annotated_parquet_of_other_programs_is_read(tmp_path):
 
 
 def test_a_folder_of_folders_is_read_whole(tmp_path):
-    folder = folder_of(tmp_path / "photos", ["12.png", "cats/1.png", "dogs/.hidden/1.png"])
+    folder = folder_of(tmp_path / "photos", ["12.png", "cats/1.png", "dogs/1.png"])
     (folder / "cats" / "notes.txt").write_text("")
     (folder / "cats" / "._1.png").write_bytes(b"")
+    folder_of(folder / ".ipynb_checkpoints", ["1.png", "2.png", "3.png"])
     records = read_images(folder)
     assert_photos(records)
-    assert list(records["file_name"]) == ["12.png", "cats/1.png", "dogs/.hidden/1.png"]
-    assert list(records["image_id"]) == [12, image_id_of("cats/1"), image_id_of("dogs/.hidden/1")]
+    assert list(records["file_name"]) == ["12.png", "cats/1.png", "dogs/1.png"]
+    assert list(records["image_id"]) == [12, image_id_of("cats/1"), image_id_of("dogs/1")]
     assert_photos(read_images(folder, split="cats"), (1,))
     assert_photos(read_images(folder, limit=1), (0,))
 

@@ -106,7 +106,7 @@ def test_labels_in_a_wanted_order_are_matched_by_name(coco, semantic):
                 names = [own.names[segment["label_id"]] for segment in before["segments_info"]]
                 assert [wanted.names[segment["label_id"]] for segment in after["segments_info"]] == names
                 assert same_record({**before, "segments_info": 0}, {**after, "segments_info": 0})
-    with pytest.raises(ValueError, match=r"`categories` must have every name of the data, 'sea', 'crowned crane' not"):
+    with pytest.raises(ValueError, match=r"`categories` must .* 'sea', 'crowned crane' not"):
         read_panoptic(coco, categories=Categories(("boat",), (True,), (1,)))
 
 

@@ -101,7 +101,7 @@ def test_training_measures_the_same(model_folder, data_folder, evaluated):
     """Training's way: the data in the model's labels."""
     model = DetrPanopticForSegmentation.from_pretrained(model_folder)
     processor = DetrPanopticImageProcessor.from_pretrained(model_folder)
-    from detr_panoptic.inference.loading import model_categories
+    from detr_panoptic.inference.old_loading import model_categories
 
     data = read_panoptic(data_folder, categories=model_categories(model.config))
     stats = evaluate_model(model.eval(), processor, data.records, data.categories, batch_size=1)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from detr_panoptic.evaluation.journal import Journal, written_whole
+from detr_panoptic.evaluation.journal import Journal
 from detr_panoptic.image_processing_detr_panoptic import DetrPanopticImageProcessor
 from detr_panoptic.inference.batching import Failure, load_batches, plan_batches
 
@@ -68,19 +68,6 @@ def test_other_settings_are_refused_by_name(tmp_path, settings):
         pass
     with pytest.raises(ValueError, match=r"holds results with `threshold` 0\.5, expected 0\.\d+: name another folder"):
         journal(tmp_path, settings=settings)
-
-
-def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("before")
-    with pytest.raises(KeyboardInterrupt), written_whole(path) as part:  # noqa: PT012  the interrupt comes in between
-        part.write_text("half of it")
-        raise KeyboardInterrupt
-    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
-    assert path.read_text() == "before"
-    with written_whole(path) as part:
-        part.write_text("after")
-    assert path.read_text() == "after"
 
 
 class Photos:

@@ -12,7 +12,7 @@ from detr_panoptic import DetrPanopticImageProcessor
 from detr_panoptic.cli import main
 from detr_panoptic.commands.demo import SHIPPED_MODEL
 from detr_panoptic.explanation.explanation import explain_image, queries_of
-from detr_panoptic.training.recipes import COCO_CHECKPOINT
+from detr_panoptic.inference.old_loading import COCO_CHECKPOINT
 from detr_panoptic.visualization import draw_attention
 
 from .conftest import build_tiny

@@ -1,32 +1,23 @@
 """DETR for panoptic segmentation as a Hugging Face model package.
 
-Importing this package registers its classes with transformers' Auto classes and its pipeline.
+Importing the package registers its classes with transformers' Auto classes and its pipeline, and lets
+`from_pretrained` read checkpoints of transformers' DETR. The other public names are imported when they are first used.
+In the console script `detr-panoptic`, which parses its arguments before it imports anything heavy, the first use of a
+public name registers.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageSegmentation,
-    AutoModelForUniversalSegmentation,
-)
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from . import checkpoints as checkpoints  # so that `from_pretrained` reads the checkpoints of other projects
-from .configuration_detr_panoptic import DetrPanopticConfig
-from .image_processing_detr_panoptic import DetrPanopticImageProcessor
-from .modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticModel
-from .pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline, register_pipeline
-
-AutoConfig.register(DetrPanopticConfig.model_type, DetrPanopticConfig)
-AutoImageProcessor.register(DetrPanopticConfig, image_processor_classes={"torchvision": DetrPanopticImageProcessor})
-AutoModel.register(DetrPanopticConfig, DetrPanopticModel)
-AutoModelForImageSegmentation.register(DetrPanopticConfig, DetrPanopticForSegmentation)
-AutoModelForUniversalSegmentation.register(DetrPanopticConfig, DetrPanopticForSegmentation)
-register_pipeline()
-DetrPanopticConfig.register_for_auto_class()
-DetrPanopticImageProcessor.register_for_auto_class()
-DetrPanopticModel.register_for_auto_class("AutoModel")
-DetrPanopticForSegmentation.register_for_auto_class("AutoModelForImageSegmentation")
+if TYPE_CHECKING:
+    from .checkpoints.conversion import convert_checkpoint
+    from .configuration_detr_panoptic import DetrPanopticConfig
+    from .data.reading import PanopticData, read_panoptic
+    from .image_processing_detr_panoptic import DetrPanopticImageProcessor
+    from .modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticModel
+    from .pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline
 
 __version__ = "0.1.0"
 
@@ -36,4 +27,67 @@ __all__ = [
     "DetrPanopticImageProcessor",
     "DetrPanopticImageSegmentationPipeline",
     "DetrPanopticModel",
+    "PanopticData",
+    "convert_checkpoint",
+    "read_panoptic",
 ]
+
+_NAMES = {
+    "configuration_detr_panoptic": ("DetrPanopticConfig",),
+    "modeling_detr_panoptic": ("DetrPanopticForSegmentation", "DetrPanopticModel"),
+    "image_processing_detr_panoptic": ("DetrPanopticImageProcessor",),
+    "pipeline_detr_panoptic": ("DetrPanopticImageSegmentationPipeline",),
+    "data.reading": ("PanopticData", "read_panoptic"),
+    "checkpoints.conversion": ("convert_checkpoint",),
+}
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
+_CONSOLE_SCRIPT = "detr-panoptic"
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _register()
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _register() -> None:
+    """Registers the classes with transformers, and the readers of foreign checkpoints with the classes.
+
+    Repeating it changes nothing.
+    """
+    import transformers
+
+    from .checkpoints.hooks import register_readers
+    from .configuration_detr_panoptic import DetrPanopticConfig
+    from .image_processing_detr_panoptic import DetrPanopticImageProcessor
+    from .modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticModel
+    from .pipeline_detr_panoptic import register_pipeline
+
+    transformers.AutoConfig.register(DetrPanopticConfig.model_type, DetrPanopticConfig, exist_ok=True)
+    transformers.AutoImageProcessor.register(
+        DetrPanopticConfig, image_processor_classes={"torchvision": DetrPanopticImageProcessor}, exist_ok=True
+    )
+    for auto_class, model_class in (
+        (transformers.AutoModel, DetrPanopticModel),
+        (transformers.AutoModelForImageSegmentation, DetrPanopticForSegmentation),
+        (transformers.AutoModelForUniversalSegmentation, DetrPanopticForSegmentation),
+    ):
+        auto_class.register(DetrPanopticConfig, model_class, exist_ok=True)
+    register_pipeline()
+    DetrPanopticConfig.register_for_auto_class()
+    DetrPanopticImageProcessor.register_for_auto_class()
+    DetrPanopticModel.register_for_auto_class("AutoModel")
+    DetrPanopticForSegmentation.register_for_auto_class("AutoModelForImageSegmentation")
+    register_readers()
+
+
+if Path(sys.argv[0] if sys.argv else "").stem != _CONSOLE_SCRIPT:
+    _register()

@@ -12,8 +12,7 @@ Names and habits are those of transformers' `DetrImageProcessor`, with these dif
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial, reduce
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -34,9 +33,6 @@ from transformers.models.detr.image_processing_detr import convert_segmentation_
 from transformers.processing_utils import ImagesKwargs
 
 from .box_ops import cxcywh_to_xyxy
-from .categories import COCO_PANOPTIC
-from .convert import processor_kwargs
-from .convert_config import COCO_PANOPTIC_LABELS
 from .image_reading import array_to_tensor, channels_last, flatten_images, picture_to_tensor, read_picture
 from .panoptic_merging import (
     ImageSizes,
@@ -85,6 +81,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     """
 
     valid_kwargs = DetrPanopticImageProcessorKwargs
+    foreign_readers: ClassVar[list[Callable[..., dict[str, Any]]]] = []  # empty in Hub code; the package fills it
     model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012  as in every image processor
     default_to_square = False
     do_resize = True
@@ -133,15 +130,10 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         """What `from_pretrained` reads, with the settings of transformers' DETR checkpoints translated to ours."""
         hub_options = dict(kwargs)
         values, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
-        if values.get("image_processor_type") == cls.__name__:
-            return values, kwargs
-        path = Path(pretrained_model_name_or_path)
-        source = path.parent if path.is_file() else pretrained_model_name_or_path
-        try:
-            model_config, _ = PreTrainedConfig.get_config_dict(source, **hub_options)
-        except OSError:  # a processor without a model beside it
-            model_config = {}
-        return processor_kwargs(values) | {"stuff_label_ids": _foreign_stuff(model_config)}, kwargs
+        if values.get("image_processor_type") != cls.__name__:
+            for read in cls.foreign_readers:
+                values = read(values, pretrained_model_name_or_path, **hub_options)
+        return values, kwargs
 
     def process_image(
         self,
@@ -396,13 +388,6 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
             "mask_threshold": self._fraction("mask_threshold", mask),
             "overlap_mask_area_threshold": self._fraction("overlap_mask_area_threshold", overlap),
         }
-
-
-def _foreign_stuff(model_config: Mapping[str, Any]) -> list[int]:
-    """Stuff of the zoo's panoptic checkpoints, whose labels are COCO's category ids; none of other models."""
-    if len(model_config.get("id2label", ())) != COCO_PANOPTIC_LABELS:
-        return []
-    return [COCO_PANOPTIC.category_ids[label] for label in COCO_PANOPTIC.stuff_label_ids]
 
 
 def _images(

@@ -13,8 +13,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from transformers.image_utils import ChannelDimension, load_image
 
-from .plain_text import first_line
-
 MAX_UINT16, MAX_UINT8 = 65535, 255
 # Pillow goes by the content of a file, not by its name, and knows fifty formats; for PostScript it runs Ghostscript.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -75,7 +73,7 @@ def _reason(error: Exception) -> str:
         return f"it is empty, damaged, or none of {', '.join(FORMATS)}."
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return first_line(error)
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def refuse_other_formats() -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .hub_names import hub_name
-from .plain_text import markdown, one_line
+from .data.hub_names import hub_name
+from .data.plain_text import markdown, one_line
 
 LICENSE = "apache-2.0"
 """Of the code that every repository carries."""

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from detr_panoptic.explanation.explanation import explain_image
-from detr_panoptic.inference.prediction import read_image
+from detr_panoptic.inference.old_prediction import read_image
 from detr_panoptic.segment_ids import rgb_to_ids
 from detr_panoptic.visualization import attention_on_pixels, draw_segments
 from detr_panoptic.visualization.attention import draw_heat

@@ -303,7 +303,7 @@ def test_answers_are_those_of_the_command_line(client, scene, shipped):
 
     import numpy as np
 
-    from detr_panoptic.inference.prediction import describe_segments, read_image, segment
+    from detr_panoptic.inference.old_prediction import describe_segments, read_image, segment
     from detr_panoptic.segment_ids import rgb_to_ids
 
     file = file_of(client, scene.read_bytes(), scene.name)

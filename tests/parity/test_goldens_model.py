@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import detr_panoptic.modeling_detr_panoptic as modeling
 from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation
-from detr_panoptic.convert import convert_state_dict
+from detr_panoptic.checkpoints.conversion import convert_state_dict
 from detr_panoptic.losses import matching_errors
 from detr_panoptic.matcher import Matching, match
 from tests.goldens.formula_weights import formula_weight

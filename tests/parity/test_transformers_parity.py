@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from transformers import DetrConfig, DetrForObjectDetection, DetrForSegmentation, PreTrainedModel, ResNetConfig
 
+from detr_panoptic.checkpoints.conversion import convert_files, convert_state_dict
+from detr_panoptic.checkpoints.names import check_names
 from detr_panoptic.configuration_detr_panoptic import DetrPanopticConfig
-from detr_panoptic.convert import check_names, convert_checkpoint, convert_state_dict
 from detr_panoptic.modeling_detr_panoptic import DetrPanopticForSegmentation
 
 NUM_LABELS = 5
@@ -85,7 +86,7 @@ def test_panoptic_model_gives_the_same_numbers(tmp_path: Path, padded_batch: dic
 def test_detection_only_model_gives_the_same_detections(tmp_path: Path, padded_batch: dict[str, Tensor]):
     theirs = foreign_model(DetrForObjectDetection, timm=True)
     theirs.save_pretrained(tmp_path)
-    converted = convert_checkpoint(tmp_path)
+    converted = convert_files(tmp_path)
     ours = DetrPanopticForSegmentation(DetrPanopticConfig(**converted.config_kwargs)).eval()
     converted.check_fit(ours.state_dict())
     ours.load_state_dict(converted.state_dict, strict=False)
@@ -101,7 +102,7 @@ def test_names_in_memory_and_in_files_mean_the_same(tmp_path: Path, architecture
     model = foreign_model(architecture, timm=timm)
     model.save_pretrained(tmp_path, max_shard_size="5MB")
     assert (tmp_path / "model.safetensors.index.json").is_file()
-    from_files = convert_checkpoint(tmp_path)
+    from_files = convert_files(tmp_path)
     from_memory = convert_state_dict(model.state_dict(), model.config.to_dict())
     assert from_files.config_kwargs == from_memory.config_kwargs
     check_names(from_files.state_dict, from_memory.state_dict)

@@ -1,11 +1,6 @@
-"""Checkpoints of other projects, read and converted; the bundled checkpoint.
+"""Checkpoints of other DETR implementations, and the checkpoint that comes with the package."""
 
-Importing this package lets `from_pretrained` load transformers' DETR.
-"""
+from pathlib import Path
 
-from ..modeling_detr_panoptic import DetrPanopticPreTrainedModel
-from .foreign import build_model, read_foreign
-
-DetrPanopticPreTrainedModel.foreign_readers.append(read_foreign)
-
-__all__ = ["build_model", "read_foreign"]
+BUNDLED = Path(__file__).parent / "scenes"
+"""Folder of the bundled checkpoint, a small model trained on generated scenes."""

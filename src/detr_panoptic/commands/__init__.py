@@ -1,4 +1,9 @@
-"""The commands of `detr-panoptic`, one module each with `register` (its options) and the function that runs it.
+"""The command line.
 
-Modules here import nothing heavy before their command runs: `--help` answers at once.
+Each command is a typed function that calls one public function of the package and prints its result; cyclopts makes
+options and help pages from its signature. Only this room knows about exit codes.
 """
+
+from .program import main
+
+__all__ = ["main"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from ..inference.loading import add_device_option, load_model, resolve_device
+from ..inference.old_loading import add_device_option, load_model, resolve_device
 from .demo import SHIPPED_MODEL
 from .frame import CommandError, add_command
 

@@ -30,5 +30,5 @@ def register(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Without one of its commands, the group shows its help page."""
-    print(arguments.help_page())  # noqa: T201  what was asked for
+    print(arguments.help_page())
     return USER_ERROR

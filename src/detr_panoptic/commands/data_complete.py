@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..inference.loading import add_device_option, load_model, model_categories, resolve_device
 from ..inference.long_runs import add_batch_options, check_run_options
+from ..inference.old_loading import add_device_option, load_model, model_categories, resolve_device
 from .data_convert import COCO, Counts, check_output, write_records
 from .frame import CommandError, add_command, plain
 from .sources import add_source_options, read_source, source_options

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints import BUNDLED
 from .frame import PROGRAM, CommandError, add_command
 from .sources import SCENE_SIDE
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
     from .frame import CommandParser
 
-SHIPPED_MODEL = Path(__file__).parents[1] / "checkpoints" / "scenes"
+SHIPPED_MODEL = BUNDLED
 """A small model trained on generated scenes; configs/scenes_320.yaml says how to make it again."""
 UNSEEN_SEED = 77_000_000  # training draws its scenes from seeds below
 SHOWN = 4  # scenes in the picture
@@ -85,7 +86,7 @@ def load_shipped_model() -> tuple[DetrPanopticForSegmentation, DetrPanopticImage
     import torch
 
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-    from ..inference.loading import without_progress_bars
+    from ..inference.old_loading import without_progress_bars
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
     with without_progress_bars():

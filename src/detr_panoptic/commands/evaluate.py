@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..inference.loading import fingerprint, load_model, model_categories
 from ..inference.long_runs import add_run_options, check_run_options, journal_folder, processes, run_over
+from ..inference.old_loading import fingerprint, load_model, model_categories
 from ..training.faults import held_output
 from .frame import USER_ERROR, CommandError, add_command
 from .sources import add_source_options, read_source, source_options
@@ -95,7 +95,7 @@ def _measure_all(
 ) -> Journal:
     from ..evaluation.journal import Journal
     from ..evaluation.report import write_report
-    from ..inference.pictures import DatasetPictures
+    from ..inference.old_pictures import DatasetPictures
     from ..model_card import public_name
 
     pictures = DatasetPictures(data.records, with_truth=True)

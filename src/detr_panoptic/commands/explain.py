@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..inference.loading import add_device_option, add_model_option, load_model, resolve_device
+from ..inference.old_loading import add_device_option, add_model_option, load_model, resolve_device
 from .frame import CommandError, add_command, plain
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
         raise CommandError(f"`--threshold` must be from 0 to 1, got {arguments.threshold}.")
 
-    from ..inference.prediction import read_image
+    from ..inference.old_prediction import read_image
 
     image = read_image(arguments.image)
     model, processor = load_model(arguments.model, resolve_device(arguments.device))

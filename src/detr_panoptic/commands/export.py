@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..inference.loading import load_model
+from ..inference.old_loading import load_model
 from .frame import CommandError, add_command
 from .predict import expand_images
 from .sources import SCENES, read_source
@@ -190,7 +190,7 @@ def _calibration(
 
 
 def _pictures(arguments: argparse.Namespace) -> Iterator[Any]:
-    from ..inference.prediction import read_image
+    from ..inference.old_prediction import read_image
 
     if arguments.calibration == [SCENES]:
         data = read_source(SCENES, scene_seed=SCENE_SEED, limit=CALIBRATION_IMAGES)

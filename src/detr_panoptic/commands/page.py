@@ -15,8 +15,8 @@ from ..app.limits import Limits
 from ..app.page import page_application
 from ..explanation.explanation import Explanation, explain_image
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-from ..inference.loading import model_categories
-from ..inference.prediction import Prediction, describe_segments, prediction_json, segment
+from ..inference.old_loading import model_categories
+from ..inference.old_prediction import Prediction, describe_segments, prediction_json, segment
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from ..scenes.dataset import SCENE_CATEGORIES, make_scene
 from ..segment_ids import ids_to_rgb

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..inference.loading import add_model_option, fingerprint, load_model
 from ..inference.long_runs import add_run_options, check_run_options, journal_folder, processes, run_over
+from ..inference.old_loading import add_model_option, fingerprint, load_model
 from ..training.faults import held_output
 from .frame import USER_ERROR, CommandError, add_command, plain, report
 from .sources import add_source_options, read_pictures, source_options
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from ..evaluation.journal import Journal
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-    from ..inference.pictures import DatasetPictures, ImageFiles
-    from ..inference.prediction import Prediction
+    from ..inference.old_pictures import DatasetPictures, ImageFiles
+    from ..inference.old_prediction import Prediction
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
     from .frame import CommandParser
 
@@ -116,7 +116,7 @@ def _predict_all(
     state: PartialState,
 ) -> Journal:
     from ..evaluation.journal import Journal
-    from ..inference.prediction import MASK_QUERIES
+    from ..inference.old_prediction import MASK_QUERIES
     from ..inference.writers import CocoWriter, FileWriter, ParquetWriter
 
     writers = {FILES: FileWriter, COCO: CocoWriter, PARQUET: ParquetWriter}
@@ -144,11 +144,11 @@ def _pictures(arguments: argparse.Namespace) -> tuple[ImageFiles | DatasetPictur
     if arguments.data is None:
         paths, missing = expand_images(arguments.images, output=arguments.output)
 
-        from ..inference.pictures import ImageFiles
+        from ..inference.old_pictures import ImageFiles
 
         return ImageFiles(paths), missing
 
-    from ..inference.pictures import DatasetPictures
+    from ..inference.old_pictures import DatasetPictures
 
     return DatasetPictures(read_pictures(arguments.data, **source_options(arguments)), with_truth=False), []
 

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import argparse
 
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
     from ..data import PanopticData
 
 SCENES = "scenes"
-SCENE_COUNT = 1000
 SCENE_SIDE = 256  # pixels
 FORMATS = ("coco-panoptic", "rows", "two-channel", "coco-instances", "cityscapes", "semantic")  # of `..data`
 
@@ -37,43 +36,20 @@ def source_options(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def read_source(
-    source: str, *, scene_side: int = SCENE_SIDE, scene_seed: int = 0, scene_workers: int = 0, **options: Any
-) -> PanopticData:
-    """Records and categories of a dataset, or of generated pictures.
+def read_source(source: str, **options: Any) -> PanopticData:
+    """`scenes.read_source`, in a process that opens no unusual image formats."""
+    from ..scenes import source as scenes
 
-    Args:
-        source: what `read_panoptic` takes, or `scenes`.
-        scene_side: height and width of scenes, pixels.
-        scene_seed: other scenes for another number.
-        scene_workers: processes that make them; 0: this one.
-        options: of `read_panoptic`.
-
-    Raises:
-        ValueError: as `read_panoptic`, or other categories are wanted than those of scenes.
-    """
-    from ..data import PanopticData, read_panoptic
-    from ..scenes import SCENE_CATEGORIES, scenes_dataset
-
-    if source != SCENES:
-        prepare_reading()
-        return read_panoptic(source, **options)
-    wanted = options.get("categories")
-    if wanted is not None and wanted.names != SCENE_CATEGORIES.names:
-        raise ValueError(f"`{SCENES}` has classes of its own: {', '.join(SCENE_CATEGORIES.names)}.")
-    count = options.get("limit") or SCENE_COUNT
-    scenes = scenes_dataset(count, seed=scene_seed, height=scene_side, width=scene_side, workers=scene_workers)
-    return PanopticData(scenes, SCENE_CATEGORIES)
-
-
-def read_pictures(source: str, **options: Any) -> Dataset:
-    """The pictures of a dataset, which need not be annotated, or generated ones; arguments as of `read_source`."""
-    from ..data import read_images
-
-    if source == SCENES:
-        return read_source(source, **options).records
     prepare_reading()
-    return read_images(source, **options)
+    return scenes.read_source(source, **options)
+
+
+def read_pictures(source: str, **options: Any) -> Dataset | IterableDataset:
+    """`scenes.read_pictures`, in a process that opens no unusual image formats."""
+    from ..scenes import source as scenes
+
+    prepare_reading()
+    return scenes.read_pictures(source, **options)
 
 
 def prepare_reading() -> None:

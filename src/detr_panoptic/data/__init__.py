@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from .augmentation import sample_seed as sample_seed
     from .categories import COCO_PANOPTIC as COCO_PANOPTIC
     from .categories import Categories as Categories
+    from .categories import match_labels as match_labels
     from .coco import CocoPanopticPaths as CocoPanopticPaths
     from .coco import find_coco_panoptic as find_coco_panoptic
     from .collation import PanopticCollator as PanopticCollator
+    from .files import written_whole as written_whole
     from .folders import IMAGE_SUFFIXES as IMAGE_SUFFIXES
     from .folders import read_categories as read_categories
     from .images import read_images as read_images
@@ -28,20 +30,22 @@ if TYPE_CHECKING:
     from .records import measure_segments as measure_segments
     from .records import panoptic_features as panoptic_features
     from .records import segmentation_ids as segmentation_ids
+    from .records import truth_ids as truth_ids
     from .writing import save_dataset as save_dataset
     from .writing import write_coco_panoptic_dataset as write_coco_panoptic_dataset
     from .writing import write_parquet as write_parquet
 
 _NAMES = {
     "augmentation": ("Augmentation", "LargeScaleJitter", "RandomAugmentation", "sample_seed"),
-    "categories": ("COCO_PANOPTIC", "Categories"),
+    "categories": ("COCO_PANOPTIC", "Categories", "match_labels"),
     "coco": ("CocoPanopticPaths", "find_coco_panoptic"),
     "collation": ("PanopticCollator",),
+    "files": ("written_whole",),
     "folders": ("IMAGE_SUFFIXES", "read_categories"),
     "images": ("read_images",),
     "lazy_records": ("NamedRecords",),
     "reading": ("FORMATS", "PanopticData", "read_panoptic"),
-    "records": ("Record", "categories_of", "measure_segments", "panoptic_features", "segmentation_ids"),
+    "records": ("Record", "categories_of", "measure_segments", "panoptic_features", "segmentation_ids", "truth_ids"),
     "writing": ("save_dataset", "write_coco_panoptic_dataset", "write_parquet"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

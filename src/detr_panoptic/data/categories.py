@@ -1,26 +1,36 @@
-"""Names of labels, which of them are things, and the dataset's own ids for them.
+"""Classes of a dataset: names, which of them are things, and the dataset's own ids.
 
-A label id is the index into a `Categories`: contiguous from 0, the model's class. A category id is what a dataset
-writes into its files: COCO's run from 1 to 200 with gaps.
+A label id is an index into `Categories`: contiguous from 0, the class index of the model. A category id is the number
+in the dataset's files: those of COCO run from 1 to 200 with gaps.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+UNUSED = "unused_{}"  # name of a label that the dataset does not have, by label id
+
+_logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Categories:
-    """The labels of a dataset; the index into each tuple is the label id.
+    """The classes of a dataset; the index into each tuple is the label id.
 
     Args:
-        names: one name per label, no two alike.
+        names: one unique name per label.
         is_thing: True for countable objects, False for stuff such as sky.
-        category_ids: the dataset's own id of each label, no two alike.
+        category_ids: the dataset's own unique id of each label.
 
     Raises:
-        ValueError: if the lengths differ, or a name or a category id occurs twice.
+        ValueError: the lengths differ, or a name or category id occurs twice.
+
+    Example:
+        >>> categories = Categories(names=("boat", "sea"), is_thing=(True, False), category_ids=(3, 105))
+        >>> categories.id2label, categories.stuff_label_ids, categories.label_id(105)
+        ({0: 'boat', 1: 'sea'}, [1], 1)
     """
 
     names: tuple[str, ...]
@@ -28,7 +38,7 @@ class Categories:
     category_ids: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Check lengths and uniqueness."""
+        """Checks lengths and uniqueness."""
         lengths = (len(self.names), len(self.is_thing), len(self.category_ids))
         if len(set(lengths)) > 1:
             raise ValueError(
@@ -41,17 +51,17 @@ class Categories:
                 raise ValueError(f"`{field}` must not repeat, got {', '.join(repeated)} more than once.")
 
     def __len__(self) -> int:
-        """Number of labels."""
+        """Returns the number of labels."""
         return len(self.names)
 
     @property
     def id2label(self) -> dict[int, str]:
-        """Name of each label id, as a model's config holds it."""
+        """Name of each label id, as in a model's config."""
         return dict(enumerate(self.names))
 
     @property
     def stuff_label_ids(self) -> list[int]:
-        """Label ids that are stuff, ascending."""
+        """Label ids of stuff, ascending."""
         return [label_id for label_id, thing in enumerate(self.is_thing) if not thing]
 
     @cached_property
@@ -59,10 +69,10 @@ class Categories:
         return {category_id: label_id for label_id, category_id in enumerate(self.category_ids)}
 
     def label_id(self, category_id: int) -> int:
-        """Label id of a dataset's category id.
+        """Returns the label id of a category id.
 
         Raises:
-            ValueError: if the dataset has no such category.
+            ValueError: the dataset has no such category.
         """
         if category_id not in self._label_ids:
             raise ValueError(f"Unknown category id {category_id}: expected one of {sorted(self._label_ids)}.")
@@ -70,17 +80,26 @@ class Categories:
 
     @classmethod
     def from_coco(cls, categories: Iterable[Mapping[str, Any]]) -> "Categories":
-        """Labels in the order of a COCO panoptic file's `categories`: mappings with `id`, `name` and `isthing`.
+        """Builds categories from the `categories` of a COCO panoptic file, in its order.
+
+        Args:
+            categories: mappings with `id`, `name` and `isthing`.
 
         Raises:
-            ValueError: if a key is missing, or a name or an id occurs twice.
+            ValueError: a key is missing, or a name or an id occurs twice.
+
+        Example:
+            >>> Categories.from_coco([{"id": 7, "name": "road", "isthing": 0}]).names
+            ('road',)
         """
         categories = list(categories)
         for category in categories:
             if not isinstance(category, Mapping) or {"id", "name", "isthing"} - set(category):
                 raise ValueError(f"A category needs `id`, `name` and `isthing`, got {str(category)[:80]}.")
             if not isinstance(category["id"], int) or category["isthing"] not in (0, 1):
-                raise ValueError(f"A category needs a whole `id`, and 0 or 1 as `isthing`, got {str(category)[:80]}.")
+                raise ValueError(
+                    f"A category needs an integer `id`, and 0 or 1 as `isthing`, got {str(category)[:80]}."
+                )
         return cls(
             names=tuple(str(category["name"]) for category in categories),
             is_thing=tuple(bool(category["isthing"]) for category in categories),
@@ -91,10 +110,14 @@ class Categories:
     def from_labels(
         cls, id2label: Mapping[int, str], stuff_label_ids: Iterable[int], category_ids: Iterable[int] | None = None
     ) -> "Categories":
-        """Labels as a model's configuration holds them; category ids are the label ids if there are none.
+        """Builds categories from the fields of a model's config; category ids default to the label ids.
 
         Raises:
-            ValueError: the label ids are not 0, 1, 2 …, or a name or an id occurs twice.
+            ValueError: the label ids are not 0, 1, 2, ..., or a name or an id occurs twice.
+
+        Example:
+            >>> Categories.from_labels({0: "boat", 1: "sea"}, [1]).category_ids
+            (0, 1)
         """
         if sorted(id2label) != list(range(len(id2label))):
             raise ValueError(f"`id2label` must name the labels from 0 to {len(id2label) - 1}, got {sorted(id2label)}.")
@@ -106,14 +129,49 @@ class Categories:
         )
 
     def to_coco(self) -> list[dict[str, Any]]:
-        """`categories` of a COCO panoptic file, in the order of label ids."""
+        """Returns the `categories` of a COCO panoptic file, in the order of label ids."""
         return [
             {"id": category_id, "name": name, "isthing": int(thing)}
             for category_id, name, thing in zip(self.category_ids, self.names, self.is_thing, strict=True)
         ]
 
 
-# "category id, name" in the order of COCO's own panoptic json, which has every thing before the first stuff.
+def match_labels(wanted: Categories | Mapping[int, str], offered: Categories | Mapping[int, str]) -> dict[int, int]:
+    """Matches classes by name: the one rule of the package for data, models and metrics.
+
+    Equal names match first. The remaining ones match if they differ only in upper and lower case or surrounding
+    spaces; these matches are logged. No label is used twice.
+
+    Args:
+        wanted: the classes to translate to, or their names by label id.
+        offered: the classes to translate.
+
+    Returns:
+        Wanted label id of each offered label id. A name without a match is left out: the caller decides whether this
+        is an error.
+
+    Example:
+        >>> match_labels({0: "sky", 1: "car"}, {0: "Car", 1: "tree", 2: "sky"})
+        {2: 0, 0: 1}
+    """
+    ours, theirs = (c.id2label if isinstance(c, Categories) else c for c in (wanted, offered))
+    matches: dict[int, int] = {}
+    for key in (str, _loose_key):
+        free = {key(name): label for label, name in ours.items() if label not in matches.values()}
+        for label, name in theirs.items():
+            if label not in matches and key(name) in free:
+                matches[label] = free.pop(key(name))
+    loose = [f"{theirs[a]!r} as {ours[b]!r}" for a, b in matches.items() if theirs[a] != ours[b]]
+    if loose:
+        _logger.warning("Matched class names that are written differently: %s.", ", ".join(loose))
+    return matches
+
+
+def _loose_key(name: str) -> str:
+    return str(name).strip().casefold()
+
+
+# "category id, name" in the order of the official COCO panoptic JSON, which lists all things before stuff.
 _COCO_THINGS = """
 1 person, 2 bicycle, 3 car, 4 motorcycle, 5 airplane, 6 bus, 7 train, 8 truck, 9 boat, 10 traffic light,
 11 fire hydrant, 13 stop sign, 14 parking meter, 15 bench, 16 bird, 17 cat, 18 dog, 19 horse, 20 sheep,

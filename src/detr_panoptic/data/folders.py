@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,7 +10,11 @@ from typing import Any
 
 from .categories import Categories
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".j2k", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
+    *(".tif", ".tiff", ".webp"),
+)
+"""Files with these suffixes, in upper or lower case, are images. Names that begin with a dot are left out."""
 CATEGORIES_FILE = "categories.json"
 
 _SHORT = reprlib.Repr()
@@ -31,15 +36,23 @@ def first_existing(paths: Sequence[Path], *, hint: str = "") -> Path:
     raise ValueError(f"Expected {looked_for} to exist, found neither file nor folder.{hint}")
 
 
-def pictures_below(folder: Path) -> list[str]:
-    """Names of all pictures in a folder and its subfolders, relative to it, sorted."""
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if is_picture(path))
+def pictures_below(folder: Path, *, recursive: bool = True) -> list[str]:
+    """Returns the names of all images in a folder relative to it, sorted, without hidden files and folders.
+
+    Args:
+        folder: the folder.
+        recursive: include subfolders.
+    """
+    names: list[str] = []
+    for parent, subfolders, files in os.walk(folder):
+        subfolders[:] = [name for name in subfolders if recursive and not name.startswith(".")]
+        names += [Path(parent, name).relative_to(folder).as_posix() for name in files if is_picture(name)]
     return sorted(names)
 
 
-def is_picture(path: Path) -> bool:
-    """Whether a file's ending is that of a picture, and it is not one of the system's hidden copies."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+def is_picture(name: str) -> bool:
+    """Returns whether a file name has an image suffix and is not hidden."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 def paired_by_name(image_names: Iterable[str], map_names: Iterable[str], *, where: str) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from datasets import Dataset, Features, Image, Value
 
 from .folders import pictures_below
 from .lazy_records import file_image_id
-from .reading import ROWS, read_panoptic, recognize
+from .reading import ROWS, check_limit, read_panoptic, recognize
 from .rows import check_pictures_inside, first_rows, holds_rows, identified, is_hub_id, is_picture_column, open_rows
 
 ROWS_AT_ONCE = 1000  # of which the paths are read
@@ -40,8 +40,7 @@ def read_images(
         ValueError: as `read_panoptic`, or there is no picture, or there are several columns of pictures.
     """
     source = str(source)
-    if limit is not None and limit < 1:
-        raise ValueError(f"`limit` must be at least 1, got {limit}.")
+    check_limit(limit)
     if data_format in (None, ROWS) and (is_hub_id(source) or holds_rows(source)):
         rows: Any = open_rows(source, split=split, streaming=False)
         check_pictures_inside(rows, source)

@@ -15,7 +15,7 @@ from datasets import Dataset, Image, IterableDataset
 from PIL import Image as PILImage
 
 from ..segment_ids import ids_to_rgb
-from .categories import Categories
+from .categories import Categories, match_labels
 from .plain_text import first_line
 from .records import Record, panoptic_features
 
@@ -26,6 +26,7 @@ ORIENTATION_TAG = 0x0112  # EXIF
 TURNING_ORIENTATIONS = (5, 6, 7, 8)  # by 90 degrees, mirrored or not
 
 Decode = Callable[[Record], Record]
+Batch = dict[str, list[Any]]
 
 
 class RawRecords(NamedTuple):
@@ -46,7 +47,8 @@ def map_style_records(raw: RawRecords) -> Dataset:
     """Records by index; pictures are opened, and maps made, for the rows that are asked for."""
     if raw.decode is None:
         return raw.rows
-    return raw.rows.with_transform(partial(_decode_batch, raw.decode))
+    earlier = raw.rows.format["format_kwargs"].get("transform")  # of records that were read before
+    return raw.rows.with_transform(partial(_decode_batch, raw.decode, earlier))
 
 
 def streamed_records(raw: RawRecords) -> IterableDataset:
@@ -62,7 +64,8 @@ def streamed_records(raw: RawRecords) -> IterableDataset:
     return rows.map(raw.decode, remove_columns=extra, features=features)
 
 
-def _decode_batch(decode: Decode, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+def _decode_batch(decode: Decode, earlier: Callable[[Batch], Batch] | None, batch: Batch) -> Batch:
+    batch = batch if earlier is None else earlier(batch)
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     records = [decode(row) for row in rows]
     return {name: [record[name] for record in records] for name in records[0]}
@@ -102,21 +105,21 @@ class NamedRecords:
 
 
 def relabeled(raw: RawRecords, categories: Categories) -> RawRecords:
-    """The same records with the label ids of other categories, which are matched by name.
+    """Returns the same records with the label ids of other categories, matched by name (`match_labels`).
 
     Raises:
-        ValueError: a name of the source is not among `categories`.
+        ValueError: a class of the source is not among `categories`.
     """
-    lacking = [name for name in raw.categories.names if name not in categories.names]
+    table = match_labels(categories, raw.categories)
+    lacking = [repr(name) for label, name in raw.categories.id2label.items() if label not in table]
     if lacking:
-        raise ValueError(f"`categories` must have every name of the data, {', '.join(map(repr, lacking))} not found.")
-    table = [categories.names.index(name) for name in raw.categories.names]
-    if table == list(range(len(table))):
+        raise ValueError(f"`categories` must have every class of the data, {', '.join(lacking)} not found.")
+    if all(label == wanted for label, wanted in table.items()):
         return raw._replace(categories=categories)
     return RawRecords(raw.rows, categories, partial(_decode_and_relabel, raw.decode, table))
 
 
-def _decode_and_relabel(decode: Decode | None, table: list[int], row: Record) -> Record:
+def _decode_and_relabel(decode: Decode | None, table: dict[int, int], row: Record) -> Record:
     record = row if decode is None else decode(row)
     segments = [{**segment, "label_id": table[segment["label_id"]]} for segment in record["segments_info"]]
     return {**record, "segments_info": segments}

@@ -14,18 +14,43 @@ from .lazy_records import RawRecords, map_style_records, relabeled, streamed_rec
 from .rows import first_rows, holds_rows, is_hub_id, raw_rows
 
 COCO_PANOPTIC_FORMAT, COCO_INSTANCES, CITYSCAPES_FORMAT, ROWS = "coco-panoptic", "coco-instances", "cityscapes", "rows"
+SHOWN_NAMES = 2  # of each kind, in the text of a dataset
 FORMATS = (COCO_PANOPTIC_FORMAT, ROWS, TWO_CHANNEL, COCO_INSTANCES, CITYSCAPES_FORMAT, SEMANTIC)
 
 
 class PanopticData(NamedTuple):
-    """Records and what their label ids mean."""
+    """A dataset: canonical records and what their label ids mean.
+
+    Args:
+        records: rows with `image`, `image_id`, `file_name`, `segmentation` and `segments_info`.
+        categories: the classes.
+
+    Example:
+        >>> from detr_panoptic.scenes import read_source
+        >>> data = read_source("scenes", limit=2)
+        >>> data
+        PanopticData: 2 records, 14 classes (8 things: house, tree, ...; 6 stuff: sky, mountain, ...)
+        >>> records, categories = data
+    """
 
     records: Dataset | IterableDataset
     categories: Categories
 
+    def __repr__(self) -> str:
+        """Returns one line: the numbers of records and classes, and the first names."""
+        count = f"{len(self.records)} records" if isinstance(self.records, Dataset) else "streamed records"
+        names, is_thing = self.categories.names, self.categories.is_thing
+        kinds = []
+        for kind, wanted in (("things", True), ("stuff", False)):
+            chosen = [name for name, thing in zip(names, is_thing, strict=True) if thing == wanted]
+            if chosen:
+                shown = ", ".join((*chosen[:SHOWN_NAMES], *(["..."] if len(chosen) > SHOWN_NAMES else [])))
+                kinds.append(f"{len(chosen)} {kind}: {shown}")
+        return f"PanopticData: {count}, {len(names)} classes ({'; '.join(kinds)})"
+
 
 def read_panoptic(
-    source: str | Path,
+    source: str | Path | PanopticData,
     *,
     split: str | None = None,
     data_format: str | None = None,
@@ -34,42 +59,91 @@ def read_panoptic(
     streaming: bool = False,
     files_may_be_missing: bool = False,
 ) -> PanopticData:
-    """Read a dataset in any of `FORMATS`; docs/data.md shows each.
+    """Reads an annotated dataset. The format is recognized from the files.
+
+    ================  ===========================================================================================
+    `data_format`     files
+    ================  ===========================================================================================
+    `coco-panoptic`   `panoptic.json`, `images/` and id maps in `panoptic/`; or the official layout with a split:
+                      `annotations/panoptic_val2017.json`, `annotations/panoptic_val2017/` and `val2017/`
+    `rows`            a dataset on the Hub, saved with `save_to_disk`, or Parquet files, with the columns `image`,
+                      `segmentation` (or `label`, `annotation`, `mask`: the id map) and `segments_info`
+    `two-channel`     `images/` and `maps/` (or `annotations/`, `labels/`, `masks/`): RGB maps, red is the class and
+                      green the instance; or LA maps. Names and kinds of the classes lie in `categories.json`
+    `coco-instances`  `instances.json` and `images/`, the official layout, or a Roboflow export; optionally stuff
+                      maps in `stuff/` or `annotations/stuff_SPLIT_pixelmaps/`
+    `cityscapes`      `leftImg8bit/SPLIT/` and `gtFine/SPLIT/` with `*_gtFine_instanceIds.png`
+    `semantic`        as `two-channel`, with one class per pixel and no instances
+    ================  ===========================================================================================
+
+    Records are read when they are used. Each has `image` (PIL, RGB), `image_id` (int), `file_name` (str or None),
+    `segmentation` (PIL, RGB: id = R + 256 G + 256^2 B, 0 is void) and `segments_info`, a list of dicts with `id`,
+    `label_id`, `iscrowd`, `area` in pixels and `bbox` [x, y, width, height] in pixels.
 
     Args:
-        source: a folder, a Parquet file, or the name of a dataset on the Hub.
-        split: such as "val2017", where the source has splits.
-        data_format: one of `FORMATS`; None recognizes it.
-        limit: number of records to read, from the first.
-        categories: whose label ids are wanted, matched by name; None: the source's own. If the source does not say
-            what its category ids are, these do.
-        streaming: an `IterableDataset` of the same records in the same order, instead of a `Dataset`.
-        files_may_be_missing: a picture or map that COCO's files name and that is not there is an error when its record
-            is asked for, not here: for whoever leaves out what cannot be read.
+        source: a folder, a Parquet file, the name of a dataset on the Hub, or a `PanopticData`, which is returned
+            with the `limit` and `categories` applied.
+        split: such as "val2017", if the source has splits.
+        data_format: one of `FORMATS`. By default it is recognized.
+        limit: maximum number of records, from the first.
+        categories: use these label ids; classes are matched by name (`match_labels`). If the source does not say what
+            its category ids mean, they mean these categories. By default the source's own.
+        streaming: return an `IterableDataset` with the same records in the same order.
+        files_may_be_missing: a missing image or map in a COCO dataset is an error when its record is used, not now.
 
     Raises:
-        ValueError: the format is unknown, the source is in none of them, it holds no annotated image, or a name of
-            the source is not among `categories`.
+        ValueError: the format is unknown or not recognized, there is no annotated image, a file is invalid, or a
+            class of the source is not among `categories`.
+
+    Example:
+        >>> import tempfile
+        >>> from detr_panoptic.data import write_coco_panoptic_dataset
+        >>> from detr_panoptic.scenes import SCENE_CATEGORIES, make_scene
+        >>> folder = tempfile.mkdtemp()
+        >>> _ = write_coco_panoptic_dataset(folder, [make_scene(0)], SCENE_CATEGORIES)
+        >>> data = read_panoptic(folder)
+        >>> data.records[0]["image"].size, data.categories.names[:3]
+        ((256, 256), ('house', 'tree', 'sheep'))
     """
-    source = str(source)
     if data_format is not None and data_format not in FORMATS:
         raise ValueError(f"`data_format` must be one of {', '.join(FORMATS)}, got {data_format!r}.")
-    if limit is not None and limit < 1:
-        raise ValueError(f"`limit` must be at least 1, got {limit}.")
-    name = data_format or recognize(source, split=split)
-    folder = Path(source)
-    if name == ROWS or (name in (TWO_CHANNEL, SEMANTIC) and (holds_rows(source) or not folder.exists())):
-        raw = raw_rows(
-            source, split=split, streaming=streaming, categories=categories, map_kind=None if name == ROWS else name
-        )
-        raw = raw if limit is None else raw._replace(rows=first_rows(raw.rows, limit))
+    check_limit(limit)
+    if isinstance(source, PanopticData):
+        if split is not None or data_format is not None or streaming:
+            raise ValueError("`split`, `data_format` and `streaming` do not apply to a `PanopticData`.")
+        raw = RawRecords(source.records, source.categories)
     else:
-        raw = _read_folder(folder, name, split, limit, files_may_be_missing)
+        raw = _raw_records(str(source), split, data_format, limit, categories, streaming, files_may_be_missing)
+    if limit is not None:
+        raw = raw._replace(rows=first_rows(raw.rows, limit))
     if isinstance(raw.rows, Dataset) and len(raw.rows) == 0:
-        raise ValueError(f"`data` {source!r} holds no annotated image.")
+        raise ValueError(f"`source` {str(source)!r} holds no annotated image.")
     if categories is not None:
         raw = relabeled(raw, categories)
-    return PanopticData(streamed_records(raw) if streaming else map_style_records(raw), raw.categories)
+    streams = streaming or isinstance(raw.rows, IterableDataset)
+    return PanopticData(streamed_records(raw) if streams else map_style_records(raw), raw.categories)
+
+
+def check_limit(limit: int | None) -> None:
+    """Raises ValueError for a limit below 1."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"`limit` must be at least 1, got {limit}.")
+
+
+def _raw_records(
+    source: str,
+    split: str | None,
+    data_format: str | None,
+    limit: int | None,
+    categories: Categories | None,
+    streaming: bool,
+    files_may_be_missing: bool,
+) -> RawRecords:
+    name = data_format or recognize(source, split=split)
+    if name == ROWS or (name in (TWO_CHANNEL, SEMANTIC) and (holds_rows(source) or not Path(source).exists())):
+        map_kind = None if name == ROWS else name
+        return raw_rows(source, split=split, streaming=streaming, categories=categories, map_kind=map_kind)
+    return _read_folder(Path(source), name, split, limit, files_may_be_missing)
 
 
 def _read_folder(

@@ -76,6 +76,16 @@ def segmentation_ids(segmentation: PILImage.Image | np.ndarray) -> np.ndarray:
     return np.asarray(segmentation).astype(np.int64)
 
 
+def truth_ids(record: Mapping[str, Any]) -> np.ndarray:
+    """Returns the (H, W) integer id map of a canonical record; 0 is void.
+
+    Example:
+        >>> truth_ids({"segmentation": np.array([[0, 7]])}).tolist()
+        [[0, 7]]
+    """
+    return segmentation_ids(record["segmentation"])
+
+
 def measure_segments(ids: np.ndarray, segments_info: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Entries with `area` and `bbox` [x, y, width, height] as the id map has them, in pixels.
 

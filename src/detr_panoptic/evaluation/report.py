@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from ..commands.frame import plain
+from ..data.files import written_whole
 from ..data.plain_text import markdown as markdown_text
 from ..evaluation.model_evaluation import truth_ids
 from ..inference.results import write_coco_json
 from ..visualization import draw_side_by_side
 from .average_precision import FIGURES, average_precision
 from .files import read_ids
-from .journal import written_whole
 from .panoptic_quality import ImageCounts, PanopticStats, add_up, panoptic_quality
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..data.categories import Categories
-    from ..inference.pictures import DatasetPictures
+    from ..inference.old_pictures import DatasetPictures
     from .journal import Journal
 
 SHOWN = 4  # of the worst images, and of the best

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..backbone import DILATED_STRIDES, STRIDES
 from ..box_ops import cxcywh_to_xyxy
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-from ..inference.prediction import MaskThresholds, describe_segments, segments_of
+from ..inference.old_prediction import MaskThresholds, describe_segments, segments_of
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from ..panoptic_merging import ImageSizes, query_masks
 from ..visualization import ObjectAttention, hover_figure

@@ -1,56 +1,42 @@
-"""Batches of images of alike shape, loaded by workers; an image that cannot be read costs nobody else anything.
+"""Batches of images of similar shape, loaded by worker processes.
 
-What goes into a batch depends on the images and the batch size alone, never on how many processes there are or on what
-an earlier run has done: so neither changes a result.
+The batches depend on the images and the batch size alone, not on the number of processes or on earlier runs, so
+neither changes a result. An image that cannot be read does not affect the others of its batch.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader
 
-from ..data.plain_text import first_line
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from .loop import Batch, make_batch
+from .pictures import Pictures, record_image
 
-WINDOW = 64  # batches: images are sorted by shape among so many, whose sizes are read ahead
-
-
-class Pictures(Protocol):
-    """Images by index."""
-
-    def __len__(self) -> int:
-        """How many."""
-
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
-        """The record of one, at least `image`; whatever is raised here is a `Failure` of this image alone."""
-
-    def size_of(self, index: int) -> tuple[int, int]:
-        """(width, height), at little cost."""
-
-    def name_of(self, index: int) -> str:
-        """What messages call it."""
+WINDOW = 64  # batches; images are sorted by shape within a window, whose sizes are read ahead
 
 
 class Failure(NamedTuple):
     """An image that could not be read."""
 
     place: int
-    message: str  # one line; names the image
+    message: str  # one line that names the image
 
 
 class Loaded(NamedTuple):
-    """A batch of the images that could be read, if any, each record with its `index`; and the others."""
+    """A batch of the images that could be read, each record with its `index`, and the failures."""
 
     batch: Batch | None
     failures: list[Failure]
 
 
 def plan_batches(pictures: Pictures, batch_size: int) -> Iterator[list[int]]:
-    """Indices of all images, batch by batch; within a window sorted by aspect ratio, then by size: that pads little.
+    """Yields the indices of all images, batch by batch, sorted by aspect ratio and size to reduce padding.
 
-    With a batch size of 1 they stay in order, and no size is read.
+    With a batch size of 1, images stay in order and no size is read.
     """
     count = len(pictures)
     if batch_size == 1:
@@ -65,10 +51,10 @@ def plan_batches(pictures: Pictures, batch_size: int) -> Iterator[list[int]]:
 def load_batches(
     pictures: Pictures, plan: Iterator[list[int]], processor: DetrPanopticImageProcessor, *, workers: int
 ) -> Iterator[Loaded]:
-    """Read and prepare the batches of a plan, with so many processes besides this one."""
+    """Reads and preprocesses the batches of a plan in `workers` processes, or in this one if there are none."""
     return iter(
         DataLoader(
-            _Readable(pictures),  # type: ignore[arg-type]  # anything with these two methods does
+            _Readable(pictures),  # type: ignore[arg-type]  # a map-style dataset by its two methods
             batch_sampler=plan,
             collate_fn=partial(_collate, processor),
             num_workers=workers,
@@ -79,13 +65,13 @@ def load_batches(
 def _shape(pictures: Pictures, index: int) -> tuple[float, int]:
     try:
         width, height = pictures.size_of(index)
-    except Exception:  # its reading will fail as well, and be reported
+    except Exception:  # reading it fails as well, and is reported then
         return 0.0, 0
     return width / height, width * height
 
 
 class _Readable:
-    """Images by index, or why there is none."""
+    """Images by index, or the failure to read them."""
 
     def __init__(self, pictures: Pictures) -> None:
         self.pictures = pictures
@@ -95,9 +81,10 @@ class _Readable:
 
     def __getitem__(self, index: int) -> dict[str, Any] | Failure:
         try:
-            return {**self.pictures[index], "index": index}
+            record = self.pictures[index]
+            return {**record, "image": record_image(record), "index": index}
         except Exception as error:  # broken files raise anything from SyntaxError to struct.error
-            name, text = self.pictures.name_of(index), first_line(error)
+            name, text = self.pictures.name_of(index), " ".join(str(error).split()) or type(error).__name__
             return Failure(index, text if name in text else f"{name}: {text}")
 
 

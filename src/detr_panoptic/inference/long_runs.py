@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..commands.frame import CommandError, report
-from .loading import add_device_option, resolve_device
+from .old_loading import add_device_option, resolve_device
 
 if TYPE_CHECKING:
     import argparse
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..evaluation.journal import Journal
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
-    from .batching import Loaded, Pictures
+    from .batching import Loaded
     from .loop import Batch
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -93,7 +93,7 @@ def processes(device: str) -> Iterator[tuple[PartialState, torch.device]]:
 
 
 def run_over(
-    pictures: Pictures,
+    pictures: Any,
     model: DetrPanopticForSegmentation,
     processor: DetrPanopticImageProcessor,
     journal: Journal,
@@ -129,7 +129,7 @@ def run_over(
     with journal:
         state.wait_for_everyone()  # no line without the settings that it belongs to
         workers = num_workers(arguments.workers, model.device, state.num_processes)
-        loaded = load_batches(pictures, open_ones, processor, workers=workers)
+        loaded: Any = load_batches(pictures, open_ones, processor, workers=workers)
         shown = _with_progress(loaded, total=(len(pictures) - before) // state.num_processes, state=state)
         readable = _readable(shown, journal, stop=arguments.on_error == "stop")
         for batch, outputs in run_model(model, readable, mask_queries=mask_queries):

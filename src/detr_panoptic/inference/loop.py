@@ -1,21 +1,26 @@
-"""A model run over records: the one loop."""
+"""The one loop that runs a model over images."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from transformers import BatchFeature
 
-from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from transformers import BatchFeature
+
+    from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
+    from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
 
 class Batch(NamedTuple):
-    """Images that go through the model at once.
+    """Images that go through the model together.
 
     Args:
         records: B mappings with at least an `image`, RGB and upright.
-        inputs: `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W) of them.
+        inputs: their `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W).
     """
 
     records: Sequence[Mapping[str, Any]]
@@ -23,12 +28,12 @@ class Batch(NamedTuple):
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of each image as it came."""
+        """(height, width) of each original image."""
         return [(record["image"].height, record["image"].width) for record in self.records]
 
 
 def make_batch(processor: DetrPanopticImageProcessor, records: Sequence[Mapping[str, Any]]) -> Batch:
-    """Prepare the images of some records for the model."""
+    """Preprocesses the images of some records."""
     return Batch(records, processor([record["image"] for record in records], return_tensors="pt"))
 
 
@@ -36,11 +41,11 @@ def make_batch(processor: DetrPanopticImageProcessor, records: Sequence[Mapping[
 def run_model(
     model: DetrPanopticForSegmentation, batches: Iterable[Batch], *, mask_queries: str | int | None = None
 ) -> Iterator[tuple[Batch, Any]]:
-    """Each batch and the model's outputs for it; post-processing is the caller's.
+    """Runs a model and yields each batch with its raw outputs.
 
     Args:
-        model: put into evaluation mode, and back into its own after.
-        batches: what `make_batch` returns; gone through once.
+        model: switched to evaluation mode, and back to its own mode at the end.
+        batches: from `make_batch`; iterated once.
         mask_queries: which queries get masks; None: as the model's configuration says.
 
     Raises:
@@ -59,13 +64,13 @@ def run_model(
 
 
 def _check_finite(batch: Batch, outputs: Any) -> None:
-    # Comparisons with NaN are false: post-processing would find nothing, and call that a result.
-    sums = outputs.logits.sum(dtype=torch.float32)  # one pass over the masks, where `isfinite` makes copies
+    # Comparisons with NaN are false: post-processing would return empty results without an error.
+    sums = outputs.logits.sum(dtype=torch.float32)  # one pass over the masks; `isfinite` would copy them
     if outputs.pred_masks is not None:
         sums = sums + outputs.pred_masks.sum(dtype=torch.float32)
     if not sums.isfinite():
-        names = [str(record.get("file_name") or record["image_id"]) for record in batch.records]
+        names = [str(record.get("file_name") or record.get("image_id")) for record in batch.records]
         raise FloatingPointError(
-            f"The model's outputs are not finite with the images {', '.join(names)}: its weights are broken, or the "
-            f"numbers of {outputs.logits.dtype} too small for it."
+            f"The model's outputs are not finite for the images {', '.join(names)}: its weights are broken, or "
+            f"{outputs.logits.dtype} is not precise enough for it."
         )

@@ -1,187 +1,249 @@
-"""One image's way: read, segmented, described, written. Imports torch; commands import it when they run."""
+"""Predictions: the segments of one image, as an object and as files."""
+
+from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 from scipy import ndimage
-from torch import Tensor
-from transformers import PreTrainedConfig
 
-from ..evaluation.journal import written_whole
-from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-from ..image_reading import plain_picture, read_picture
-from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+from ..data.files import written_whole
+from ..segment_ids import ids_to_rgb, rgb_to_ids
 from ..visualization import draw_segments
-from .results import write_segmentation
 
-# By task, where it is not what the model's configuration says: in the semantic map the queries add up, also those
-# whose best class is "no object".
-MASK_QUERIES = {"semantic": "all"}
-MaskThresholds = tuple[float | None, float | None]
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+    from supervision import Detections
+
+    from ..data.categories import Categories
+
+OVERLAY, MAP, JSON = "_overlay.png", ".png", ".json"
 
 
 @dataclass(frozen=True)
+class Segment:
+    """One segment of a prediction.
+
+    Args:
+        id: value of its pixels in the segmentation map, from 1.
+        label_id: the model's label.
+        label: name of the label.
+        score: confidence in [0, 1]; None in semantic maps.
+        is_thing: whether the label is a thing, not stuff.
+        area: number of pixels.
+        bbox: x, y, width and height in pixels.
+        category_id: the dataset's id of the label; `label_id` where the model knows none.
+        was_fused: whether several queries were merged into it.
+    """
+
+    id: int
+    label_id: int
+    label: str
+    score: float | None
+    is_thing: bool
+    area: int
+    bbox: tuple[int, int, int, int]
+    category_id: int
+    was_fused: bool = False
+
+
+@dataclass
 class Prediction:
-    """One image and its segments.
+    """The segments of one image.
 
     Args:
-        name: the image's file name.
         image: RGB, upright.
-        segmentation: (H, W) int32 of the image's size, 0 is void.
-        segments_info: what `describe_segments` returns, one entry per id.
+        segmentation: (H, W) int32 of the image's size; 0 is void, ids run from 1.
+        segments: one entry for each id in the map.
+        id2label: names of all labels of the model; they determine the colors.
+        name: file name of the image, or another name for it.
+        detections: with `detections=` only: one mapping for each query, with `label_id`, `score`, `bbox` (x, y, width,
+            height in pixels) and for masks `counts`, their COCO run-length encoding.
+
+    Example:
+        >>> from detr_panoptic import Predictor
+        >>> from detr_panoptic.checkpoints import BUNDLED
+        >>> from detr_panoptic.scenes import make_scene
+        >>> prediction = Predictor.from_pretrained(BUNDLED)(make_scene(1)["image"])
+        >>> print(prediction)  # doctest: +SKIP
+        >>> prediction.draw().save("overlay.png")  # doctest: +SKIP
     """
 
-    name: str
     image: Image.Image
-    segmentation: np.ndarray
-    segments_info: list[dict[str, Any]]
+    segmentation: NDArray[np.int32]
+    segments: list[Segment]
+    id2label: Mapping[int, str]
+    name: str = "image"
+    detections: list[dict[str, Any]] | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        """Returns a line for the image and one for each segment, the largest first."""
+        lines = [f"{self.name}: {len(self.segments)} segments, {self.image.width}x{self.image.height} pixels"]
+        for segment in sorted(self.segments, key=lambda segment: -segment.area):
+            score = "" if segment.score is None else f"{segment.score:.2f}"
+            share = f"{segment.area / max(self.segmentation.size, 1):.1%}"
+            lines.append(f"  {segment.id:4d}  {segment.label:24s} {score:>5s} {share:>7s}")
+        return "\n".join(lines)
+
+    @property
+    def segments_info(self) -> list[dict[str, Any]]:
+        """The segments as the image processor's post-processing returns them: `id`, `label_id`, `score`, `area`."""
+        return [
+            {"id": s.id, "label_id": s.label_id, "score": s.score, "area": s.area, "was_fused": s.was_fused}
+            for s in self.segments
+        ]
+
+    def draw(self, **options: Any) -> Image.Image:
+        """Draws the segments over the image.
+
+        Args:
+            options: `alpha`, `show_labels` and `show_legend` of `visualization.draw_segments`.
+        """
+        return draw_segments(self.image, self.segmentation, self.segments_info, self.id2label, **options)
+
+    def to_coco(self, image_id: int, file_name: str) -> dict[str, Any]:
+        """Returns the entry of this image in a COCO panoptic JSON file.
+
+        Args:
+            image_id: the image's id in the dataset.
+            file_name: name of the PNG file with the segment ids.
+        """
+        return coco_annotation(self.segments, image_id, file_name)
+
+    def to_supervision(self) -> Detections:
+        """Returns the segments as `supervision.Detections`, with the names of their labels in `data`."""
+        import supervision as sv
+
+        masks = self.segmentation[None] == np.array([s.id for s in self.segments]).reshape(-1, 1, 1)
+        corners = [(x, y, x + width, y + height) for x, y, width, height in (s.bbox for s in self.segments)]
+        return sv.Detections(
+            xyxy=np.array(corners, dtype=np.float32).reshape(-1, 4),
+            mask=masks,
+            class_id=np.array([s.label_id for s in self.segments], dtype=int),
+            confidence=np.array([np.nan if s.score is None else s.score for s in self.segments], dtype=np.float32),
+            data={"class_name": np.array([s.label for s in self.segments])},
+        )
+
+    def save(
+        self,
+        folder: str | Path,
+        stem: str | None = None,
+        *,
+        maps: str | Path | None = None,
+        overlay: bool = True,
+        source: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Writes `STEM.png` (segment ids as RGB), `STEM_overlay.png` and, last, `STEM.json`.
+
+        Args:
+            folder: created if it does not exist.
+            stem: of the file names; the image's name without its suffix by default.
+            maps: another folder for `STEM.png`.
+            overlay: whether to draw the overlay.
+            source: further fields for the JSON file, such as `image_id`.
+
+        Returns:
+            The JSON file.
+        """
+        folder, maps = Path(folder), Path(folder if maps is None else maps)
+        folder.mkdir(parents=True, exist_ok=True)
+        maps.mkdir(parents=True, exist_ok=True)
+        stem = Path(self.name).stem if stem is None else stem
+        if overlay:
+            with written_whole(folder / f"{stem}{OVERLAY}") as part:
+                self.draw().save(part, format="PNG")
+        write_segmentation(maps / f"{stem}{MAP}", self.segmentation)
+        content = {
+            "image": self.name,
+            **(source or {}),
+            "width": self.image.width,
+            "height": self.image.height,
+            "segmentation": f"{stem}{MAP}",
+            "segments_info": [asdict(segment) for segment in self.segments],
+            **({} if self.detections is None else {"detections": self.detections}),
+        }
+        with written_whole(folder / f"{stem}{JSON}") as part:
+            # File names may not be valid UTF-8.
+            text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+            part.write_text(text, encoding="utf-8", errors="backslashreplace")
+        return folder / f"{stem}{JSON}"
+
+    @classmethod
+    def load(
+        cls, image: Image.Image, content: Mapping[str, Any], maps: Path, id2label: Mapping[int, str]
+    ) -> Prediction:
+        """Reads a prediction that `save` wrote.
+
+        Args:
+            image: RGB, upright; the files do not hold it.
+            content: of the JSON file.
+            maps: folder of the PNG file.
+            id2label: names of the model's labels.
+        """
+        with Image.open(maps / content["segmentation"]) as picture:
+            ids = rgb_to_ids(np.asarray(picture)).astype(np.int32)
+        return cls(image, ids, read_segments(content), id2label, content["image"], content.get("detections"))
 
 
-def read_image(path: Path) -> Image.Image:
-    """The picture as the model sees it: upright, RGB, 8 bits, whatever the file's mode.
-
-    Raises:
-        ValueError: it is no image, or only a part of one; names the file.
-    """
-    picture = read_picture(path)
-    try:
-        return plain_picture(picture)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def segment(
-    images: Sequence[Image.Image],
-    model: DetrPanopticForSegmentation,
-    processor: DetrPanopticImageProcessor,
-    *,
-    task: str,
-    threshold: float | None,
-) -> list[Mapping[str, Any]]:
-    """Run the model on one batch.
-
-    Args:
-        images: B upright RGB images of any sizes.
-        model: in evaluation mode.
-        processor: the model's.
-        task: "panoptic", "instance" or "semantic".
-        threshold: the least score of a segment; None: the processor's. Nothing in the semantic task.
-
-    Returns:
-        For each image `segmentation` (H, W) int32 of its own size, 0 is void and ids run from 1, and `segments_info`.
-    """
-    inputs = processor(images=list(images), return_tensors="pt").to(device=model.device, dtype=model.dtype)
-    with torch.inference_mode():
-        outputs = model(**inputs, mask_queries=MASK_QUERIES.get(task))
-    sizes = [(image.height, image.width) for image in images]
-    return segments_of(outputs, processor, sizes, task=task, threshold=threshold)
+def coco_annotation(segments: Sequence[Segment], image_id: int, file_name: str) -> dict[str, Any]:
+    """Returns the entry of an image in a COCO panoptic JSON file, see `Prediction.to_coco`."""
+    entries = [
+        {
+            "id": s.id,
+            "category_id": s.category_id,
+            "isthing": int(s.is_thing),
+            "iscrowd": 0,
+            "area": s.area,
+            "bbox": list(s.bbox),
+            "score": s.score,
+        }
+        for s in segments
+    ]
+    return {"image_id": image_id, "file_name": file_name, "segments_info": entries}
 
 
-def segments_of(
-    outputs: Any,
-    processor: DetrPanopticImageProcessor,
-    sizes: Sequence[tuple[int, int]],
-    *,
-    task: str,
-    threshold: float | None,
-    mask_thresholds: MaskThresholds = (None, None),
-) -> list[Mapping[str, Any]]:
-    """The segments of a batch's outputs, as `segment` returns them.
-
-    Args:
-        outputs: the model's.
-        processor: the model's.
-        sizes: (height, width) of the images.
-        task: "panoptic", "instance" or "semantic".
-        threshold: the least score of a segment; None: the processor's. Nothing in the semantic task.
-        mask_thresholds: `mask_threshold` and `overlap_mask_area_threshold`; None: the processor's.
-    """
-    if task == "semantic":
-        label_maps: Any = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
-        return [_segments_of_labels(label_map) for label_map in label_maps]
-    if task == "instance":
-        merge: Any = processor.post_process_instance_segmentation
-    else:
-        merge = processor.post_process_panoptic_segmentation
-    return list(merge(outputs, threshold, *mask_thresholds, target_sizes=sizes))
+def read_segments(content: Mapping[str, Any]) -> list[Segment]:
+    """Returns the segments of a JSON file that `Prediction.save` wrote."""
+    return [Segment(**{**entry, "bbox": tuple(entry["bbox"])}) for entry in content["segments_info"]]
 
 
 def describe_segments(
-    segmentation: np.ndarray, segments_info: Sequence[Mapping[str, Any]], config: PreTrainedConfig
-) -> list[dict[str, Any]]:
-    """What a JSON file says of each segment.
+    segmentation: NDArray[np.int32], segments_info: Sequence[Mapping[str, Any]], categories: Categories
+) -> list[Segment]:
+    """Adds names, kinds and boxes to what post-processing returns.
 
     Args:
         segmentation: (H, W) integers, ids from 1.
-        segments_info: as post-processing returns it: `id`, `label_id`, `area` and, except for semantic maps, `score`.
-        config: the model's; knows names, kinds and category ids of labels.
-
-    Returns:
-        For each segment `id`, `label_id`, `category_id`, `label`, `score` (None without), `isthing` (0 or 1), and in
-        pixels `area` and `bbox` [x, y, width, height].
+        segments_info: mappings with `id`, `label_id`, `area` and, except for semantic maps, `score`.
+        categories: of the model.
     """
     extents = ndimage.find_objects(segmentation)
-    id2label: dict[Any, str] = config.id2label or {}
-    entries = []
+    segments = []
     for info in segments_info:
-        label_id = info["label_id"]
         rows, columns = extents[info["id"] - 1]
-        entries.append(
-            {
-                "id": info["id"],
-                "label_id": label_id,
-                "category_id": config.category_ids[label_id] if config.category_ids else label_id,
-                "label": id2label[label_id],
-                "score": info.get("score"),
-                "isthing": int(label_id not in config.stuff_label_ids),
-                "area": info["area"],
-                "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
-            }
+        label_id = info["label_id"]
+        segments.append(
+            Segment(
+                id=info["id"],
+                label_id=label_id,
+                label=categories.names[label_id],
+                score=info.get("score"),
+                is_thing=categories.is_thing[label_id],
+                area=info["area"],
+                bbox=(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start),
+                category_id=categories.category_ids[label_id],
+                was_fused=info.get("was_fused", False),
+            )
         )
-    return entries
+    return segments
 
 
-def write_prediction(prediction: Prediction, folder: Path, stem: str, id2label: Mapping[int, str]) -> None:
-    """Write the overlay, the id map and the JSON file of one image, `STEM_overlay.png`, `STEM.png` and `STEM.json`.
-
-    Args:
-        prediction: of the image.
-        folder: that exists.
-        stem: of the files' names.
-        id2label: name of each label id of the model; all of them decide on the colors.
-    """
-    overlay = draw_segments(prediction.image, prediction.segmentation, prediction.segments_info, id2label)
-    with written_whole(folder / f"{stem}_overlay.png") as part:
-        overlay.save(part, format="PNG")
-    write_segmentation(folder / f"{stem}.png", prediction.segmentation)
-    with written_whole(folder / f"{stem}.json") as part:
-        # Names of files may be no UTF-8.
-        part.write_text(prediction_json(prediction, f"{stem}.png"), encoding="utf-8", errors="backslashreplace")
-
-
-def prediction_json(prediction: Prediction, map_name: str) -> str:
-    """The text of the JSON file of one image, whose id map is in a file of that name."""
-    content = {
-        "image": prediction.name,
-        "width": prediction.image.width,
-        "height": prediction.image.height,
-        "segmentation": map_name,
-        "segments_info": prediction.segments_info,
-    }
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-
-
-def _segments_of_labels(label_map: Tensor) -> dict[str, Any]:
-    """A map of labels (H, W) as segments, one per label, without scores."""
-    labels, segmentation, areas = label_map.unique(return_inverse=True, return_counts=True)
-    info = [
-        {"id": index, "label_id": label, "area": area}
-        for index, (label, area) in enumerate(zip(labels.tolist(), areas.tolist(), strict=True), start=1)
-    ]
-    return {"segmentation": (segmentation + 1).int(), "segments_info": info}
+def write_segmentation(file: str | Path, segmentation: ArrayLike) -> None:
+    """Writes (H, W) segment ids as a PNG file in COCO's encoding, atomically."""
+    with written_whole(Path(file)) as part:
+        Image.fromarray(ids_to_rgb(segmentation)).save(part, format="PNG")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..evaluation.journal import written_whole
+from ..data.files import written_whole
 from ..segment_ids import ids_to_rgb
 
 if TYPE_CHECKING:

@@ -9,14 +9,15 @@ from typing import Any
 from ..commands.frame import CommandError
 from ..commands.predict import MAX_LISTED_IMAGES, output_stems
 from ..data import write_parquet
-from ..evaluation.journal import Journal, written_whole
+from ..data.files import written_whole
+from ..evaluation.journal import Journal
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
-from .loading import model_categories
 from .long_runs import journal_folder
 from .loop import Batch
-from .pictures import DatasetPictures, ImageFiles, file_name_of
-from .prediction import Prediction, describe_segments, segments_of, write_prediction
+from .old_loading import model_categories
+from .old_pictures import DatasetPictures, ImageFiles, file_name_of
+from .old_prediction import Prediction, describe_segments, segments_of, write_prediction
 from .results import write_coco_json, write_segmentation
 
 MAPS = "panoptic"  # folder of the maps, and name of the JSON file beside it

@@ -16,7 +16,7 @@ from ..evaluation.average_precision import image_sizes
 from ..inference.batching import load_batches, plan_batches
 from ..inference.long_runs import num_workers
 from ..inference.loop import run_model
-from ..inference.pictures import DatasetPictures
+from ..inference.old_pictures import DatasetPictures
 from ..panoptic_merging import crop_to_image
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class RecordFiles(DatasetPictures):
 
 
 def seen_records(
-    pictures: RecordFiles,
+    pictures: Any,
     model: DetrPanopticForSegmentation,
     processor: DetrPanopticImageProcessor,
     arguments: argparse.Namespace,

@@ -18,7 +18,7 @@ from ..data.contained_paths import path_inside
 from ..data.hub_names import hub_name
 from ..data.plain_text import one_line
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-from ..inference.loading import PROCESSOR_FILE, fingerprint, load_model, load_weights, without_progress_bars
+from ..inference.old_loading import PROCESSOR_FILE, fingerprint, load_model, load_weights, without_progress_bars
 from ..model_card import MeasuredQuality, complete_card, model_card
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 

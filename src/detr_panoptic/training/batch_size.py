@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import find_executable_batch_size
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from .optimization import build_optimizer
@@ -38,7 +39,9 @@ def fix_batch_size(
     fitting = _largest_batch(settings, model, accelerator, share=share, segments=most_segments)
     fitting = -int(accelerator.gather(torch.tensor([-fitting], device=accelerator.device)).max())  # the smallest
     if fitting == 0:
-        raise ValueError("`batch_size` auto: not even one image fits into memory; reduce `short_side` and `long_side`.")
+        raise ValueError(
+            "`batch_size` auto: not even one image fits into memory; reduce `short_side` and `long_side`."
+        )
     steps = -(-share // fitting)
     while share % steps:  # equal batches, so that every update has the same images
         steps += 1
@@ -58,28 +61,28 @@ def _largest_batch(
     probe: Any = copy.deepcopy(model).to(accelerator.device).train()
     optimizer = build_optimizer(probe, settings.optimization)
 
-    def update(batch_size: int) -> int:
-        with accelerator.autocast():
-            loss = probe(**_largest_inputs(settings, batch_size, segments, probe)).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    def fits(batch_size: int) -> int:
+        update_once(probe, optimizer, _largest_inputs(settings, batch_size, segments, probe), accelerator)
         return batch_size
 
-    def halve() -> int:
-        nonlocal tried
-        tried //= 2
-        return tried
-
-    tried = share
-    search = find_executable_batch_size(update, starting_batch_size=share, reduce_batch_size_fn=halve)
-    with torch.random.fork_rng():
+    halves = iter([share // 2**power for power in range(1, share.bit_length() + 1)])
+    search = find_executable_batch_size(fits, starting_batch_size=share, reduce_batch_size_fn=lambda: next(halves))
+    with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
         try:
             return int(search())
         except RuntimeError as error:
             if "No executable batch size" not in str(error):
                 raise
             return 0
+
+
+def update_once(probe: Any, optimizer: Optimizer, inputs: dict[str, Any], accelerator: Accelerator) -> None:
+    """Does a forward, a backward and an update, as a training step of the run does."""
+    with accelerator.autocast():
+        loss = probe(**inputs).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def _largest_inputs(settings: TrainingSettings, batch_size: int, segments: int, model: Any) -> dict[str, Any]:

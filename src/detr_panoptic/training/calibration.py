@@ -3,8 +3,8 @@
 Not in the paper, whose backbone has features of about unit scale. Each stage of the mask head adds adapted features of
 the image to the maps of the queries and normalizes the sum. If the features are ten times larger than the maps, they
 take nine tenths of the gradient at every stage; attention maps, with values near 0.001, lose most of the rest. After
-three stages and gradient clipping, almost no gradient reaches the attention, and the masks of all queries stay the same
-for thousands of steps. Only initial values change, not the network or its checkpoints.
+three stages and gradient clipping, almost no gradient reaches the attention, and the masks of all queries stay the
+same for thousands of steps. Only initial values change, not the network or its checkpoints.
 """
 
 from typing import Any
@@ -31,8 +31,8 @@ def calibrate_decoder(model: DetrPanopticForSegmentation) -> None:
     """Draws the output bias of the decoder's first self-attention at random.
 
     The values of this attention are zero because queries start at zero, so its output is the bias alone. With a bias
-    of zero, the following norm divides zero by its epsilon and multiplies the gradient of the bias by 300: at the start,
-    243 parts of 245 of the gradient norm belonged to this one vector, and clipping shrank all other gradients with it.
+    of zero, the following norm divides zero by its epsilon and multiplies the gradient of the bias by 300: at the
+    start, 243 parts of 245 of the gradient norm belonged to this one vector, and clipping shrank all other gradients.
     """
     nn.init.normal_(model.model.decoder.layers[0].self_attn.out_proj.bias, std=FIRST_BIAS_STD)
 

@@ -23,7 +23,7 @@ from accelerate.utils import broadcast_object_list, load
 from ..data.files import PARTIAL_PREFIX, reported_failure, sync, written_whole
 from ..data.plain_text import first_line
 from .settings import TrainingSettings, read_settings
-from .state import Progress, Run
+from .state import Progress
 from .tracking import METRICS
 
 CHECKPOINTS = "checkpoints"
@@ -90,8 +90,8 @@ def open_run(folder: Path, settings: TrainingSettings, *, overwrite: bool = Fals
         differences = settings.differences(earlier)
         if differences:
             raise ValueError(
-                f"`output` {folder} holds a run with other settings: {', '.join(differences)}. Use the same settings to "
-                "resume it, another folder, or `overwrite` to discard it."
+                f"`output` {folder} holds a run with other settings: {', '.join(differences)}. Use the same "
+                "settings to resume it, another folder, or `overwrite` to discard it."
             )
     elif (folder / "config.json").is_file():
         raise ValueError(f"`output` {folder} holds a model that was not trained here; use another folder.")
@@ -101,14 +101,13 @@ def open_run(folder: Path, settings: TrainingSettings, *, overwrite: bool = Fals
         path.write_text(yaml.safe_dump(settings.to_dict(), sort_keys=False), encoding="utf-8")
 
 
-def save_checkpoint(run: Run) -> None:
-    """Saves a checkpoint and removes the oldest ones; called on every process.
+def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, *, keep: int) -> None:
+    """Saves a checkpoint and removes the oldest beyond `keep`; called on every process.
 
     Raises:
         OSError: If it could not be written; earlier checkpoints are still there.
     """
-    accelerator, progress = run.accelerator, run.state.progress
-    metrics, checkpoints = run.folder / METRICS, run.folder / CHECKPOINTS
+    metrics, checkpoints = folder / METRICS, folder / CHECKPOINTS
     progress.metrics_bytes = metrics.stat().st_size if metrics.is_file() else 0
     # The end of an epoch may have two checkpoints of the same step: before the evaluation, and after it.
     name = f"{progress.step:08d}" + ("" if progress.windows else f"_epoch_{progress.epoch}")
@@ -123,7 +122,7 @@ def save_checkpoint(run: Run) -> None:
         sync([*partial.rglob("*"), partial, *([metrics] if metrics.is_file() else [])])
         partial.rename(final)
         sync([checkpoints])
-    for old in sorted(checkpoints.glob(STEP_PREFIX + "*"))[: -run.settings.run.keep_checkpoints]:
+    for old in sorted(checkpoints.glob(STEP_PREFIX + "*"))[:-keep]:
         removed = old.rename(checkpoints / (PARTIAL_PREFIX + old.name))  # never leaves a part under the final name
         shutil.rmtree(removed)
 
@@ -144,10 +143,9 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress) 
             raise ValueError(
                 f"The checkpoint {found[-1]} is damaged: {error} Delete that folder to resume from {before}."
             ) from error
-        if progress.num_processes != accelerator.num_processes:
-            raise ValueError(
-                f"`output` {folder} holds a run of {progress.num_processes} processes, got {accelerator.num_processes}."
-            )
+        count = accelerator.num_processes
+        if progress.num_processes != count:
+            raise ValueError(f"`output` {folder} holds a run of {progress.num_processes} processes, not {count}.")
     progress.num_processes = accelerator.num_processes
     metrics = folder / METRICS
     if accelerator.is_main_process and metrics.is_file():

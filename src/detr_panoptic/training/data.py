@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from ..data import NamedRecords, PanopticData
 from ..data.categories import Categories
-from ..data.hub_names import public_name
+from ..model_card import public_name
 from ..scenes.source import SCENES, read_source
 from .settings import DataSettings
 
@@ -93,9 +93,7 @@ class TrainingData:
         }
 
 
-def read_data(
-    settings: DataSettings, seed: int, *, source: Any = None, validation_source: Any = None
-) -> TrainingData:
+def read_data(settings: DataSettings, seed: int, *, source: Any = None, validation_source: Any = None) -> TrainingData:
     """Reads the training and validation records.
 
     Args:

@@ -50,7 +50,7 @@ def run_epochs(run: Run) -> int | None:
                 progress.evaluations_without_gain = 0 if is_better else progress.evaluations_without_gain + 1
                 patience = run.settings.optimization.patience
                 progress.is_finished = is_last or progress.evaluations_without_gain == patience
-                save_checkpoint(run)
+                save(run)
     return None
 
 
@@ -80,12 +80,17 @@ def train_epoch(run: Run) -> bool:
             run.log.losses(progress.step, progress.epoch, rate=rate, **mean_over_processes(terms, accelerator))
         is_stopped = accelerator.check_trigger()
         if is_stopped or progress.step % settings.run.checkpoint_every == 0:
-            save_checkpoint(run)
+            save(run)
         if is_stopped:
             return True
         if progress.step == run.total_steps:
             break
     return False
+
+
+def save(run: Run) -> None:
+    """Saves a checkpoint of a run; called on every process."""
+    save_checkpoint(run.accelerator, run.folder, run.state.progress, keep=run.settings.run.keep_checkpoints)
 
 
 def train_step(

@@ -85,9 +85,9 @@ def train(
 ) -> TrainingResult:
     """Trains a model on images with panoptic annotations.
 
-    The output folder receives the best model by PQ, its image processor, metrics and checkpoints. The same call resumes
-    a run that was stopped, and ends with the same weights. SIGTERM and Ctrl-C stop it after a checkpoint. Start several
-    processes with `accelerate launch`.
+    The output folder receives the best model by PQ, its image processor, metrics and checkpoints. The same call
+    resumes a run that was stopped, and ends with the same weights. SIGTERM and Ctrl-C save a checkpoint and stop.
+    Start several processes with `accelerate launch`.
 
     Args:
         source: Training data: whatever `read_panoptic` takes, "scenes" for generated images, or a `PanopticData`. May
@@ -217,8 +217,8 @@ def execute(
         except torch.OutOfMemoryError as error:
             size = settings.optimization.batch_size
             raise ValueError(
-                f"Out of memory with `batch_size` {size}: use batch_size auto, a smaller `short_side` and `long_side`, "
-                "or `mixed_precision` bf16."
+                f"Out of memory with `batch_size` {size}: use batch_size auto, smaller images (`short_side`), or "
+                "`mixed_precision` bf16."
             ) from error
         finally:
             batches.end()
@@ -239,7 +239,7 @@ def prepare(
 ) -> tuple[TrainingState, Any]:
     """Returns what updates change, and the loader; both prepared by the accelerator and part of its checkpoints."""
     optimization = settings.optimization
-    model = model.to(accelerator.device)  # type: ignore[assignment]  # transformers types `to` as Module
+    model = model.to(accelerator.device)
     averaged = None if optimization.ema_decay is None else average_weights(model, optimization.ema_decay)
     factor = rate_factor(optimization, effective_batch(settings, accelerator))
     optimizer = build_optimizer(model, optimization, factor=factor)

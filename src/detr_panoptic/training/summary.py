@@ -6,7 +6,7 @@ from typing import Any
 
 from ..data.hub_names import hub_name
 from ..data.plain_text import markdown, one_line
-from ..sharing.card import MeasuredQuality, class_table, write_card
+from ..model_card import MeasuredQuality, class_table, model_card
 from .data import TrainingData
 from .settings import TrainingSettings
 from .tracking import read_metrics
@@ -40,9 +40,9 @@ def write_reports(
     descriptions = data.describe()
     write_summary(folder, lines, plan, descriptions)
     start = settings.model.model
-    write_card(
-        folder,
+    card = model_card(
         model,
+        folder.resolve().name,
         data=descriptions,
         recipe=plan,
         quality=measured_quality(best_evaluation(folder), data),
@@ -50,6 +50,7 @@ def write_reports(
         datasets=tuple(filter(None, (hub_name(settings.data.data or ""),))),
         base_model=None if start is None else hub_name(start),
     )
+    (folder / "README.md").write_text(str(card), encoding="utf-8")
 
 
 def measured_quality(best: Mapping[str, Any], data: TrainingData) -> MeasuredQuality | None:
@@ -63,7 +64,6 @@ def measured_quality(best: Mapping[str, Any], data: TrainingData) -> MeasuredQua
         how=f"{len(data.validation)} images, after update {best['step']}",
         groups={name: tuple(best[f"{key}{ending}"] for key in ("pq", "sq", "rq")) for name, ending in groups.items()},
         classes=_classes(best),
-        on_training_images=data.validation is data.train,
     )
 
 
@@ -81,7 +81,7 @@ def write_summary(
         for line in evaluations:
             numbers = " | ".join(f"{100 * line.get(name, float('nan')):.1f}" for name in columns)
             text.append(f"| {line['step']}{' (best)' if line is best else ''} | {line['epoch']} | {numbers} |")
-        text += ["", "Classes at the best update:", "", class_table(_classes(best))]
+        text += ["", "Classes at the best update:", "", *class_table(_classes(best))]
     (folder / SUMMARY).write_text("\n".join(text) + "\n", encoding="utf-8")
 
 

@@ -1,10 +1,11 @@
-"""Pictures of segmentations: overlays with labels, annotation beside prediction, pages, and where a model looks."""
+"""Pictures of segmentations: overlays, legends, side by side, sheets, and attention maps."""
 
 from .attention import ObjectAttention, attention_on_pixels, draw_attention
 from .colors import class_colors, color_of, shade
 from .hover import hover_figure
 from .overlays import draw_segments, draw_side_by_side
 from .placement import place_labels
+from .sheets import stack
 
 __all__ = [
     "ObjectAttention",
@@ -17,4 +18,5 @@ __all__ = [
     "hover_figure",
     "place_labels",
     "shade",
+    "stack",
 ]

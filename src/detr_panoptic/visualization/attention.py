@@ -1,56 +1,46 @@
-"""Where a model looks: attention maps of one object over its photograph.
+"""Attention maps of one object, drawn over the photograph.
 
 Legend: L decoder layers, M heads, (h, w) the map of the encoded image, (H, W) the photograph.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .labels import INK, PAPER, font_for, shorten
 from .overlays import outlines
+from .sheets import stack, text_block
 
 SHEET_WIDTH = 1400  # pixels
-MARGIN = 24  # pixels
-GAP = 10  # pixels between pictures
+MARGIN, GAP = 24, 10  # pixels around the sheet, and between pictures
 TITLE_SIZE, HEADING_SIZE, CAPTION_SIZE = 28, 19, 15  # pixels
-GRAY_INK = (96, 100, 108)
-TALLEST = 1.6  # widths of a column: no picture is higher
+MAX_ASPECT = 1.6  # height of a picture, in widths of its column
 MAX_COLUMNS = {"landscape": 6, "portrait": 8}
-DARKENED = 0.4  # brightness of the photograph, gray, where no attention is
-HEAT_GAMMA = 0.6  # half of the peak looks like two thirds: weak attention is seen, too
-MOST_COVERED = 0.6  # of the photograph, by the peak
-LIGHT = 0.85  # of the colors of heat, so that the photograph is seen in the peak
-# Dark to bright in perceptual steps: matplotlib's "inferno" at quarters of its range.
+BACKGROUND_BRIGHTNESS = 0.4  # of the gray photograph where there is no attention
+HEAT_GAMMA = 0.6  # half of the peak is drawn as two thirds, so that weak attention stays visible
+MAX_COVERAGE = 0.6  # share of the photograph that the peak hides
+HEAT_BRIGHTNESS = 0.85  # of the heat colors, so that the photograph is visible under the peak
+# matplotlib's "inferno" at quarters of its range: brightness rises in perceptual steps.
 HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=np.float32)
-BOX_COLOR, MASK_COLOR = (255, 214, 0), (0, 200, 255)
-
-
-class Row(NamedTuple):
-    """Pictures of one size with their captions, so many beside each other; the others go on below."""
-
-    heading: str
-    meaning: str
-    columns: int
-    pictures: list[tuple[str, Image.Image]]
+ONE_SCALE = "one softmax over all heads and cells; the number is the share of the head"
+OWN_SCALE = "each map has its own scale; the number is the share of its brightest cell"
+BOX_COLOR, MASK_COLOR, OUTLINE_COLOR = (255, 214, 0), (0, 200, 255), (255, 255, 255)
 
 
 @dataclass(frozen=True)
 class ObjectAttention:
-    """What one query found, and where it looked.
+    """Attention of one query.
 
     Args:
-        title: what it is, `boat 0.97`.
-        subtitle: which query of which image.
+        title: Class and score, such as `boat 0.97`.
+        subtitle: Which query of which image.
         box: (left, top, right, bottom) in pixels of the photograph.
         mask: (H, W) bool.
         mask_maps: (M, h, w) attention maps of the mask head; together they sum to 1 over the padded canvas.
-        cross_maps: (L, M, h, w) cross-attention of the decoder; each sums to 1.
-        processed_size: (height, width) in which the model saw the photograph, without padding.
-        stride: pixels of the model's image per cell of a map, along each side.
+        cross_maps: (L, M, h, w) cross-attention of the decoder; each map sums to 1.
+        processed_size: (height, width) of the image as the model saw it, without padding.
+        stride: Pixels of the model's image per cell of a map, along each side.
     """
 
     title: str
@@ -66,19 +56,27 @@ class ObjectAttention:
 def attention_on_pixels(
     maps: np.ndarray, *, processed_size: tuple[int, int], stride: int, size: tuple[int, int]
 ) -> np.ndarray:
-    """The value of each pixel's cell: cell (y, x) is the square of `stride` pixels at (y * stride, x * stride).
+    """Enlarges attention maps to an image: each pixel gets the value of the cell that covers it.
 
-    These are pixels of the image as the model saw it, which lies at the upper left of a canvas that may be padded;
-    cells of the padding are left out, and those at the border of the image are cut.
+    Cell (y, x) covers the square of `stride` pixels at (y * stride, x * stride) of the image as the model saw it.
+    Cells in the padding are left out, and those at the border of the image are cut.
 
     Args:
         maps: (..., h, w) over the padded canvas.
         processed_size: (height, width) of the image on that canvas.
-        stride: pixels of the canvas per cell.
-        size: (height, width) of the result, which shows the whole image in any scale.
+        stride: Pixels of the canvas per cell.
+        size: (height, width) of the result, which shows the whole image at any scale.
 
     Returns:
         (..., *size).
+
+    Example:
+        >>> import numpy as np
+        >>> attention_on_pixels(np.array([[1, 2], [3, 4]]), processed_size=(64, 48), stride=32, size=(4, 3))
+        array([[1, 1, 2],
+               [1, 1, 2],
+               [3, 3, 4],
+               [3, 3, 4]])
     """
     rows, columns = (
         ((np.arange(length) + 0.5) * processed / (length * stride)).astype(int)
@@ -88,119 +86,100 @@ def attention_on_pixels(
 
 
 def draw_heat(photograph: Image.Image, values: np.ndarray) -> Image.Image:
-    """Values over a photograph, which turns gray and dark: the higher, the brighter and the less of it is seen.
+    """Draws values over a darkened gray photograph: the higher, the brighter.
 
     Args:
         photograph: RGB.
-        values: (H, W) of its size, 0 to 1.
+        values: (H, W) of its size, from 0 to 1.
+
+    Returns:
+        An RGB image of the same size.
     """
     strength = values.clip(0, 1) ** HEAT_GAMMA
     steps = np.linspace(0, 1, len(HEAT))
-    light = np.stack([np.interp(strength, steps, channel) for channel in HEAT.T], axis=-1)
-    gray = DARKENED * np.asarray(photograph.convert("L"), dtype=np.float32)[..., None]
-    # Light is added: painted over a bright photograph, weak attention would be darker than none.
-    lit = (1 - MOST_COVERED * strength[..., None]) * gray + LIGHT * light
+    heat = np.stack([np.interp(strength, steps, channel) for channel in HEAT.T], axis=-1)
+    gray = BACKGROUND_BRIGHTNESS * np.asarray(photograph.convert("L"), dtype=np.float32)[..., None]
+    # The heat is added: painted over a bright photograph, weak attention would be darker than none.
+    lit = (1 - MAX_COVERAGE * strength[..., None]) * gray + HEAT_BRIGHTNESS * heat
     return Image.fromarray(np.rint(lit).clip(0, 255).astype(np.uint8))
 
 
 def draw_attention(
     image: Image.Image, attention: ObjectAttention, *, layer: int | None = None, head: int | None = None
 ) -> Image.Image:
-    """One sheet on one object: its mask and box, the mask head's maps, and the decoder's cross-attention.
+    """Draws the sheet of one object: its mask and box, the mask head's maps, and the decoder's cross-attention.
 
     Args:
-        image: the photograph.
-        attention: of the object.
-        layer: the decoder layer, from 1, whose heads are shown; None for the last.
-        head: show this head, from 1, of the mask head and of every layer; None for all.
+        image: The photograph, in any mode.
+        attention: Of the object.
+        layer: Decoder layer, from 1, whose heads are shown; None for the last.
+        head: Shows only this head, from 1, of the mask head and of every layer; None for all.
 
     Returns:
-        An RGB picture on white.
+        An RGB image on white, 1400 pixels wide.
 
     Raises:
-        ValueError: there is no such layer or head.
+        ValueError: If there is no such layer or head.
     """
     num_layers, num_heads = attention.cross_maps.shape[:2]
     layer = num_layers if layer is None else layer
     for name, value, most in (("layer", layer, num_layers), ("head", head, num_heads)):
         if value is not None and not 1 <= value <= most:
-            raise ValueError(f"`{name}` must be from 1 to {most}, as many as the model has, got {value}.")
-    panels = Panels(image.convert("RGB"), attention)
-    rows = panels.of_all_heads(layer) if head is None else panels.of_one_head(head)
-    return _draw_sheet(attention.title, attention.subtitle, rows)
+            raise ValueError(f"`{name}` must be from 1 to {most}, the number of the model, got {value}.")
+    headline = _headline(attention.title, attention.subtitle, size=TITLE_SIZE)
+    content = stack([headline, *Panels(image.convert("RGB"), attention).parts(layer, head)], gap=2 * GAP)
+    sheet = Image.new("RGB", (SHEET_WIDTH, content.height + 2 * MARGIN), "white")
+    sheet.paste(content, (MARGIN, MARGIN))
+    return sheet
 
 
 class Panels:
-    """Makes the pictures of one object's sheet.
+    """Draws the parts of one object's sheet.
 
     Args:
-        image: the photograph, RGB.
-        attention: of the object.
+        image: The photograph, RGB.
+        attention: Of the object.
     """
 
     def __init__(self, image: Image.Image, attention: ObjectAttention) -> None:
-        """Keep both."""
         self.image = image
         self.attention = attention
-        kind = "portrait" if image.height > image.width else "landscape"
-        self.max_columns = MAX_COLUMNS[kind]
+        self.max_columns = MAX_COLUMNS["portrait" if image.height > image.width else "landscape"]
 
-    def of_all_heads(self, layer: int) -> list[Row]:
-        """Overview, the mask head's maps, each layer's mean, the heads of one layer."""
-        mask_maps, cross_maps = self.attention.mask_maps, self.attention.cross_maps
-        means = cross_maps.mean(1)
-        overview = [
-            ("mask and box", self.outlined(3)),
-            ("mask head, sum of its heads", self.heat(mask_maps.sum(0), 3)),
-            (f"decoder layer {layer}, mean of its heads", self.heat(means[layer - 1], 3)),
-        ]
-        return [
-            Row("", "", len(overview), overview),
-            self.mask_head_row(),
-            self.heats(
-                "Decoder, cross-attention layer by layer",
-                "mean of the heads; each picture has its own scale",
-                means,
-                [f"layer {number}" for number in _numbers(means)],
-            ),
-            self.heats(
-                f"Decoder, cross-attention of layer {layer}",
-                "each head has its own scale; the number is the share of its brightest cell",
-                cross_maps[layer - 1],
-                [f"head {i}: {percent(cross_maps[layer - 1, i - 1].max())}" for i in _numbers(cross_maps[0])],
-            ),
-        ]
+    def parts(self, layer: int, head: int | None) -> list[Image.Image]:
+        """Returns the overview, and the maps of the mask head, of the layers and of one layer with their headlines."""
+        chosen = slice(None) if head is None else slice(head - 1, head)
+        mask_maps, cross_maps = self.attention.mask_maps[chosen], self.attention.cross_maps[:, chosen]
+        means, heads = cross_maps.mean(1), cross_maps[layer - 1]
+        whose = "all heads" if head is None else f"head {head}"
+        overview = {
+            "mask and box": self.outlined(3),
+            f"mask head, sum of {whose}: {percent(mask_maps.sum())}": self.heat(mask_maps.sum(0), 3),
+            f"decoder layer {layer}, mean of {whose}": self.heat(means[layer - 1], 3),
+        }
+        shares = [f"head {i}: {percent(values.sum())}" for i, values in enumerate(mask_maps, start=1)]
+        layers = [f"layer {i}: {percent(values.max())}" for i, values in enumerate(means, start=1)]
+        peaks = [f"head {i}: {percent(values.max())}" for i, values in enumerate(heads, start=1)]
+        parts = [_grid(overview, columns=3)]
+        if head is None:
+            parts.append(_headline("Mask head, attention maps", ONE_SCALE))
+            parts.append(self.heats(mask_maps, shares, peak=float(mask_maps.max())))
+        parts.append(_headline(f"Decoder, cross-attention of each layer, mean of {whose}", OWN_SCALE))
+        parts.append(self.heats(means, layers))
+        if head is None:
+            parts.append(_headline(f"Decoder, cross-attention of the heads of layer {layer}", OWN_SCALE))
+            parts.append(self.heats(heads, peaks))
+        return parts
 
-    def of_one_head(self, head: int) -> list[Row]:
-        """Overview, and one head of each layer."""
-        mask_map, cross_maps = self.attention.mask_maps[head - 1], self.attention.cross_maps[:, head - 1]
-        overview = [
-            ("mask and box", self.outlined(2)),
-            (f"mask head, head {head}: {percent(mask_map.sum())} of all heads", self.heat(mask_map, 2)),
-        ]
-        captions = [f"layer {i}: {percent(cross_maps[i - 1].max())}" for i in _numbers(cross_maps)]
-        meaning = "each layer has its own scale; the number is the share of its brightest cell"
-        title = f"Decoder, cross-attention of head {head}"
-        return [Row("", "", len(overview), overview), self.heats(title, meaning, cross_maps, captions)]
-
-    def mask_head_row(self) -> Row:
-        """The mask head's maps in one scale, each with its share of the attention."""
-        maps = self.attention.mask_maps
-        captions = [f"head {number}: {percent(maps[number - 1].sum())}" for number in _numbers(maps)]
-        meaning = "one softmax over all heads and cells: one scale, and the number is the head's share"
-        return self.heats("Mask head, attention maps", meaning, maps, captions, peak=float(maps.max()))
-
-    def heats(
-        self, heading: str, meaning: str, maps: np.ndarray, captions: Sequence[str], *, peak: float | None = None
-    ) -> Row:
-        """Maps (N, h, w) on the photograph; each in its own scale if there is no common `peak`."""
+    def heats(self, maps: np.ndarray, captions: Sequence[str], *, peak: float | None = None) -> Image.Image:
+        """Draws maps (N, h, w) over the photograph; each has its own scale if there is no common `peak`."""
         num_rows = -(-len(maps) // self.max_columns)
-        columns = -(-len(maps) // num_rows)  # 8 stand as 4 and 4, not as 6 and 2
+        columns = -(-len(maps) // num_rows)  # 8 are 4 and 4, not 6 and 2
         pictures = [self.heat(values, columns, peak=peak) for values in maps]
-        return Row(heading, meaning, columns, list(zip(captions, pictures, strict=True)))
+        return _grid(dict(zip(captions, pictures, strict=True)), columns=columns)
 
     def heat(self, values: np.ndarray, columns: int, *, peak: float | None = None) -> Image.Image:
-        """A map (h, w) on the photograph, in the size for so many columns, with the object's outline."""
+        """Draws a map (h, w) over the photograph with the object's outline, in the size for that many columns."""
         small, mask = self.fitted(columns)
         on_pixels = attention_on_pixels(
             values,
@@ -208,11 +187,10 @@ class Panels:
             stride=self.attention.stride,
             size=(small.height, small.width),
         )
-        picture = draw_heat(small, on_pixels / (peak or on_pixels.max() or 1))
-        return _with_outline(picture, mask, (255, 255, 255))
+        return _with_outline(draw_heat(small, on_pixels / (peak or on_pixels.max() or 1)), mask, OUTLINE_COLOR)
 
     def outlined(self, columns: int) -> Image.Image:
-        """The photograph with the object's mask and box."""
+        """Draws the object's mask and box on the photograph."""
         small, mask = self.fitted(columns)
         tinted = np.asarray(small).copy()
         tinted[mask] = np.rint(0.65 * tinted[mask] + 0.35 * np.array(MASK_COLOR)).astype(np.uint8)
@@ -224,9 +202,9 @@ class Panels:
         return picture
 
     def fitted(self, columns: int) -> tuple[Image.Image, np.ndarray]:
-        """Photograph and mask in the size for so many columns."""
-        width = _column_width(columns)
-        scale = min(width / self.image.width, TALLEST * width / self.image.height)
+        """Resizes photograph and mask to the size for that many columns."""
+        width = (SHEET_WIDTH - 2 * MARGIN - (columns - 1) * GAP) // columns
+        scale = min(width / self.image.width, MAX_ASPECT * width / self.image.height)
         size = max(1, round(scale * self.image.width)), max(1, round(scale * self.image.height))
         mask = Image.fromarray(self.attention.mask).resize(size, Image.Resampling.NEAREST)
         return self.image.resize(size, Image.Resampling.LANCZOS), np.asarray(mask)
@@ -238,48 +216,16 @@ def _with_outline(picture: Image.Image, mask: np.ndarray, color: tuple[int, int,
     return Image.fromarray(pixels)
 
 
-def _draw_sheet(title: str, subtitle: str, rows: Sequence[Row]) -> Image.Image:
-    """Rows of pictures under each other."""
-    whole = SHEET_WIDTH - 2 * MARGIN
-    pictures = []  # (left, top, picture)
-    texts = [  # (left, top, text, size, color, width)
-        (MARGIN, MARGIN, title, TITLE_SIZE, INK, whole),
-        (MARGIN, MARGIN + round(1.35 * TITLE_SIZE), subtitle, CAPTION_SIZE, GRAY_INK, whole),
-    ]
-    bottom = MARGIN + round(1.35 * TITLE_SIZE + 2.2 * CAPTION_SIZE)
-    for row in rows:
-        if row.heading:
-            bottom += HEADING_SIZE
-            texts.append((MARGIN, bottom, row.heading, HEADING_SIZE, INK, whole))
-            texts.append((MARGIN, bottom + round(1.4 * HEADING_SIZE), row.meaning, CAPTION_SIZE, GRAY_INK, whole))
-            bottom += round(1.4 * HEADING_SIZE + 1.9 * CAPTION_SIZE)
-        width, height = _column_width(row.columns), row.pictures[0][1].height
-        for place, (caption, picture) in enumerate(row.pictures):
-            left = MARGIN + place % row.columns * (width + GAP)
-            top = bottom + place // row.columns * (height + 2 * CAPTION_SIZE)
-            pictures.append((left, top, picture))
-            texts.append((left, top + height + 4, caption, CAPTION_SIZE, INK, width))
-        bottom += -(-len(row.pictures) // row.columns) * (height + 2 * CAPTION_SIZE)
-    sheet = Image.new("RGB", (SHEET_WIDTH, bottom + MARGIN // 2), PAPER)
-    for left, top, picture in pictures:
-        sheet.paste(picture, (left, top))
-    draw = ImageDraw.Draw(sheet)
-    for left, top, text, size, color, width in texts:
-        font = font_for(text, size)
-        draw.text((left, top), shorten(text, font, width), fill=color, font=font)
-    return sheet
+def _grid(pictures: dict[str, Image.Image], *, columns: int) -> Image.Image:
+    """Returns pictures in rows, each under its caption."""
+    captions = list(pictures)
+    return stack(list(pictures.values()), columns=columns, captions=captions, gap=GAP, caption_size=CAPTION_SIZE)
 
 
-def _column_width(columns: int) -> int:
-    """Pixels for each of so many pictures beside each other."""
-    return (SHEET_WIDTH - 2 * MARGIN - (columns - 1) * GAP) // columns
-
-
-def _numbers(maps: np.ndarray) -> range:
-    """1, 2, … for the maps of the first axis."""
-    return range(1, len(maps) + 1)
+def _headline(title: str, note: str, *, size: int = HEADING_SIZE) -> Image.Image:
+    return text_block(SHEET_WIDTH - 2 * MARGIN, title, note, size=size)
 
 
 def percent(share: float) -> str:
-    """A share of the attention as the pictures say it, `7.3 %`."""
+    """Returns a share as text, such as `7.3 %`."""
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"

@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from .attention import DARKENED, HEAT, HEAT_GAMMA, LIGHT, MOST_COVERED, ObjectAttention, percent
+from .attention import BACKGROUND_BRIGHTNESS as DARKENED
+from .attention import HEAT, HEAT_GAMMA, ObjectAttention, percent
+from .attention import HEAT_BRIGHTNESS as LIGHT
+from .attention import MAX_COVERAGE as MOST_COVERED
 
 SCRIPT = Path(__file__).with_name("attention_panel.js")
 MARKUP = '<div class="attention" aria-live="polite" hidden></div>'

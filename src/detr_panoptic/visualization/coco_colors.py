@@ -1,4 +1,4 @@
-"""The colors of COCO's panoptic classes, as panoptic_coco_categories.json of cocodataset/panopticapi has them."""
+"""Colors of COCO's panoptic classes, from panoptic_coco_categories.json of cocodataset/panopticapi."""
 
 from ..data.categories import COCO_PANOPTIC
 

@@ -1,9 +1,9 @@
 """Colors of segments: a color per class, a shade of it per instance.
 
-The classes of COCO have COCO's own colors. Those of other data are computed from the label id alone, so that a class
-looks the same in every picture: hues step by the golden ratio around OKLCH, the polar form of the perceptual space
-OKLab, so that each further class gets a hue far from those before it. Lightness steps as well: hues that a color-blind
-reader confuses mostly differ in brightness.
+COCO's classes have COCO's own colors. Colors of other classes are computed from the label id alone, so that a class
+has the same color in every picture. Hues step by the golden ratio around OKLCH, the polar form of the perceptual space
+OKLab, so that each class gets a hue far from those before it. Lightness varies as well, because color-blind readers
+confuse some hues.
 OKLab and its matrices: Björn Ottosson, "A perceptual color space for image processing", 2020.
 """
 
@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from ..convert_config import UNUSED
 from .coco_colors import COCO_COLORS
 
 Color = tuple[int, int, int]
@@ -23,15 +22,12 @@ Color = tuple[int, int, int]
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 PLASTIC_NUMBER = 1.324717957244746  # the golden ratio's counterpart in two dimensions
 FIRST_HUE = 0.70  # of a turn: label 0, often a person, is blue, which stands out from skin, grass and wood
-CLASS_LIGHTNESS = (
-    0.66,
-    0.80,
-    0.73,
-)  # three levels, so that neighbors in hue (3, 5 or 8 ids apart) mostly differ in it
-INSTANCE_LIGHTNESS = 0.28  # width of the band in which instances of one class differ
-INSTANCE_HUE = 0.10  # of a turn, the same: small enough to keep the class recognizable
-DARKEST, BRIGHTEST = 0.26, 0.96  # lightness: where that band would be beyond, it lies
-DISTANCE = 0.06  # above or below the class's own lightness, by this
+CLASS_LIGHTNESS = (0.66, 0.80, 0.73)  # neighbors in hue (3, 5 or 8 ids apart) mostly differ in lightness
+INSTANCE_LIGHTNESS = 0.28  # width of the band of lightness of the instances of one class
+INSTANCE_HUE = 0.10  # of a turn: width of the band of hues, small enough to keep the class recognizable
+DARKEST, BRIGHTEST = 0.26, 0.96  # lightness: a band that would leave this range is moved
+DISTANCE = 0.06  # by this above or below the class's own lightness
+UNUSED = "unused_"  # how the names of numbers without a class begin in converted checkpoints
 CHROMA = 0.15
 
 OKLAB_TO_LMS = np.array(
@@ -51,24 +47,24 @@ LMS_TO_LINEAR_RGB = np.array(
 
 
 def class_colors(id2label: Mapping[int, str]) -> dict[int, Color]:
-    """A color for each class.
+    """Returns a color for each class.
 
     Args:
-        id2label: name of each label id of a model or dataset. Pass all of them: COCO's colors are taken if every
-            class is one of COCO's, whatever its label id; numbers without a class, which converted checkpoints have,
-            do not count.
+        id2label: Name of each label id of a model or dataset. Pass all of them: COCO's colors are used if every class
+            is one of COCO's, whatever its label id. Numbers without a class (`unused_12`) do not count.
 
-    Returns:
-        The color of each label id.
+    Example:
+        >>> class_colors({0: "person", 1: "sky-other-merged"})
+        {0: (220, 20, 60), 1: (70, 130, 180)}
     """
-    used = [name for name in id2label.values() if not name.startswith(UNUSED.format(""))]
+    used = [name for name in id2label.values() if not name.startswith(UNUSED)]
     if used and COCO_COLORS.keys() >= set(used):
         return {label_id: COCO_COLORS.get(name) or color_of(label_id) for label_id, name in id2label.items()}
     return {label_id: color_of(label_id) for label_id in id2label}
 
 
 def segment_colors(segments: Iterable[Mapping[str, Any]], id2label: Mapping[int, str]) -> list[Color]:
-    """A color per segment; the segments of a class have its shades in the order given."""
+    """Returns a color per segment; the segments of a class get its shades in the order given."""
     of_class = class_colors(id2label)
     seen: defaultdict[int, int] = defaultdict(int)
     colors = []
@@ -81,7 +77,7 @@ def segment_colors(segments: Iterable[Mapping[str, Any]], id2label: Mapping[int,
 
 @cache
 def color_of(label_id: int) -> Color:
-    """The computed color of a class, given its label id, from 0."""
+    """Returns the computed color of a class, given its label id, from 0."""
     if label_id < 0:
         raise ValueError(f"`label_id` must not be negative, got {label_id}.")
     return _oklch_to_rgb(CLASS_LIGHTNESS[label_id % len(CLASS_LIGHTNESS)], CHROMA, FIRST_HUE + label_id * GOLDEN_RATIO)
@@ -89,18 +85,18 @@ def color_of(label_id: int) -> Color:
 
 @cache
 def shade(color: Color, instance: int) -> Color:
-    """The color of one of several segments of a class.
+    """Returns the color of one of several segments of a class.
 
     Args:
-        color: of the class.
-        instance: number of the segment among those of its class in the picture; the first, 0, has the class's color.
+        color: Of the class.
+        instance: Number of the segment among those of its class in the picture; 0 has the class's own color.
     """
     if instance < 0:
         raise ValueError(f"`instance` must not be negative, got {instance}.")
     if instance == 0:
         return color
-    # The R2 sequence (Martin Roberts, 2018): points that stay far from each other in the plane of lightness and hue,
-    # however many; shifted so that the first instance has the plain color of its class.
+    # The R2 sequence (Martin Roberts, 2018): any number of points in the plane of lightness and hue stay far from each
+    # other; shifted so that the first instance has the color of its class.
     lightness, chroma, hue = _rgb_to_oklch(color)
     half = INSTANCE_LIGHTNESS / 2
     if lightness < DARKEST + half:
@@ -113,7 +109,7 @@ def shade(color: Color, instance: int) -> Color:
 
 
 def _oklch_to_rgb(lightness: float, chroma: float, hue: float) -> Color:
-    """OKLCH to 8-bit sRGB, with as much of the chroma as the screen can show; hue in turns."""
+    """Converts OKLCH to 8-bit sRGB with as much of the chroma as sRGB holds; hue in turns."""
     angle = 2 * np.pi * hue
     direction = np.array([0.0, np.cos(angle), np.sin(angle)])
     for share in np.linspace(1, 0, 21):
@@ -128,7 +124,7 @@ def _oklch_to_rgb(lightness: float, chroma: float, hue: float) -> Color:
 
 
 def _rgb_to_oklch(color: Color) -> tuple[float, float, float]:
-    """8-bit sRGB to lightness, chroma and hue in turns."""
+    """Converts 8-bit sRGB to lightness, chroma and hue in turns."""
     srgb = np.array(color) / 255
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     lms = np.linalg.solve(LMS_TO_LINEAR_RGB, linear)

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from ..segment_ids import VOID_ID
 from .colors import segment_colors
 from .embedding import data_tag, picture_tag
 from .labels import class_name, label_text
-from .overlays import VOID_ID, draw_segments, index_map
+from .overlays import draw_segments, index_map
 from .report import Html, escaped
 
 MAX_SIDE = 1600  # pixels; larger photographs are made smaller

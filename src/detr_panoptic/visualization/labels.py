@@ -1,4 +1,4 @@
-"""Labels of segments: their text, a font that has its letters, and the patch that is pasted into a picture."""
+"""Labels of segments: text, font, and the patch that is pasted into a picture."""
 
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -12,32 +12,22 @@ from .colors import Color
 
 SUPERSAMPLING = 4  # Pillow draws rounded corners without anti-aliasing
 MIN_FONT_SIZE = 10  # pixels
-IMAGE_TO_FONT = 36  # the shorter side of the image is this many font sizes
+IMAGE_TO_FONT = 36  # shorter side of an image, in font sizes
 INK = (16, 18, 22)
 PAPER = (255, 255, 255)
-EQUAL_CONTRAST_LUMINANCE = 0.19  # white and dark ink read equally well on it
-NO_CHARACTER = "\U0010ffff"  # fonts draw it as what they have not
+EQUAL_CONTRAST_LUMINANCE = 0.19  # white and dark ink are equally readable on it
+NO_CHARACTER = "\U0010ffff"  # fonts draw it like every letter that they lack
 ELLIPSIS = "…"
-# For letters that Pillow's own font has not, which is ASCII: what the systems have, under names that Pillow finds.
+# System fonts, under names that Pillow finds, for letters that Pillow's own font lacks (it has ASCII only).
 FONT_FILES = (
-    "DejaVuSans.ttf",
-    "NotoSans-Regular.ttf",
-    "LiberationSans-Regular.ttf",
-    "NotoSansCJK-Regular.ttc",
-    "wqy-microhei.ttc",
-    "unifont.ttf",
-    "Arial Unicode.ttf",
-    "Hiragino Sans GB.ttc",
-    "arial.ttf",
-    "msyh.ttc",
-    "YuGothM.ttc",
-    "malgun.ttf",
-    "Nirmala.ttf",
+    *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "NotoSansCJK-Regular.ttc"),
+    *("wqy-microhei.ttc", "unifont.ttf", "Arial Unicode.ttf", "Hiragino Sans GB.ttc"),
+    *("arial.ttf", "msyh.ttc", "YuGothM.ttc", "malgun.ttf", "Nirmala.ttf"),
 )
 
 
 def class_name(label_id: int, id2label: Mapping[int, str]) -> str:
-    """Name of a class on one line, without the bookkeeping in COCO's `sky-other-merged`."""
+    """Returns the name of a class on one line, without the suffixes of COCO's `sky-other-merged`."""
     name = one_line(id2label[label_id])
     for suffix in ("-merged", "-other", "-stuff"):
         name = name.removesuffix(suffix)
@@ -45,28 +35,28 @@ def class_name(label_id: int, id2label: Mapping[int, str]) -> str:
 
 
 def label_text(segment: Mapping[str, Any], id2label: Mapping[int, str]) -> str:
-    """Name and score of a segment, `boat 0.97`."""
+    """Returns name and score of a segment, such as `boat 0.97`."""
     return class_name(segment["label_id"], id2label) + _score_text(segment)
 
 
 def font_size_for(size: tuple[int, int]) -> float:
-    """The size of letters, in pixels, that suits an image of (width, height)."""
+    """Returns the size of letters, in pixels, for an image of (width, height)."""
     return max(MIN_FONT_SIZE, min(size) / IMAGE_TO_FONT)
 
 
 def font_for(text: str, size: float) -> ImageFont.FreeTypeFont:
-    """A font that has all letters of a text: Pillow's own or one of the system's; where none has, Pillow's own."""
+    """Returns a font with all letters of a text, Pillow's own or one of the system's; Pillow's own if none has."""
     return next((font for font in _fonts(size) if _has_letters(font, text)), next(_fonts(size)))
 
 
 def readable_name(label_id: int, id2label: Mapping[int, str], size: float) -> str:
-    """Name of a class; its number where no font of this machine has the letters."""
+    """Returns the name of a class, or its number if no font of this machine has the letters."""
     name = class_name(label_id, id2label)
     return name if _has_letters(font_for(name, size), name) else f"class {label_id}"
 
 
 def shorten(text: str, font: ImageFont.FreeTypeFont, max_width: float) -> str:
-    """The beginning of a text that is at most as wide as that, at least a letter."""
+    """Cuts a text to `max_width` pixels; at least one letter remains."""
     if font.getlength(text) <= max_width:
         return text
     lengths = range(len(text) - 1, 1, -1)
@@ -77,14 +67,14 @@ def shorten(text: str, font: ImageFont.FreeTypeFont, max_width: float) -> str:
 def draw_tag(
     segment: Mapping[str, Any], id2label: Mapping[int, str], color: Color, *, size: float, max_width: float
 ) -> Image.Image:
-    """A segment's label as an RGBA picture: letters on a rounded patch of its color.
+    """Draws a segment's label as an RGBA picture: letters on a rounded patch of its color.
 
     Args:
         segment: `label_id` and an optional `score`.
-        id2label: name of each label id.
-        color: of the patch; letters are dark or white, whichever reads better.
-        size: of the letters in pixels.
-        max_width: in pixels; longer names are cut, scores never.
+        id2label: Name of each label id.
+        color: Of the patch; letters are dark or white, whichever is more readable.
+        size: Of the letters in pixels.
+        max_width: In pixels; longer names are cut, scores never.
     """
     name, score = readable_name(segment["label_id"], id2label, size), _score_text(segment)
     font = font_for(name + score, size)
@@ -101,7 +91,7 @@ def draw_tag(
 
 
 def ink_on(color: Color) -> Color:
-    """The one of two inks with the higher contrast on a color, by WCAG 2's relative luminance."""
+    """Returns the ink with the higher contrast on a color, by WCAG 2's relative luminance."""
     linear = (np.array(color) / 255) ** 2.2
     return INK if linear @ (0.2126, 0.7152, 0.0722) > EQUAL_CONTRAST_LUMINANCE else PAPER
 
@@ -112,7 +102,7 @@ def _score_text(segment: Mapping[str, Any]) -> str:
 
 
 def _fonts(size: float) -> Iterator[ImageFont.FreeTypeFont]:
-    """Pillow's own font, then those of the system."""
+    """Yields Pillow's own font, then those of the system."""
     yield _own_font(size)
     for file in _found_fonts():
         yield _font(file, size)
@@ -128,7 +118,7 @@ def _own_font(size: float) -> ImageFont.FreeTypeFont:
 
 @cache
 def _found_fonts() -> tuple[str, ...]:
-    """Those of `FONT_FILES` that this machine has."""
+    """Returns those of `FONT_FILES` that this machine has."""
     return tuple(file for file in FONT_FILES if _is_font(file))
 
 
@@ -146,6 +136,6 @@ def _font(file: str, size: float) -> ImageFont.FreeTypeFont:
 
 
 def _has_letters(font: ImageFont.FreeTypeFont, text: str) -> bool:
-    """Whether a font draws each letter of a text otherwise than a letter that no font has."""
+    """Returns whether a font draws no letter of a text like a letter that no font has."""
     missing = bytes(font.getmask(NO_CHARACTER))
     return all(letter.isspace() or bytes(font.getmask(letter)) != missing for letter in set(text))

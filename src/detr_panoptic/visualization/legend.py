@@ -1,4 +1,4 @@
-"""Legends: which color is which class."""
+"""Legends: the color of each class."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,13 +14,13 @@ SWATCH_EDGE = (150, 153, 158)  # COCO has white classes
 def add_legend(
     picture: Image.Image, segments: Iterable[Mapping[str, Any]], id2label: Mapping[int, str], *, size: float
 ) -> Image.Image:
-    """The picture with a list of the classes of its segments below, in columns, in the order of their label ids.
+    """Adds a list of the classes of the segments under a picture, in columns, in the order of their label ids.
 
     Args:
-        picture: an RGB picture.
-        segments: `label_id` each.
-        id2label: name of each label id.
-        size: of the letters in pixels.
+        picture: RGB.
+        segments: `label_id` of each.
+        id2label: Name of each label id.
+        size: Of the letters in pixels.
     """
     label_ids = sorted({segment["label_id"] for segment in segments})
     if not label_ids:
@@ -37,7 +37,6 @@ def add_legend(
     sheet.paste(picture)
     draw, colors = ImageDraw.Draw(sheet), class_colors(id2label)
     for place, (label_id, name) in enumerate(names.items()):
-        # Down the columns, as one reads a list.
         left = margin + place // num_rows * column
         middle = picture.height + margin // 2 + place % num_rows * line + line // 2
         patch = _swatch(colors[label_id], swatch)
@@ -47,7 +46,7 @@ def add_legend(
 
 
 def _swatch(color: tuple[int, int, int], side: int) -> Image.Image:
-    """A rounded square, as an RGBA picture."""
+    """Draws a rounded square as an RGBA picture."""
     large = Image.new("RGBA", (SUPERSAMPLING * side, SUPERSAMPLING * side), (*SWATCH_EDGE, 0))
     box = (0, 0, large.width - 1, large.height - 1)
     ImageDraw.Draw(large).rounded_rectangle(box, 0.25 * large.width, color, SWATCH_EDGE, SUPERSAMPLING)

@@ -1,21 +1,21 @@
-"""Segmentations drawn over their photographs."""
+"""Segmentations drawn over their images."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image, ImageDraw
+from PIL import Image
 from scipy import ndimage
 
+from ..segment_ids import VOID_ID
 from .colors import Color, segment_colors
-from .labels import INK, PAPER, draw_tag, font_for, font_size_for, shorten
+from .labels import draw_tag, font_size_for
 from .legend import add_legend
 from .placement import place_labels
+from .sheets import stack
 
-VOID_ID = 0
 LONGEST_LABEL = 0.3  # of the picture's width
-CAPTION_SIZE = 1.3  # in sizes of the labels
 OUTLINE = (255, 255, 255)
 OUTLINE_ALPHA = 0.85
 
@@ -30,20 +30,30 @@ def draw_segments(
     show_labels: bool = True,
     show_legend: bool = False,
 ) -> Image.Image:
-    """Draw segments over an image: a color per class, a shade per instance, outlines and labels.
+    """Draws segments over an image: a color per class, a shade of it per instance, outlines and labels.
 
     Args:
-        image: photograph; any mode.
+        image: Photograph, in any mode.
         segmentation: (H, W) integers of the image's size, on the CPU; 0 is void.
-        segments_info: one mapping per segment with `id`, `label_id` and, for the label, an optional `score`. Pixels of
-            ids that are not listed stay as they are, like void: leave entries out to draw some segments only.
-        id2label: name of each label id; of all classes that the model has (see `class_colors`).
-        alpha: opacity of the colors, 0 to 1.
-        show_labels: write each segment's name and score where there is room.
-        show_legend: list the classes under the picture.
+        segments_info: One mapping per segment with `id`, `label_id` and an optional `score`. Pixels of ids that are
+            not listed are left as they are, like void: leave entries out to draw only some segments.
+        id2label: Name of each label id. Pass all classes of the model: they decide on the colors.
+        alpha: Opacity of the colors, from 0 to 1.
+        show_labels: Writes the name and score of each segment where there is room.
+        show_legend: Adds a list of the classes under the picture.
 
     Returns:
         A new RGB image of the same size; with a legend it is higher.
+
+    Raises:
+        ValueError: If `segmentation` has another size, `alpha` is not from 0 to 1, or a label has no name.
+
+    Example:
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> segments = [{"id": 1, "label_id": 0, "score": 0.9}]
+        >>> draw_segments(Image.new("RGB", (60, 40)), np.ones((40, 60), dtype=int), segments, {0: "boat"}).size
+        (60, 40)
     """
     segment_map = np.asarray(segmentation)
     if segment_map.shape != (image.height, image.width):
@@ -74,37 +84,37 @@ def draw_side_by_side(
     show_labels: bool = True,
     show_legend: bool = False,
 ) -> Image.Image:
-    """Put an image, its annotation and a prediction beside each other, each under its caption.
+    """Draws an image, its annotation and a prediction beside each other, each under its caption.
 
     Args:
-        image: photograph; any mode.
+        image: Photograph, in any mode.
         truth: `segmentation` and `segments_info`, as `draw_segments` takes them.
-        prediction: the same of the model's result.
-        id2label: name of each label id.
-        captions: texts above the three pictures.
-        alpha: opacity of the colors, 0 to 1.
-        show_labels: write each segment's name and score where there is room.
-        show_legend: list the classes of both under the pictures.
+        prediction: The same of the model's result.
+        id2label: Name of each label id.
+        captions: Texts above the three pictures.
+        alpha: Opacity of the colors, from 0 to 1.
+        show_labels: Writes the name and score of each segment where there is room.
+        show_legend: Adds a list of the classes of both under the pictures.
 
     Returns:
         An RGB image on white.
+
+    Raises:
+        ValueError: As `draw_segments`.
+
+    Example:
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> nothing = {"segmentation": np.zeros((40, 60), dtype=int), "segments_info": []}
+        >>> draw_side_by_side(Image.new("RGB", (60, 40)), nothing, nothing, {0: "boat"}).width
+        196
     """
-    pictures = [image.convert("RGB")] + [
-        draw_segments(
-            image, result["segmentation"], result["segments_info"], id2label, alpha=alpha, show_labels=show_labels
-        )
-        for result in (truth, prediction)
-    ]
+    style = {"alpha": alpha, "show_labels": show_labels}
+    drawn = (
+        draw_segments(image, r["segmentation"], r["segments_info"], id2label, **style) for r in (truth, prediction)
+    )
     size = font_size_for(image.size)
-    gap, header = round(size * 0.8), round(size * 2.5)
-    sheet = Image.new("RGB", (3 * image.width + 2 * gap, header + image.height), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for column, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        left = column * (image.width + gap)
-        sheet.paste(picture, (left, header))
-        font = font_for(caption, CAPTION_SIZE * size)
-        text = shorten(caption, font, image.width)
-        draw.text((left + image.width / 2, header / 2), text, fill=INK, font=font, anchor="mm")
+    sheet = stack([image, *drawn], columns=3, captions=captions, gap=round(0.8 * size))
     segments = [*truth["segments_info"], *prediction["segments_info"]]
     return add_legend(sheet, segments, id2label, size=size) if show_legend else sheet
 
@@ -117,7 +127,7 @@ def _paint(
     *,
     alpha: float,
 ) -> Image.Image:
-    """Tint the segments of an (H, W, 3) uint8 photograph and draw their outlines; void keeps its values."""
+    """Tints the segments of an (H, W, 3) uint8 image and draws their outlines; void is left as it is."""
     indices = index_map(segment_map, [segment["id"] for segment in segments])
     drawn = indices > 0
     palette = np.array([(0, 0, 0), *colors], dtype=np.float32)
@@ -131,7 +141,7 @@ def _paint(
 
 
 def index_map(segment_map: np.ndarray, segment_ids: Sequence[int]) -> np.ndarray:
-    """(H, W) place of each pixel's segment in the list, from 1; 0 where it is not listed."""
+    """Returns (H, W), the position of each pixel's segment in the list, from 1; 0 if it is not listed."""
     if not segment_ids:
         return np.zeros(segment_map.shape, dtype=np.int16)
     ids = np.array(segment_ids)
@@ -141,7 +151,7 @@ def index_map(segment_map: np.ndarray, segment_ids: Sequence[int]) -> np.ndarray
 
 
 def outlines(indices: np.ndarray, *, reach: int) -> np.ndarray:
-    """(H, W) bool, pixels that have another segment within `reach` pixels: lines as wide as that."""
+    """Returns (H, W) bool: pixels with another segment within `reach` pixels, which are lines of that width."""
     return ndimage.maximum_filter(indices, reach) != ndimage.minimum_filter(indices, reach)
 
 
@@ -152,7 +162,7 @@ def _write_labels(
     colors: Sequence[Color],
     id2label: Mapping[int, str],
 ) -> None:
-    """Paste each segment's label onto the picture, in place."""
+    """Pastes the label of each segment onto the picture, in place."""
     style = {"size": font_size_for(picture.size), "max_width": picture.width * LONGEST_LABEL}
     tags = [draw_tag(segment, id2label, color, **style) for segment, color in zip(segments, colors, strict=True)]
     boxes = place_labels(segment_map, [segment["id"] for segment in segments], [tag.size for tag in tags])

@@ -1,4 +1,4 @@
-"""Where the labels of a segmentation go: inside their segments, and never over each other."""
+"""Positions of the labels of a segmentation: inside their segments, without overlap."""
 
 from collections.abc import Sequence
 
@@ -6,23 +6,23 @@ import numpy as np
 from scipy import ndimage
 
 Box = tuple[int, int, int, int]
-WORKING_SIZE = 640  # pixels: the longer side of the map on which places are searched
-GAP = 2  # pixels of that map left free around a label
-MIN_COVERED_AREA = 0.4  # a segment smaller than this share of its label gets none: the label would hide it
+WORKING_SIZE = 640  # pixels: longer side of the map on which positions are searched
+GAP = 2  # pixels of that map around a label
+MIN_COVERED_AREA = 0.4  # a segment smaller than this share of its label gets none, because the label would hide it
 
 
 def place_labels(
     segmentation: np.ndarray, segment_ids: Sequence[int], label_sizes: Sequence[tuple[int, int]]
 ) -> list[Box | None]:
-    """Find a place for each label at the visual center of its segment, or as near to it as the others leave room.
+    """Finds a position for each label, at the visual center of its segment or as near to it as other labels allow.
 
-    The visual center is the point farthest from the segment's border. A label is wide and low, so vertical distances
-    count for more: by the root of its aspect, as the whole of it draws labels from the middle to any wide end. Large
-    segments choose first.
+    The visual center is the point farthest from the segment's border. Labels are wide and low, so vertical distances
+    are weighted with the root of the label's aspect ratio; with the whole ratio, labels would move from the middle to
+    any wide end. Large segments come first.
 
     Args:
         segmentation: (H, W) integers, the segment of each pixel.
-        segment_ids: N ids of the segments that carry a label.
+        segment_ids: N ids of the segments with a label.
         label_sizes: N pairs (width, height) in pixels.
 
     Returns:
@@ -31,12 +31,12 @@ def place_labels(
     """
     stride = -(-max(segmentation.shape) // WORKING_SIZE)
     height, width = segmentation.shape
-    # Without the last few rows and columns: every pixel of the small map stands for a whole square of the picture.
+    # The last few rows and columns are left out: each pixel of the small map is a whole square of the picture.
     small_map = segmentation[: height - height % stride : stride, : width - width % stride : stride]
     masks = [small_map == segment_id for segment_id in segment_ids]
     areas = [int(mask.sum()) for mask in masks]
     boxes: list[Box | None] = [None] * len(masks)
-    # Sizes and gaps in pixels of the small map, rounded up: what does not overlap there does not in the picture.
+    # Sizes in pixels of the small map are rounded up: labels that do not overlap there do not in the picture.
     sizes = [(-(-width // stride), -(-height // stride)) for width, height in label_sizes]
     for index in sorted(range(len(masks)), key=lambda i: -areas[i]):
         taken = [box for box in boxes if box is not None]
@@ -48,11 +48,11 @@ def place_labels(
 
 
 def _place(mask: np.ndarray, size: tuple[int, int], taken: Sequence[Box]) -> Box | None:
-    """The best free box of (width, height) centered inside one (H, W) bool mask, or None."""
+    """Returns the best free box of (width, height) centered inside an (H, W) bool mask, or None."""
     width, height = size
     if mask.sum() < MIN_COVERED_AREA * width * height:
         return None
-    # The frame of zeros makes the picture's edge a border as well.
+    # The padding makes the picture's edge a border as well.
     distance = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=((width / height) ** 0.5, 1))[1:-1, 1:-1]
     left_half, top_half = width // 2, height // 2
     free = np.zeros_like(mask)
@@ -60,7 +60,7 @@ def _place(mask: np.ndarray, size: tuple[int, int], taken: Sequence[Box]) -> Box
         True
     )
     for left, top, right, bottom in taken:
-        # Every center whose box would touch this one.
+        # All centers whose box would touch this one.
         rows = slice(max(0, top - GAP - (height - top_half) + 1), bottom + GAP + top_half)
         columns = slice(max(0, left - GAP - (width - left_half) + 1), right + GAP + left_half)
         free[rows, columns] = False

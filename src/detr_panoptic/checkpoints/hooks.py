@@ -1,0 +1,81 @@
+"""Lets `from_pretrained` of our model and image processor read checkpoints of transformers' DETR.
+
+The model files on the Hub know nothing of this: their lists of readers are empty there, and the package's import
+appends the functions of this file.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.configuration_utils import PreTrainedConfig
+
+from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
+from ..modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticPreTrainedModel
+from .configs import coco_panoptic_stuff
+from .conversion import NO_MASK_HEAD, convert_files, weights_for
+from .names import StateDict
+from .reading import fetch_checkpoint, processor_settings
+
+FOREIGN_MODEL_TYPE = "detr"
+
+
+def register_readers() -> None:
+    """Appends the readers to the lists of the model and of the image processor, once."""
+    if read_foreign_model not in DetrPanopticPreTrainedModel.foreign_readers:
+        DetrPanopticPreTrainedModel.foreign_readers.append(read_foreign_model)
+        DetrPanopticImageProcessor.foreign_readers.append(read_foreign_processor)
+
+
+def read_foreign_model(
+    cls: type[DetrPanopticPreTrainedModel], source: Any, **hub_arguments: Any
+) -> tuple[dict[str, Any], StateDict, list[str]] | None:
+    """Reads and converts transformers' DETR from a folder or the Hub.
+
+    Args:
+        cls: the class to load, whose weights are wanted.
+        source: a folder, or OWNER/NAME on the Hub.
+        **hub_arguments: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`.
+
+    Returns:
+        Arguments of `DetrPanopticConfig`, the weights in our names and notes on what was assumed; None if the source
+        is not a DETR of transformers, or does not exist.
+
+    Raises:
+        ValueError: the checkpoint has weights that have no place here, or lacks some.
+    """
+    config = _config_of(source, hub_arguments)
+    if config.get("model_type") != FOREIGN_MODEL_TYPE:
+        return None
+    subfolder = hub_arguments.pop("subfolder", "")
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = fetch_checkpoint(str(source), **hub_arguments)
+    converted = convert_files(folder / subfolder)
+    notes = [note for note in converted.notes if note != NO_MASK_HEAD or issubclass(cls, DetrPanopticForSegmentation)]
+    return converted.config_kwargs, weights_for(cls, converted), notes
+
+
+def read_foreign_processor(settings: Mapping[str, Any], source: Any, **hub_arguments: Any) -> dict[str, Any]:
+    """Translates the settings of a `DetrImageProcessor`, with the stuff labels of the model beside it.
+
+    Args:
+        settings: what was read from `preprocessor_config.json`.
+        source: the file, the folder, or OWNER/NAME on the Hub that they came from.
+        **hub_arguments: those of `from_pretrained`.
+
+    Raises:
+        ValueError: they belong to the processor of another model.
+    """
+    path = Path(source)
+    config = _config_of(path.parent if path.is_file() else source, hub_arguments)
+    return processor_settings(settings) | {"stuff_label_ids": coco_panoptic_stuff(config)}
+
+
+def _config_of(source: Any, hub_arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the model's config; empty if there is none."""
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(source, **hub_arguments)
+    except OSError:
+        return {}
+    return config

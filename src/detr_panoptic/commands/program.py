@@ -1,0 +1,148 @@
+"""The program `detr-panoptic`: its commands, how they end, and how an error looks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from cyclopts import App, CycloptsError, Parameter
+
+from .. import __version__
+from ..data.plain_text import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+PROGRAM = "detr-panoptic"
+DATA_ERRORS, USER_ERROR, INTERRUPTED, CLOSED_PIPE, STOPPED = 1, 2, 130, 141, 143
+LEGACY = {"demo", "app", "predict", "explain", "train", "evaluate", "convert", "export", "push", "data"}
+HELP = f"""DETR for panoptic segmentation: assigns every pixel of an image to an object or a
+background region.
+
+`{PROGRAM} COMMAND --help` explains a command and shows examples."""
+EXIT_CODES = f"""--debug, anywhere on the line, shows the traceback of an error.
+
+Exit codes:
+    {DATA_ERRORS - 1}    everything was done
+    {DATA_ERRORS}    `data check` found an error in the data
+    {USER_ERROR}    something was wrong, see stderr; also if only some images could not be read
+    {INTERRUPTED}  interrupted (Ctrl-C)
+    {CLOSED_PIPE}  the reader of the output went away (`| head`)
+    {STOPPED}  SIGTERM: `train` saved a checkpoint to continue from"""
+COMMANDS: dict[str, str] = {}
+DATA_COMMANDS: dict[str, str] = {}
+WORKER_FAILED = ("Caught ", " in DataLoader worker process ")  # how torch passes an error on, with a traceback
+EXPECTED_ERRORS = (CycloptsError, OSError, ValueError, TypeError, FloatingPointError, ImportError)
+"""Errors whose text is enough; any other is shown with its type."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        words: the words after the program's name; None reads the command line.
+
+    Returns:
+        The exit code. An error is one line on stderr; with `--debug`, a traceback comes first.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    try:
+        code = _run(words)
+        sys.stdout.flush()  # a closed pipe is noticed here, not while the interpreter exits
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        with suppress(OSError, ValueError):  # stdout may have been replaced by something without a descriptor
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+    return code
+
+
+def _run(words: list[str]) -> int:
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        if not words or words == ["--help"] or words[0] in LEGACY:
+            from .legacy import main as legacy
+
+            return legacy([*words, "--debug"] if debug else words)
+        program = build_program(words)
+        command, bound, _ = program.parse_args(words, print_error=False, exit_on_error=False, verbose=False)
+        with _log_on_stderr():
+            return command(*bound.args, **bound.kwargs) or 0
+    except BrokenPipeError:
+        raise
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # how rich reports a closed pipe
+            raise BrokenPipeError from stop
+        raise
+    except Exception as error:  # the outermost handler: nothing above could do more than show it
+        if debug:
+            traceback.print_exc()
+        print(f"{PROGRAM}: error: {error_line(error, debug=debug)}", file=sys.stderr)
+        return USER_ERROR
+
+
+def build_program(words: Sequence[str] = ()) -> App:
+    """Returns the program's parser.
+
+    The module of a command is imported when the command is used. The defaults that `train --help` shows are those of
+    the recipe and the file that `words` name.
+    """
+    program = App(
+        name=PROGRAM,
+        help=HELP,
+        help_format="plaintext",
+        help_epilogue=EXIT_CODES,
+        version=__version__,
+        default_parameter=Parameter(negative=(), show_default=_shown),
+    )
+    data = App(name="data", help="Checks and converts datasets.", help_epilogue="")
+    program.command(data)
+    del words
+    for group, commands in ((program, COMMANDS), (data, DATA_COMMANDS)):
+        for name, place in commands.items():
+            group.command(f"{__package__}.{place}", name=name, help_epilogue="")
+    return program
+
+
+def _shown(default: object) -> str:
+    return f"{default:.4g}" if isinstance(default, float) else str(default)
+
+
+@contextmanager
+def _log_on_stderr() -> Iterator[None]:
+    """Shows what the package logs, in the first of several processes."""
+    logger, handler = logging.getLogger("detr_panoptic"), logging.StreamHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def error_line(error: Exception, *, debug: bool = False) -> str:
+    """Returns an error as one line: the first line of its text, with its type if the text alone would be unclear.
+
+    Args:
+        error: The error.
+        debug: Whether the traceback was shown; otherwise the line of an unexpected error names the option for it.
+    """
+    if type(error).__name__.startswith("StrictDataclass") and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # transformers wraps what was wrong with a field of a configuration
+    kind, lines = type(error).__name__, str(error).strip().splitlines()
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return one_line(f"{error.filename}: {error.strerror}")
+    if lines and all(part in lines[0] for part in WORKER_FAILED):
+        lines = [line.removeprefix(f"{kind}: ") for line in lines if line.startswith(f"{kind}: ")] or lines[-1:]
+    if lines and isinstance(error, EXPECTED_ERRORS):
+        return one_line(lines[0])
+    hint = "" if debug else " (--debug shows where it happened)"
+    return one_line(f"{kind}: {lines[0]}" if lines else kind) + hint

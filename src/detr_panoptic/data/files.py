@@ -1,0 +1,131 @@
+"""Atomic writes: a reader sees a complete file or folder, or none, even if the process is killed."""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .plain_text import first_line
+
+PARTIAL_PREFIX = ".partial_"  # hidden, so that readers of folders leave such files out
+
+
+@contextmanager
+def written_whole(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yields a path to write to, which becomes `path` if no error is raised.
+
+    The temporary file keeps the suffix of `path`, lies beside it and is removed after an error. Missing parent folders
+    are created.
+
+    Args:
+        path: the file to write. An existing one is replaced.
+        durable: wait until the contents are on the disk (`fsync`), so that they survive a power failure.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "results.json")
+        >>> with written_whole(path) as part:
+        ...     _ = part.write_text("{}")
+        >>> path.read_text()
+        '{}'
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(PARTIAL_PREFIX + path.name)
+    try:
+        yield part
+        if durable:
+            sync([part])
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_files(folder: str | Path, what: str) -> Iterator[Path]:
+    """Yields an empty folder; the files written to it replace those of `folder` when all are complete.
+
+    Args:
+        folder: an existing folder that receives the files. Its other files stay.
+        what: description of the files for the error message, such as "The model".
+
+    Raises:
+        OSError: the files could not be written, for example because the disk is full. Earlier files are unchanged.
+    """
+    folder = Path(folder)
+    partial = folder / f"{PARTIAL_PREFIX}files"
+    shutil.rmtree(partial, ignore_errors=True)
+    with reported_failure(what, folder, partial):
+        partial.mkdir()
+        yield partial
+        sync([*partial.iterdir(), partial])
+        for path in partial.iterdir():
+            path.replace(folder / path.name)
+        sync([folder])
+        partial.rmdir()
+
+
+@contextmanager
+def whole_folder(folder: str | Path) -> Iterator[Path]:
+    """Yields a folder to fill, which becomes `folder` if no error is raised and is removed otherwise.
+
+    Args:
+        folder: must not exist, or be empty.
+
+    Raises:
+        ValueError: `folder` exists and is not empty, or another process is writing it.
+    """
+    folder = Path(folder)
+    check_new_folder(folder)
+    partial = folder.with_name(f"{folder.name}.partial")
+    if partial.exists():
+        raise ValueError(f"{str(partial)!r} is left over from an interrupted run, or another process writes it.")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if folder.is_dir():
+            folder.rmdir()
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def check_new_folder(folder: str | Path) -> None:
+    """Raises ValueError unless the folder is empty or does not exist."""
+    folder = Path(folder)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ValueError(f"`output` {str(folder)!r} must be an empty folder or not exist.")
+
+
+@contextmanager
+def reported_failure(what: str, folder: Path, partial: Path) -> Iterator[None]:
+    """Removes an incomplete folder after an error and raises OSError with the reason.
+
+    Args:
+        what: description of what is written, at the beginning of the message.
+        folder: destination, for the message.
+        partial: the incomplete folder.
+
+    Raises:
+        OSError: an exception was raised in the context.
+    """
+    try:
+        yield
+    except Exception as error:  # torch, safetensors and the system raise different errors for a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(
+            f"{what} could not be written to {folder}: {first_line(error)} "
+            "Earlier files are unchanged: free some space and run the same command again."
+        ) from error
+
+
+def sync(paths: Iterable[Path]) -> None:
+    """Waits until the contents of files, or the entries of folders, are on the disk."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

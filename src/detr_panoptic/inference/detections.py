@@ -1,0 +1,56 @@
+"""Every query as a detection, whatever merging makes of it: what average precision is measured on.
+
+As in the reference, the class of a query is its most probable one apart from "no object", its score is that
+probability, and no threshold applies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as rle
+from torch import Tensor
+
+from ..box_ops import cxcywh_to_xyxy
+from ..panoptic_merging import ImageSizes, query_masks
+
+QUERIES_AT_ONCE = 16  # masks of the image's size in memory
+
+
+def detect(outputs: Any, index: int, size: tuple[int, int], *, with_masks: bool) -> list[dict[str, Any]]:
+    """Returns the detections of one image.
+
+    Args:
+        outputs: of the model, for a batch; with the masks of all queries if `with_masks`.
+        index: of the image in the batch.
+        size: (height, width) of the image.
+        with_masks: whether to add the masks.
+
+    Returns:
+        For each query `label_id`, `score`, `bbox` (x, y, width, height in pixels) and with masks `counts`, the COCO
+        run-length encoding as text.
+    """
+    scores, labels = outputs.logits[index].float().softmax(-1)[:, :-1].max(-1)
+    boxes = cxcywh_to_xyxy(outputs.pred_boxes[index].float()) * scores.new_tensor([size[1], size[0]]).repeat(2)
+    detections: list[dict[str, Any]] = [
+        {"label_id": label, "score": score, "bbox": [left, top, right - left, bottom - top]}
+        for label, score, (left, top, right, bottom) in zip(
+            labels.tolist(), scores.tolist(), boxes.tolist(), strict=True
+        )
+    ]
+    if with_masks:
+        sizes = ImageSizes(_pair(outputs.image_sizes[index]), _pair(outputs.canvas_sizes[index]), size)
+        for start in range(0, len(detections), QUERIES_AT_ONCE):
+            some = slice(start, start + QUERIES_AT_ONCE)
+            masks = query_masks(outputs.pred_masks[index][some], sizes)
+            # pycocotools expects (H, W, N) in Fortran order.
+            codes = rle.encode(np.asfortranarray(masks.cpu().numpy().view(np.uint8)))
+            for detection, code in zip(detections[some], codes, strict=True):
+                detection["counts"] = code["counts"].decode("ascii")
+    return detections
+
+
+def _pair(size: Tensor) -> tuple[int, int]:
+    height, width = size.tolist()
+    return height, width

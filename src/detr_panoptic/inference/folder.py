@@ -1,0 +1,179 @@
+"""Folders of predictions: what exists is done, and all of it can be read back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from ..data.categories import Categories
+from ..data.files import written_whole
+from ..data.writing import write_parquet
+from .pictures import Pictures, record_image, unique_stems
+from .prediction import JSON, MAP, OVERLAY, Prediction, coco_annotation, read_segments
+
+if TYPE_CHECKING:
+    from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
+    from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+
+logger = logging.getLogger(__name__)
+
+Layout = Literal["files", "coco", "parquet"]
+
+SETTINGS = ".settings.json"
+MAPS, SEGMENTS = "panoptic", "segments"  # folders of the layouts "coco" and "parquet"
+SHOWN = 5  # predictions that `print` lists
+RECORD_KEYS = ("id", "label_id", "area", "bbox", "score")
+
+
+class PredictionFolder:
+    """The predictions of a source of images, in files.
+
+    Iterating yields each record with its prediction, in the order of the images.
+
+    Args:
+        output: the folder; created by `open`.
+        pictures: all images.
+        categories: of the model.
+        layout: "files", "coco" or "parquet", see `Predictor.predict`.
+    """
+
+    def __init__(
+        self, output: str | Path, pictures: Pictures, categories: Categories, *, layout: Layout = "files"
+    ) -> None:
+        if layout not in ("files", "coco", "parquet"):
+            raise ValueError(f"`to` must be files, coco or parquet, got {layout!r}.")
+        self.output = Path(output)
+        if self.output.is_file():
+            raise ValueError(f"`output` must be a folder, got the file {str(output)!r}.")
+        self.pictures, self.categories, self.layout = pictures, categories, layout
+        is_files = layout == "files"
+        self.folder = self.output if is_files else self.output / SEGMENTS
+        self.maps = self.output if is_files else self.output / MAPS
+        paths = [pictures.path_of(index) for index in range(len(pictures))]
+        self._stems = unique_stems(paths, (OVERLAY, MAP, JSON), output=self.output)
+        self.failures: list[str] = []
+        """Messages about the images that could not be read."""
+        self.num_earlier = 0
+        """Number of predictions that were there before."""
+        self._shown: list[str] = []
+
+    def open(self, settings: Mapping[str, Any]) -> None:
+        """Creates the folder, or checks that its results were made with the same settings.
+
+        Raises:
+            ValueError: they were not; names the first setting that differs.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.output / SETTINGS
+        expected = json.loads(json.dumps({**settings, "to": self.layout}))
+        if file.is_file():
+            found = json.loads(file.read_text())
+            for name, value in expected.items():
+                if found.get(name) != value:
+                    raise ValueError(
+                        f"`output` {str(self.output)!r} holds predictions with `{name}` {found.get(name)!r}, not "
+                        f"{value!r}: choose another folder or remove it."
+                    )
+        else:
+            with written_whole(file) as part:
+                part.write_text(json.dumps(expected))
+        self.num_earlier = len(self)
+
+    def is_done(self, index: int) -> bool:
+        """Returns whether the prediction of an image exists."""
+        return self._file(index).is_file()
+
+    def write(self, record: Mapping[str, Any], prediction: Prediction, *, overlay: bool) -> None:
+        """Writes the files of one image, the one that marks it as done last."""
+        index = record["index"]
+        source = {"image_id": record["image_id"]}
+        prediction.save(self.folder, self._stems[index], maps=self.maps, overlay=overlay, source=source)
+        if len(self._shown) < SHOWN:
+            self._shown.append(str(prediction))
+
+    def finish(self) -> None:
+        """Writes the files that list all images, for the layouts "coco" and "parquet"."""
+        if self.layout == "coco":
+            self.write_coco(self.output / f"{MAPS}.json")
+        elif self.layout == "parquet" and len(self):
+            packing = self.output / ".packing"
+            shutil.rmtree(packing, ignore_errors=True)
+            write_parquet(packing, self._records(), self.categories, with_scores=True)
+            shutil.rmtree(self.output / "data", ignore_errors=True)
+            (packing / "data").rename(self.output / "data")
+            shutil.rmtree(packing)
+
+    def write_coco(self, file: str | Path) -> Path:
+        """Writes all predictions as one COCO panoptic JSON file; the maps stay where they are."""
+        images, annotations = [], []
+        for index, content in self._contents():
+            name = Path(content["image"]).name if Path(content["image"]).is_absolute() else content["image"]
+            size = {"width": content["width"], "height": content["height"]}
+            images.append({"id": content["image_id"], "file_name": name, **size})
+            annotations.append(
+                coco_annotation(read_segments(content), content["image_id"], f"{self._stems[index]}{MAP}")
+            )
+        with written_whole(Path(file)) as part:
+            content = {"images": images, "annotations": annotations, "categories": self.categories.to_coco()}
+            part.write_text(json.dumps(content))
+        return Path(file)
+
+    def __len__(self) -> int:
+        """Returns the number of predictions."""
+        return sum(map(self.is_done, range(len(self.pictures))))
+
+    def __iter__(self) -> Iterator[tuple[Mapping[str, Any], Prediction]]:
+        """Yields each record with its prediction."""
+        for index, content in self._contents():
+            record = self.pictures[index]
+            image = record_image(record)
+            prediction = Prediction.load(image, content, self.maps, self.categories.id2label)
+            yield {**record, "image": image, "index": index}, prediction
+
+    def __str__(self) -> str:
+        """Returns the first predictions and the number of all."""
+        lines = list(self._shown)
+        if self._shown and len(self) > len(self._shown):
+            lines.append(f"… and {len(self) - len(self._shown)} more images")
+        earlier = f", {self.num_earlier} of them from earlier runs" if self.num_earlier else ""
+        skipped = f", {len(self.failures)} could not be read" if self.failures else ""
+        lines.append(f"{len(self)} images{earlier}{skipped}; results in {self.output}")
+        return "\n".join(lines)
+
+    def _file(self, index: int) -> Path:
+        return self.folder / f"{self._stems[index]}{JSON}"
+
+    def _contents(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index in range(len(self.pictures)):
+            if self.is_done(index):
+                yield index, json.loads(self._file(index).read_text(encoding="utf-8"))
+
+    def _records(self) -> Iterable[dict[str, Any]]:
+        for index, content in self._contents():
+            yield {
+                **self.pictures.stored(index),
+                "segmentation": {"path": str(self.maps / content["segmentation"]), "bytes": None},
+                "segments_info": [
+                    {**{key: segment[key] for key in RECORD_KEYS}, "iscrowd": 0}
+                    for segment in content["segments_info"]
+                ],
+            }
+
+
+def fingerprint(model: DetrPanopticForSegmentation, processor: DetrPanopticImageProcessor) -> str:
+    """Returns a hash of all weights, labels and settings of the image processor."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    config = model.config
+    for value in (config.id2label, config.stuff_label_ids, config.category_ids, processor.to_dict()):
+        digest.update(json.dumps(value, sort_keys=True, default=str).encode())
+    return digest.hexdigest()

@@ -1,0 +1,348 @@
+"""Prediction: images, folders and datasets to segments."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
+from ..image_reading import plain_picture, read_picture
+from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+from .batching import load_batches, plan_batches
+from .detections import detect
+from .folder import Layout, PredictionFolder, fingerprint
+from .loading import load, model_categories
+from .loop import Batch, make_batch, run_model
+from .pictures import Pictures, open_pictures
+from .prediction import Prediction, describe_segments
+
+logger = logging.getLogger(__name__)
+
+ImageInput = Image.Image | str | Path
+Task = Literal["panoptic", "instance", "semantic"]
+Detections = Literal["none", "box", "mask"]
+OnError = Literal["stop", "skip"]
+
+TASKS = ("panoptic", "instance", "semantic")
+MAX_WORKERS = 8  # more loading processes are faster than any GPU
+PATIENCE = timedelta(days=7)  # a process may wait for another one that has the slow images
+
+
+class Predictor:
+    """Runs a model over images.
+
+    All images that this package predicts, evaluates or completes go through `iterate`.
+
+    Args:
+        model: on its device.
+        processor: its image processor.
+
+    Example:
+        >>> from detr_panoptic import Predictor
+        >>> from detr_panoptic.checkpoints import BUNDLED
+        >>> from detr_panoptic.scenes import make_scene
+        >>> predictor = Predictor.from_pretrained(BUNDLED)
+        >>> prediction = predictor(make_scene(1)["image"])
+        >>> prediction.segmentation.shape
+        (256, 256)
+    """
+
+    def __init__(self, model: DetrPanopticForSegmentation, processor: DetrPanopticImageProcessor) -> None:
+        self.model = model
+        self.processor = processor
+        self.categories = model_categories(model.config)
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | Path, *, device: str | torch.device = "auto", dtype: str | torch.dtype | None = None
+    ) -> Predictor:
+        """Loads a model and its image processor.
+
+        Args:
+            model: a folder, or the name of a repository on the Hub.
+            device: "auto" takes a GPU if there is one; under `accelerate launch`, each process takes its own.
+            dtype: of the computation, such as "bfloat16"; None: float32.
+
+        Raises:
+            ValueError: there is no such model or device, or the checkpoint is broken.
+        """
+        if device == "auto" and (state := _processes()).num_processes > 1:
+            device = state.device
+        return cls(*load(model, device=device, dtype=dtype))
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str, but not of images
+        self, images: ImageInput, *, task: Task = ..., threshold: float | None = ...
+    ) -> Prediction: ...
+    @overload
+    def __call__(
+        self, images: Sequence[ImageInput], *, task: Task = ..., threshold: float | None = ...
+    ) -> list[Prediction]: ...
+
+    def __call__(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        *,
+        task: Task = "panoptic",
+        threshold: float | None = None,
+    ) -> Prediction | list[Prediction]:
+        """Segments one image or several; each goes through the model on its own, so none affects another.
+
+        Args:
+            images: PIL images of any mode, or paths.
+            task: "panoptic": things and stuff; "instance": things only; "semantic": one segment for each class.
+            threshold: least score of a segment, in [0, 1]; None: the image processor's. Without meaning for the
+                semantic task.
+
+        Raises:
+            ValueError: a file is not an image, or an argument is out of range.
+        """
+        _check_options(task, threshold)
+        if isinstance(images, Image.Image | str | Path):
+            return next(self._segment_images([images], task, threshold))
+        return list(self._segment_images(images, task, threshold))
+
+    def iterate(
+        self,
+        source: Any,
+        *,
+        task: Task = "panoptic",
+        threshold: float | None = None,
+        batch_size: int = 1,
+        num_workers: int | None = None,
+        detections: Detections = "none",
+        on_error: OnError = "stop",
+    ) -> Iterator[tuple[Mapping[str, Any], Prediction]]:
+        """Yields each record of a source with its prediction, as they are computed.
+
+        Args:
+            source: as `predict` takes it, or a sequence of records with an `image`.
+            task: as in `__call__`.
+            threshold: as in `__call__`.
+            batch_size: images of similar shape that share a forward; their padding changes results slightly.
+            num_workers: processes that load images; None: none on CPU, up to 8 on a GPU.
+            detections: "box" or "mask" adds `Prediction.detections`, one for each query.
+            on_error: for an image that cannot be read, "stop" raises its error and "skip" logs it.
+
+        Raises:
+            ValueError: an argument is out of range, or an image cannot be read.
+            FloatingPointError: the model's outputs are not finite.
+        """
+        _check_options(task, threshold, batch_size=batch_size, detections=detections, on_error=on_error)
+        pictures, missing = _opened(source)
+        _report(missing, on_error)
+        plan = plan_batches(pictures, batch_size)
+        settings = {"task": task, "threshold": threshold, "detections": detections}
+        yield from self._run(pictures, plan, settings, workers=num_workers, on_error=on_error)
+
+    def predict(  # noqa: PLR0913  every option of a long run, each with a default
+        self,
+        source: Any,
+        output: str | Path,
+        *,
+        task: Task = "panoptic",
+        threshold: float | None = None,
+        to: Layout = "files",
+        split: str | None = None,
+        data_format: str | None = None,
+        limit: int | None = None,
+        batch_size: int = 1,
+        num_workers: int | None = None,
+        detections: Detections = "none",
+        overlay: bool | None = None,
+        on_error: OnError = "stop",
+        progress: bool = True,
+    ) -> PredictionFolder:
+        """Segments a folder or dataset of any size and writes the results.
+
+        Results that exist already are kept, so a run that was interrupted continues where it stopped. Under
+        `accelerate launch` the processes share the images.
+
+        Args:
+            source: a path to an image, a folder of images or a dataset in any format of `read_panoptic`, annotated or
+                not; a list of paths; "scenes"; or a `Dataset` or `PanopticData`.
+            output: folder of the results.
+            task: as in `__call__`.
+            threshold: as in `__call__`.
+            to: "files" writes the segment ids, an overlay and a JSON file for each image; "coco" writes
+                `panoptic.json` and the folder `panoptic`, and "parquet" a dataset that `read_panoptic` reads.
+            split: of the source.
+            data_format: of the source; None recognizes it.
+            limit: number of images, from the first.
+            batch_size: images of similar shape that share a forward; their padding changes results slightly.
+            num_workers: processes that load images; None: none on CPU, up to 8 on a GPU.
+            detections: "box" or "mask" adds every query to the JSON files, for average precision.
+            overlay: whether to draw overlays; None: with "files" only.
+            on_error: for an image that cannot be read, "stop" raises its error and "skip" logs it and continues.
+            progress: whether to show a progress bar.
+
+        Raises:
+            ValueError: an argument is out of range, the source contains no images, an image cannot be read, or the
+                output folder holds results of other settings.
+            FloatingPointError: the model's outputs are not finite.
+        """
+        _check_options(task, threshold, batch_size=batch_size, detections=detections, on_error=on_error)
+        pictures, missing = _opened(source, split=split, data_format=data_format, limit=limit)
+        _report(missing, on_error)
+        state = _processes()
+        options = {"task": task, "threshold": threshold, "detections": detections}
+        settings = {**options, "model": fingerprint(self.model, self.processor), "dtype": str(self.model.dtype)}
+        settings |= {"batch_size": batch_size}
+        draws = to == "files" if overlay is None else overlay
+        folder = PredictionFolder(output, pictures, self.categories, layout=to)
+        if state.is_main_process:
+            folder.open(settings)
+        state.wait_for_everyone()
+        plan = [batch for batch in plan_batches(pictures, batch_size) if not all(map(folder.is_done, batch))]
+        own = plan[state.process_index :: state.num_processes]
+        failures = list(missing)
+        bar = tqdm(total=sum(map(len, own)), unit="image", disable=not (progress and state.is_main_process) or None)
+        with bar:
+            results = self._run(
+                pictures, iter(own), options, workers=num_workers, on_error=on_error, failures=failures
+            )
+            for record, prediction in results:
+                folder.write(record, prediction, overlay=draws)
+                bar.update()
+        state.wait_for_everyone()
+        folder.failures = gather_object(failures) if state.num_processes > 1 else failures
+        if state.is_main_process:
+            folder.finish()
+        state.wait_for_everyone()
+        return folder
+
+    def _segment_images(
+        self, images: Iterable[ImageInput], task: Task, threshold: float | None
+    ) -> Iterator[Prediction]:
+        for number, image in enumerate(images, start=1):
+            is_path = isinstance(image, str | Path)
+            picture = read_picture(image) if isinstance(image, str | Path) else image
+            if not isinstance(picture, Image.Image):
+                raise TypeError(f"`images` must be PIL images or paths, got {type(image).__name__}.")
+            name = Path(str(image)).name if is_path else f"image {number}"
+            record = {"image": plain_picture(picture), "image_id": number, "file_name": name}
+            batches = [make_batch(self.processor, [record])]
+            for batch, outputs in run_model(self.model, batches, mask_queries=_mask_queries(task, "none")):
+                yield from self._predictions(batch, outputs, task=task, threshold=threshold, detections="none")
+
+    def _run(
+        self,
+        pictures: Pictures,
+        plan: Iterator[list[int]],
+        settings: Mapping[str, Any],
+        *,
+        workers: int | None,
+        on_error: OnError,
+        failures: list[str] | None = None,
+    ) -> Iterator[tuple[Mapping[str, Any], Prediction]]:
+        loaded = load_batches(pictures, plan, self.processor, workers=self._workers(workers))
+        readable = _readable(loaded, on_error, [] if failures is None else failures)
+        mask_queries = _mask_queries(settings["task"], settings["detections"])
+        for batch, outputs in run_model(self.model, readable, mask_queries=mask_queries):
+            yield from zip(batch.records, self._predictions(batch, outputs, **settings), strict=True)
+
+    def _predictions(
+        self, batch: Batch, outputs: Any, *, task: Task, threshold: float | None, detections: Detections
+    ) -> Iterator[Prediction]:
+        for index, (record, result) in enumerate(
+            zip(batch.records, self._merge(outputs, batch.sizes, task, threshold), strict=True)
+        ):
+            segmentation = result["segmentation"].cpu().numpy()
+            segments = describe_segments(segmentation, result["segments_info"], self.categories)
+            name = str(record.get("file_name") or f"{record['image_id']:012d}.png")
+            found = None
+            if detections != "none":
+                found = detect(outputs, index, batch.sizes[index], with_masks=detections == "mask")
+            yield Prediction(record["image"], segmentation, segments, self.categories.id2label, name, found)
+
+    def _merge(
+        self, outputs: Any, sizes: list[tuple[int, int]], task: Task, threshold: float | None
+    ) -> list[Mapping[str, Any]]:
+        """Returns the segmentation (H, W) and the segments of each image."""
+        if task == "semantic":
+            maps: Any = self.processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+            return [_segments_of_labels(label_map) for label_map in maps]
+        if task == "instance":
+            merge: Any = self.processor.post_process_instance_segmentation
+        else:
+            merge = self.processor.post_process_panoptic_segmentation
+        return list(merge(outputs, threshold, target_sizes=sizes))
+
+    def _workers(self, wanted: int | None) -> int:
+        if wanted is not None:
+            return wanted
+        if self.model.device.type == "cpu":
+            return 0
+        return min((os.cpu_count() or 1) // _processes().num_processes, MAX_WORKERS)
+
+
+def _processes() -> PartialState:
+    """Returns this process's place among those of `accelerate launch`."""
+    return PartialState(timeout=PATIENCE) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else PartialState()
+
+
+def _opened(source: Any, **options: Any) -> tuple[Pictures, list[str]]:
+    if hasattr(source, "path_of"):
+        return source, []
+    return open_pictures(source, **{name: value for name, value in options.items() if value is not None})
+
+
+def _mask_queries(task: Task, detections: Detections) -> str | None:
+    """Returns which queries need masks; None: those of the model's configuration."""
+    # A semantic map adds up all queries, also those whose best class is "no object".
+    return "all" if task == "semantic" or detections == "mask" else None
+
+
+def _readable(loaded: Iterable[Any], on_error: OnError, failures: list[str]) -> Iterator[Batch]:
+    for batch, failed in loaded:
+        messages = [failure.message for failure in failed]
+        _report(messages, on_error)
+        failures += messages
+        if batch is not None:
+            yield batch
+
+
+def _report(messages: Iterable[str], on_error: OnError) -> None:
+    for message in messages:
+        if on_error == "stop":
+            raise ValueError(message)
+        logger.warning("skipped: %s", message)
+
+
+def _segments_of_labels(label_map: torch.Tensor) -> dict[str, Any]:
+    """Turns a map of labels (H, W) into one segment for each label, without scores."""
+    labels, segmentation, areas = label_map.unique(return_inverse=True, return_counts=True)
+    info = [
+        {"id": index, "label_id": label, "area": area}
+        for index, (label, area) in enumerate(zip(labels.tolist(), areas.tolist(), strict=True), start=1)
+    ]
+    return {"segmentation": (segmentation + 1).int(), "segments_info": info}
+
+
+def _check_options(
+    task: str, threshold: float | None, *, batch_size: int = 1, detections: str = "none", on_error: str = "stop"
+) -> None:
+    choices = (
+        ("task", task, TASKS),
+        ("detections", detections, ("none", "box", "mask")),
+        ("on_error", on_error, ("stop", "skip")),
+    )
+    for name, value, allowed in choices:
+        if value not in allowed:
+            raise ValueError(f"`{name}` must be {', '.join(allowed[:-1])} or {allowed[-1]}, got {value!r}.")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"`threshold` must be between 0 and 1, got {threshold}.")
+    if threshold is not None and task == "semantic":
+        raise ValueError("`threshold` has no meaning for the semantic task: every pixel gets its best class.")
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")

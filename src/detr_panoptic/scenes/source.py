@@ -1,0 +1,69 @@
+"""Datasets by name: "scenes" for generated images, otherwise whatever `read_panoptic` reads."""
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+
+from ..data.images import read_images
+from ..data.reading import PanopticData, read_panoptic
+from .dataset import SCENE_CATEGORIES, scenes_dataset
+
+SCENES = "scenes"
+SCENE_COUNT = 1000
+SCENE_SIDE = 256  # pixels
+
+
+def read_source(
+    source: str | Path | PanopticData,
+    *,
+    limit: int | None = None,
+    scene_side: int = SCENE_SIDE,
+    scene_seed: int = 0,
+    scene_workers: int = 0,
+    **options: Any,
+) -> PanopticData:
+    """Reads a dataset, or generates scenes.
+
+    Args:
+        source: "scenes", or anything that `read_panoptic` takes.
+        limit: maximum number of records; of scenes, how many to generate (1000 by default).
+        scene_side: height and width of scenes in pixels.
+        scene_seed: another seed gives other scenes.
+        scene_workers: number of processes that generate scenes; 0 uses this process.
+        options: `split`, `data_format`, `categories`, `streaming` and `files_may_be_missing` of `read_panoptic`.
+            Scenes ignore all but `categories`.
+
+    Raises:
+        ValueError: as `read_panoptic`.
+
+    Example:
+        >>> data = read_source("scenes", limit=3, scene_side=128)
+        >>> len(data.records), data.categories.names[0]
+        (3, 'house')
+    """
+    if source != SCENES:
+        return read_panoptic(source, limit=limit, **options)
+    scenes = scenes_dataset(
+        limit or SCENE_COUNT, seed=scene_seed, height=scene_side, width=scene_side, workers=scene_workers
+    )
+    return read_panoptic(PanopticData(scenes, SCENE_CATEGORIES), categories=options.get("categories"))
+
+
+def read_pictures(source: str | Path, **options: Any) -> Dataset | IterableDataset:
+    """Reads the images of a dataset, annotated or not (`read_images`), or generates scenes.
+
+    Args:
+        source: "scenes", or anything that `read_images` takes.
+        options: as of `read_source`.
+
+    Raises:
+        ValueError: as `read_images`.
+
+    Example:
+        >>> read_pictures("scenes", limit=2)[0]["image"].size
+        (256, 256)
+    """
+    if source == SCENES:
+        return read_source(source, **options).records
+    return read_images(source, **options)
