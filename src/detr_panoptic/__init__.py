@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .inference import Prediction, PredictionFolder, Predictor
     from .modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticModel
     from .pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline
+    from .training.run import TrainingResult, train
 
 __version__ = "0.1.0"
 
@@ -32,8 +33,10 @@ __all__ = [
     "Prediction",
     "PredictionFolder",
     "Predictor",
+    "TrainingResult",
     "convert_checkpoint",
     "read_panoptic",
+    "train",
 ]
 
 _NAMES = {
@@ -44,6 +47,7 @@ _NAMES = {
     "inference": ("Prediction", "PredictionFolder", "Predictor"),
     "data.reading": ("PanopticData", "read_panoptic"),
     "checkpoints.conversion": ("convert_checkpoint",),
+    "training.run": ("TrainingResult", "train"),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _CONSOLE_SCRIPT = "detr-panoptic"
