@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from .checkpoints.conversion import convert_checkpoint
     from .configuration_detr_panoptic import DetrPanopticConfig
     from .data.reading import PanopticData, read_panoptic
+    from .evaluation.model_evaluation import evaluate
+    from .evaluation.panoptic_quality import PanopticQuality
+    from .evaluation.report import Evaluation
+    from .evaluation.results import PanopticQualityResult
     from .image_processing_detr_panoptic import DetrPanopticImageProcessor
     from .inference import Prediction, PredictionFolder, Predictor
     from .modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticModel
@@ -29,12 +33,16 @@ __all__ = [
     "DetrPanopticImageProcessor",
     "DetrPanopticImageSegmentationPipeline",
     "DetrPanopticModel",
+    "Evaluation",
     "PanopticData",
+    "PanopticQuality",
+    "PanopticQualityResult",
     "Prediction",
     "PredictionFolder",
     "Predictor",
     "TrainingResult",
     "convert_checkpoint",
+    "evaluate",
     "read_panoptic",
     "train",
 ]
@@ -46,6 +54,10 @@ _NAMES = {
     "pipeline_detr_panoptic": ("DetrPanopticImageSegmentationPipeline",),
     "inference": ("Prediction", "PredictionFolder", "Predictor"),
     "data.reading": ("PanopticData", "read_panoptic"),
+    "evaluation.model_evaluation": ("evaluate",),
+    "evaluation.panoptic_quality": ("PanopticQuality",),
+    "evaluation.report": ("Evaluation",),
+    "evaluation.results": ("PanopticQualityResult",),
     "checkpoints.conversion": ("convert_checkpoint",),
     "training.run": ("TrainingResult", "train"),
 }

@@ -137,7 +137,9 @@ def array_to_tensor(image: np.ndarray | Tensor, input_data_format: str | Channel
         ValueError: if the shape or the values are no image's.
     """
     if not isinstance(image, (np.ndarray, Tensor)):
-        raise ValueError(f"An image must be a picture, path, URL, array or tensor, got {type(image).__name__}.")
+        raise ValueError(
+            f"Each of `images` must be a picture, path, URL, array or tensor, got {type(image).__name__}."
+        )
     shape = tuple(image.shape)
     pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
     if pixels.ndim == 2:
@@ -150,7 +152,9 @@ def array_to_tensor(image: np.ndarray | Tensor, input_data_format: str | Channel
     if input_data_format == ChannelDimension.LAST:
         pixels = pixels.movedim(-1, 0)
     if pixels.ndim != 3 or pixels.shape[0] not in (1, 3, 4) or 0 in shape:
-        raise ValueError(f"An image must be (H, W), or have 1, 3 or 4 channels first or last, got the shape {shape}.")
+        raise ValueError(
+            f"Each of `images` must be (H, W), or have 1, 3 or 4 channels first or last, got the shape {shape}."
+        )
     return _eight_bits(pixels[:3]).expand(3, -1, -1).contiguous()
 
 

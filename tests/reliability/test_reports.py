@@ -10,7 +10,8 @@ from PIL import Image
 
 from detr_panoptic.cli import main
 from detr_panoptic.data.plain_text import markdown, one_line
-from detr_panoptic.evaluation.report import markdown as evaluation_markdown
+from detr_panoptic.evaluation.report import Evaluation
+from detr_panoptic.evaluation.results import ClassQuality, GroupQuality, PanopticQualityResult
 from detr_panoptic.model_card import model_card
 from detr_panoptic.training.data import DataSummary, TrainingData
 from detr_panoptic.training.summary import measured_quality, write_summary
@@ -140,17 +141,13 @@ def test_the_check_of_a_dataset_shows_names_as_they_are(tmp_path, capsys):
     assert not [letter for letter in CONTROLS if letter in capsys.readouterr().out]
 
 
-def test_an_evaluation_shows_names_as_they_are():
-    quality = {"pq": 0.5, "sq": 0.5, "rq": 0.5, "tp": 1, "fp": 0, "fn": 0, "isthing": 1}
-    metrics = {
-        "images": 1,
-        "panoptic_quality": {"All": {"n": 1, **quality}},
-        "average_precision": {},
-        "per_class": [{"name": name, **quality} for name in NAMES],
-        "skipped": NAMES,
-        "settings": {"data": "a|b\n<c>"},
-    }
-    assert_only_table_cells(evaluation_markdown(metrics), NAMES)
+def test_an_evaluation_shows_names_as_they_are(tmp_path):
+    group = GroupQuality(0.5, 0.5, 0.5, 1)
+    row = ClassQuality(1, True, 0.5, 0.5, 0.5, 1, 0, 0)
+    quality = PanopticQualityResult(group, group, group, dict.fromkeys(NAMES, row))
+    settings = {"data": "a|b\n<c>"}
+    evaluation = Evaluation(quality, {}, 1, NAMES, dataset="", settings=settings, categories=None)
+    assert_only_table_cells((evaluation.save(tmp_path) / "metrics.md").read_text(), NAMES)
 
 
 def test_what_a_training_leaves_shows_names_as_they_are(tmp_path):

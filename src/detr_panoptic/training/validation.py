@@ -6,11 +6,10 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from ..data import NamedRecords
+from ..data import NamedRecords, PanopticData
 from ..data.files import whole_files
 from ..data.records import segmentation_ids
-from ..evaluation import evaluate_model
-from ..evaluation.panoptic_quality import panoptic_quality
+from ..evaluation import evaluate
 from ..inference import Predictor
 from ..visualization import draw_side_by_side, stack
 from .batches import collate
@@ -18,7 +17,7 @@ from .state import Run
 
 PICTURE = "validation.png"
 PICTURED_IMAGES = 4
-GROUPS = {"": "All", "_things": "Things", "_stuff": "Stuff"}
+GROUPS = {"": "overall", "_things": "things", "_stuff": "stuff"}
 """Endings of metric names, and the attributes of a `PanopticQualityResult`."""
 
 
@@ -52,26 +51,14 @@ def validate(run: Run) -> float:
 
 def panoptic_metrics(run: Run, model: Any, records: Dataset) -> dict[str, float]:
     """Returns PQ, SQ and RQ in [0, 1] of all classes, things and stuff, and `pq/NAME` of each class that occurs."""
-    categories, accelerator = run.data.categories, run.accelerator
-    share = records.select(range(accelerator.process_index, len(records), accelerator.num_processes))
-    stats = evaluate_model(
-        model,
-        run.processor,
-        NamedRecords(share),
-        categories,
-        batch_size=1,
-        sum_over_processes=lambda tensor: accelerator.reduce(tensor, reduction="sum"),
-    )
-    result = panoptic_quality(stats, category_ids=categories.category_ids, is_thing=categories.is_thing)
+    data = PanopticData(records, run.data.categories)
+    quality = evaluate(Predictor(model, run.processor), data, average_precision=False, progress=False).quality
     metrics = {
-        f"{name}{ending}": result[group][name] for ending, group in GROUPS.items() for name in ("pq", "sq", "rq")
+        f"{name}{ending}": getattr(getattr(quality, group), name)
+        for ending, group in GROUPS.items()
+        for name in ("pq", "sq", "rq")
     }
-    occurs = (stats.tp + stats.fp + stats.fn > 0).tolist()
-    return metrics | {
-        f"pq/{name}": result["per_class"][category_id]["pq"]
-        for name, category_id, occurring in zip(categories.names, categories.category_ids, occurs, strict=True)
-        if occurring
-    }
+    return metrics | {f"pq/{name}": row.pq for name, row in quality.per_class.items() if row.occurs}
 
 
 @torch.no_grad()
