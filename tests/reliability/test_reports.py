@@ -12,10 +12,10 @@ from detr_panoptic.cli import main
 from detr_panoptic.data.plain_text import markdown, one_line
 from detr_panoptic.evaluation.report import Evaluation
 from detr_panoptic.evaluation.results import ClassQuality, GroupQuality, PanopticQualityResult
-from detr_panoptic.model_card import model_card
+from detr_panoptic.sharing.card import CardFacts, build_card
 from detr_panoptic.training.data import DataSummary, TrainingData
 from detr_panoptic.training.summary import measured_quality, write_summary
-from detr_panoptic.visualization import draw_segments, hover_figure
+from detr_panoptic.visualization import draw_segments
 from detr_panoptic.visualization.labels import label_text
 from detr_panoptic.visualization.report import escaped, gallery, heading, paragraph, table, write_page
 from tests.conftest import build_tiny, photo
@@ -114,13 +114,6 @@ def test_markdown_shows_a_name_as_it_is():
     assert sum(token.type == "td_open" for token in tokens) == 2 * len(NAMES)
 
 
-def test_a_picture_to_point_at_shows_names_as_they_are():
-    ids = np.arange(1, len(NAMES) + 1).repeat(4)[None].repeat(6, 0)
-    segments = [{"id": label + 1, "label_id": label, "score": 0.5} for label in range(len(NAMES))]
-    figure = hover_figure(photo((ids.shape[1], 6), seed=0), ids, segments, dict(enumerate(NAMES)))
-    assert_only_text(figure, NAMES, scripts=2)
-
-
 def test_labels_in_pictures_are_one_line():
     """Pillow refuses to measure a text of two."""
     ids = np.ones((40, 90), np.int64)
@@ -160,10 +153,10 @@ def test_what_a_training_leaves_shows_names_as_they_are(tmp_path):
     assert_only_table_cells((tmp_path / "training_summary.md").read_text(), NAMES)
     trained = TrainingData([], [], CATEGORIES, "a", NASTY["script"], DataSummary(0, 0, (), 0))
     quality = measured_quality(line, trained)
-    card = str(model_card(build_tiny(), "a", data=data, recipe=plan, quality=quality, picture=None))
+    card = str(build_card(build_tiny(), CardFacts(name="a", data=data, recipe=plan, quality=quality)))
     card = card.partition("\n---\n")[2]
     body = card.partition("## Data")[2]
-    for own in ("<details><summary>by class</summary>", "</details>", "`detr_panoptic.evaluation`"):
+    for own in ("<details><summary>by class</summary>", "</details>", "`detr_panoptic.evaluate`"):
         assert own in body
         body = body.replace(own, "")
     assert_only_table_cells(body, NAMES)

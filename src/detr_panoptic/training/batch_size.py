@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from .optimization import build_optimizer
 from .settings import TrainingSettings
+from .validation import unchanged_random_state
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def _largest_batch(
 
     halves = iter([share // 2**power for power in range(1, share.bit_length() + 1)])
     search = find_executable_batch_size(fits, starting_batch_size=share, reduce_batch_size_fn=lambda: next(halves))
-    with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
+    with unchanged_random_state(accelerator.device):
         try:
             return int(search())
         except RuntimeError as error:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..data.hub_names import hub_name
 from ..data.plain_text import markdown, one_line
-from ..model_card import MeasuredQuality, class_table, model_card
+from ..sharing.card import MeasuredQuality, class_table, write_card
 from .data import TrainingData
 from .settings import TrainingSettings
 from .tracking import read_metrics
@@ -40,9 +40,9 @@ def write_reports(
     descriptions = data.describe()
     write_summary(folder, lines, plan, descriptions)
     start = settings.model.model
-    card = model_card(
+    write_card(
+        folder,
         model,
-        folder.resolve().name,
         data=descriptions,
         recipe=plan,
         quality=measured_quality(best_evaluation(folder), data),
@@ -50,7 +50,6 @@ def write_reports(
         datasets=tuple(filter(None, (hub_name(settings.data.data or ""),))),
         base_model=None if start is None else hub_name(start),
     )
-    (folder / "README.md").write_text(str(card), encoding="utf-8")
 
 
 def measured_quality(best: Mapping[str, Any], data: TrainingData) -> MeasuredQuality | None:
@@ -64,6 +63,7 @@ def measured_quality(best: Mapping[str, Any], data: TrainingData) -> MeasuredQua
         how=f"{len(data.validation)} images, after update {best['step']}",
         groups={name: tuple(best[f"{key}{ending}"] for key in ("pq", "sq", "rq")) for name, ending in groups.items()},
         classes=_classes(best),
+        on_training_images=data.validation is data.train,
     )
 
 

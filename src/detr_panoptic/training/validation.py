@@ -1,5 +1,6 @@
 """Evaluation during training, and the best model of a run."""
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -28,16 +29,9 @@ def validate(run: Run) -> float:
         PQ in [0, 1]; in stage "boxes", which trains no masks, the negative loss.
     """
     model, accelerator = run.state.evaluated, run.accelerator
-    if run.settings.model.stage == "boxes":
-        loss = detection_loss(run, model)
-        metrics, quality = {"validation_loss": loss}, -loss
-    else:
-        metrics = panoptic_metrics(run, model, run.data.validation)
-        quality = metrics["pq"]
-        count = min(run.settings.run.evaluate_training, len(run.data.train))
-        if count:
-            training = panoptic_metrics(run, model, run.data.train.select(range(count)))
-            metrics |= {f"training_{name}": training[name] for name in ("pq", "pq_things", "pq_stuff")}
+    with unchanged_random_state(accelerator.device):
+        metrics = measure(run, model)
+    quality = metrics["pq"] if "pq" in metrics else -metrics["validation_loss"]
     progress = run.state.progress
     run.log.evaluation(progress.step, progress.epoch, metrics)
     if accelerator.is_main_process:
@@ -47,6 +41,23 @@ def validate(run: Run) -> float:
             publish(run, model, pictures)
     accelerator.wait_for_everyone()
     return quality
+
+
+def unchanged_random_state(device: torch.device) -> AbstractContextManager[None]:
+    """Keeps an evaluation, whose loaders draw seeds, from changing the dropout of later updates."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
+def measure(run: Run, model: Any) -> dict[str, float]:
+    """Returns the metrics of the validation images and, if the settings ask for it, PQ of some training images."""
+    if run.settings.model.stage == "boxes":
+        return {"validation_loss": detection_loss(run, model)}
+    metrics = panoptic_metrics(run, model, run.data.validation)
+    count = min(run.settings.run.evaluate_training, len(run.data.train))
+    if count:
+        training = panoptic_metrics(run, model, run.data.train.select(range(count)))
+        metrics |= {f"training_{name}": training[name] for name in ("pq", "pq_things", "pq_stuff")}
+    return metrics
 
 
 def panoptic_metrics(run: Run, model: Any, records: Dataset) -> dict[str, float]:
