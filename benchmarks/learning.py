@@ -47,10 +47,10 @@ from detr_panoptic.evaluation import PanopticQuality
 from detr_panoptic.scenes import SCENE_CATEGORIES
 from detr_panoptic.scenes.dataset import scenes_dataset
 from detr_panoptic.training.aids import attach_training_aids
-from detr_panoptic.training.arguments import OptimizationArguments
 from detr_panoptic.training.backbone_weights import EFFICIENTNET_LITE0, load_backbone_weights
 from detr_panoptic.training.calibration import calibrate
 from detr_panoptic.training.optimization import build_schedule
+from detr_panoptic.training.settings import OptimizationSettings
 
 BACKBONE = "tf_efficientnet_lite0"
 CALIBRATION_IMAGES = 8
@@ -147,7 +147,7 @@ class Trial:
     def run(self, name: str, model: nn.Module, ours: DetrPanopticForSegmentation) -> list[Point]:
         """Trains a contestant and measures it now and then; `ours` says what the processor has to know."""
         settings = self.arguments
-        optimization = OptimizationArguments(
+        optimization = OptimizationSettings(
             learning_rate=settings.rate,
             backbone_learning_rate=settings.rate / 2,
             max_grad_norm=5.0,
@@ -178,7 +178,7 @@ class Trial:
         return points
 
 
-def optimizer_of(model: nn.Module, arguments: OptimizationArguments) -> AdamW:
+def optimizer_of(model: nn.Module, arguments: OptimizationSettings) -> AdamW:
     """AdamW with the package's two rates, for models of either kind."""
     rates = {True: arguments.backbone_learning_rate, False: arguments.learning_rate}
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
