@@ -139,10 +139,3 @@ def _coco(dataset: dict[str, Any]) -> COCO:
 def _or_none(value: float) -> float | None:
     """Returns None for COCOeval's -1, which means that there is nothing to measure."""
     return None if value < 0 else float(value)
-
-
-def image_sizes(outputs: Any, index: int, size: tuple[int, int]) -> Any:
-    """Replaced by `inference.detections`; stays until its callers have moved."""
-    from ..panoptic_merging import ImageSizes
-
-    return ImageSizes(tuple(outputs.image_sizes[index].tolist()), tuple(outputs.canvas_sizes[index].tolist()), size)

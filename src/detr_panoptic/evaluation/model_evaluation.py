@@ -232,34 +232,3 @@ def _dataset_name(source: Any, split: str | None) -> str:
         return ""
     name = str(source) if hub_name(str(source)) else Path(source).resolve().name
     return name if split is None else f"{name} {split}"
-
-
-def evaluate_model(
-    model: Any, processor: Any, records: Any, categories: Any, *, batch_size: int = 8, sum_over_processes: Any = None
-) -> Any:
-    """Replaced by `evaluate`; stays until its callers have moved."""
-    from ..inference.loop import make_batch, run_model
-    from .image_counts import count_image
-    from .panoptic_quality import PanopticStats
-
-    records, quality = list(records), PanopticQuality(categories)
-    groups = (records[start : start + batch_size] for start in range(0, len(records), batch_size))
-    for batch, outputs in run_model(model, (make_batch(processor, group) for group in groups)):
-        sizes = [truth_ids(record).shape for record in batch.records]
-        results = processor.post_process_panoptic_segmentation(outputs, target_sizes=sizes)
-        for record, result in zip(batch.records, results, strict=True):
-            quality._images.append(
-                count_image(
-                    truth_ids(record),
-                    record["segments_info"],
-                    result["segmentation"].cpu().numpy(),
-                    result["segments_info"],
-                    categories.category_ids,
-                )
-            )
-    import torch
-
-    sums = torch.from_numpy(quality._sums(quality._images))
-    if sum_over_processes is not None:
-        sums = sum_over_processes(sums.to(model.device)).cpu()
-    return PanopticStats(*sums)

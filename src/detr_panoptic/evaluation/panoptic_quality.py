@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -181,23 +181,3 @@ def _average(rows: Iterable[ClassQuality]) -> GroupQuality:
     sums = [reduce(add, values) for values in zip(*occurring, strict=True)] or [0.0, 0.0, 0.0]
     pq, sq, rq = (value / max(len(occurring), 1) for value in sums)
     return GroupQuality(pq, sq, rq, len(occurring))
-
-
-class PanopticStats(NamedTuple):
-    """Replaced by `PanopticQuality`; stays until its callers have moved."""
-
-    iou: Any
-    tp: Any
-    fp: Any
-    fn: Any
-
-
-def panoptic_quality(stats: PanopticStats, *, category_ids: Any, is_thing: Any) -> dict[str, dict[Any, Any]]:
-    """Replaced by `PanopticQuality`; stays until its callers have moved."""
-    iou, tp, fp, fn = (np.asarray(column, dtype=float) for column in stats)
-    denominator = tp + 0.5 * fp + 0.5 * fn
-    columns = (_divide(iou, denominator), _divide(iou, tp), _divide(tp, denominator), tp, fp, fn)
-    rows = [ClassQuality(i, thing, *row) for i, thing, row in zip(category_ids, is_thing, zip(*columns), strict=True)]  # noqa: B905
-    groups = {"All": rows, "Things": [r for r in rows if r.is_thing], "Stuff": [r for r in rows if not r.is_thing]}
-    per_class = {row.category_id: {key: getattr(row, key) for key in ("pq", "sq", "rq")} for row in rows}
-    return {**{name: vars(_average(group)) for name, group in groups.items()}, "per_class": per_class}
