@@ -29,19 +29,16 @@ NEEDED = (
     "detr_panoptic/checkpoints/scenes/config.json",
     "detr_panoptic/checkpoints/scenes/model.safetensors",
     "detr_panoptic/checkpoints/scenes/preprocessor_config.json",
-    "detr_panoptic/visualization/hover.js",
-    "detr_panoptic/visualization/attention_panel.js",
-    "detr_panoptic/app/page.css",
-    "detr_panoptic/app/page.js",
+    "detr_panoptic/training/recipes/finetune.yaml",
     "*.dist-info/licenses/LICENSE",
     "*.dist-info/entry_points.txt",
 )
 LEFT_OUT = (".git", ".venv", "build", "dist", "*.egg-info", "outputs", "runs", ".*_cache", "__pycache__")
-ALLOWED_SUFFIXES = {".py", ".typed", ".json", ".safetensors", ".js", ".css", ".html", ".md"}
+ALLOWED_SUFFIXES = {".py", ".typed", ".json", ".safetensors", ".yaml", ".js", ".css", ".html", ".md"}
 FIRST_USE = """
 import detr_panoptic
-from detr_panoptic.commands.demo import load_shipped_model
-model, processor = load_shipped_model()
+from detr_panoptic.checkpoints import BUNDLED
+model = detr_panoptic.DetrPanopticForSegmentation.from_pretrained(BUNDLED)
 print(detr_panoptic.__version__, sum(p.numel() for p in model.parameters()), "parameters")
 """
 

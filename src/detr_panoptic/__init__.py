@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .configuration_detr_panoptic import DetrPanopticConfig
     from .data.reading import PanopticData, read_panoptic
     from .image_processing_detr_panoptic import DetrPanopticImageProcessor
+    from .inference import Prediction, PredictionFolder, Predictor
     from .modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticModel
     from .pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline
 
@@ -28,6 +29,9 @@ __all__ = [
     "DetrPanopticImageSegmentationPipeline",
     "DetrPanopticModel",
     "PanopticData",
+    "Prediction",
+    "PredictionFolder",
+    "Predictor",
     "convert_checkpoint",
     "read_panoptic",
 ]
@@ -37,6 +41,7 @@ _NAMES = {
     "modeling_detr_panoptic": ("DetrPanopticForSegmentation", "DetrPanopticModel"),
     "image_processing_detr_panoptic": ("DetrPanopticImageProcessor",),
     "pipeline_detr_panoptic": ("DetrPanopticImageSegmentationPipeline",),
+    "inference": ("Prediction", "PredictionFolder", "Predictor"),
     "data.reading": ("PanopticData", "read_panoptic"),
     "checkpoints.conversion": ("convert_checkpoint",),
 }

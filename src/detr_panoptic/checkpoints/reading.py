@@ -4,12 +4,12 @@ Sources are the `.pth` files of facebookresearch/detr (29901c5), and folders tha
 `DetrForSegmentation` and `DetrForObjectDetection`. Nothing is unpickled but tensors and plain values.
 """
 
-import argparse
 import json
 import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -182,7 +182,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]
         if zipfile.is_zipfile(path) and any(entry.compress_type for entry in zipfile.ZipFile(path).infolist()):
             raise ValueError("it is compressed, which torch.save never does.")  # a small file could fill the memory
         # The reference's training also saves its command line, as a Namespace: attributes and no code.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([(SimpleNamespace, "argparse.Namespace")]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch raise anything, KeyError and AssertionError too
         is_pickle = isinstance(error, pickle.UnpicklingError)  # torch's text would advise to trust the file
@@ -192,7 +192,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise ValueError(f"{path} must hold tensors by name, or a dict of them as `model`.")
     arguments = content.get("args")
-    if not isinstance(arguments, argparse.Namespace):
+    if not isinstance(arguments, SimpleNamespace):
         return dict(tensors), None
     given = vars(arguments)
     return dict(tensors), {theirs: given[ours] for ours, theirs in _REFERENCE_ARGUMENTS.items() if ours in given}

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..inference.old_loading import load_model
 from .frame import CommandError, add_command
-from .predict import expand_images
-from .sources import SCENES, read_source
+from .sources import SCENES, expand_images, read_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "detr-panoptic"
 DATA_ERRORS, USER_ERROR, INTERRUPTED, CLOSED_PIPE, STOPPED = 1, 2, 130, 141, 143
-LEGACY = {"demo", "app", "predict", "explain", "train", "evaluate", "convert", "export", "push", "data"}
+LEGACY = {"demo", "app", "explain", "train", "evaluate", "export", "push", "data"}
 HELP = f"""DETR for panoptic segmentation: assigns every pixel of an image to an object or a
 background region.
 
@@ -33,7 +33,10 @@ Exit codes:
     {INTERRUPTED}  interrupted (Ctrl-C)
     {CLOSED_PIPE}  the reader of the output went away (`| head`)
     {STOPPED}  SIGTERM: `train` saved a checkpoint to continue from"""
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "predict": "predict:predict",
+    "convert": "convert:convert",
+}
 DATA_COMMANDS: dict[str, str] = {}
 WORKER_FAILED = ("Caught ", " in DataLoader worker process ")  # how torch passes an error on, with a traceback
 EXPECTED_ERRORS = (CycloptsError, OSError, ValueError, TypeError, FloatingPointError, ImportError)
@@ -99,7 +102,7 @@ def build_program(words: Sequence[str] = ()) -> App:
         help_format="plaintext",
         help_epilogue=EXIT_CODES,
         version=__version__,
-        default_parameter=Parameter(negative=(), show_default=_shown),
+        default_parameter=Parameter(negative=()),
     )
     data = App(name="data", help="Checks and converts datasets.", help_epilogue="")
     program.command(data)
@@ -108,10 +111,6 @@ def build_program(words: Sequence[str] = ()) -> App:
         for name, place in commands.items():
             group.command(f"{__package__}.{place}", name=name, help_epilogue="")
     return program
-
-
-def _shown(default: object) -> str:
-    return f"{default:.4g}" if isinstance(default, float) else str(default)
 
 
 @contextmanager

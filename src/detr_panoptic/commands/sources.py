@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .frame import CommandError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
     from datasets import Dataset, IterableDataset
 
@@ -61,3 +65,37 @@ def prepare_reading() -> None:
     refuse_other_formats()
     if not sys.stderr.isatty():
         disable_progress_bars()
+
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+def expand_images(names: Sequence[str], *, output: Path) -> tuple[list[Path], list[str]]:
+    """The files that the user means, and a line for each name that means none.
+
+    Args:
+        names: files and folders; of a folder, the images right inside, sorted.
+        output: folder of the results, which must not be read as input.
+
+    Raises:
+        CommandError: an input folder is the output folder.
+    """
+    paths: list[Path] = []
+    missing = []
+    for name in names:
+        path = Path(name)
+        if not path.is_dir():
+            if path.is_file():
+                paths.append(path)
+            else:
+                missing.append(f"No such file or folder: {name}")
+            continue
+        if path.resolve() == output.resolve():
+            raise CommandError(f"`--output {output}` is an input folder too: its results would be read as images.")
+        inside = sorted(
+            child for child in path.iterdir() if child.suffix.lower() in IMAGE_SUFFIXES and child.is_file()
+        )
+        paths += inside
+        if not inside:
+            missing.append(f"No images in {name} (looked for {', '.join(IMAGE_SUFFIXES)})")
+    return paths, missing
