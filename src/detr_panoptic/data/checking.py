@@ -172,7 +172,7 @@ def check_data(
         >>> check.has_errors, check.counts.images
         (False, 2)
         >>> print(check.totals)
-        2 annotated images, 28 segments of 13 of 14 classes, 0 crowds, 0.0% pixels void
+        2 annotated images, 20 segments of 10 of 14 classes, 0 crowds, 0.0% pixels void
     """
     workers = os.cpu_count() or 1 if workers is None else workers
     if workers < 1 or num_queries < 1:
@@ -233,19 +233,22 @@ def open_row(records: Dataset, categories: Categories, index: int) -> OpenedRow:
         return OpenedRow(AnnotatedMap(found.where, None, None, [], categories.is_thing), None, [found])
     where = record["file_name"] or name_of(record)
     size, ids = None, None
+    image, segmentation = record["image"], record["segmentation"]  # None: reported by the reader
     try:
-        size, orientation = _image_size(record["image"])
-        if orientation != UPRIGHT:
-            findings.append(Finding("turned-image", where, f"EXIF orientation {orientation}"))
+        if image is not None:
+            size, orientation = _image_size(image)
+            if orientation != UPRIGHT:
+                findings.append(Finding("turned-image", where, f"EXIF orientation {orientation}"))
     except Exception as error:  # broken files raise anything from SyntaxError to struct.error
-        findings.append(Finding("unreadable-image", where, _complaint(record["image"], error)))
+        findings.append(Finding("unreadable-image", where, _complaint(image, error)))
     try:
-        ids, problems = _read_map(record["segmentation"])
-        findings += [Finding(kind, where, _complaint(record["segmentation"], text)) for kind, text in problems]
+        if segmentation is not None:
+            ids, problems = _read_map(segmentation)
+            findings += [Finding(kind, where, _complaint(segmentation, text)) for kind, text in problems]
     except Exception as error:  # as above
-        findings.append(Finding("unreadable-map", where, _complaint(record["segmentation"], error)))
+        findings.append(Finding("unreadable-map", where, _complaint(segmentation, error)))
     annotation = AnnotatedMap(where, size, ids, record["segments_info"], categories.is_thing)
-    return OpenedRow(annotation, record["image"], findings)
+    return OpenedRow(annotation, image, findings)
 
 
 def _check_row(
@@ -253,7 +256,7 @@ def _check_row(
 ) -> tuple[str, list[Finding], DataCounts]:
     """Returns the name of a row, what is wrong with it, and its counts."""
     annotation, image, findings = rows(index)
-    if image is None:
+    if image is None and annotation.ids is None:
         return annotation.where, findings, DataCounts.zeros(len(annotation.is_thing))
     found = check_annotation(annotation, num_queries=num_queries)
     return annotation.where, findings + found, DataCounts.of(annotation)

@@ -116,8 +116,6 @@ def raw_coco_panoptic(folder: Path, options: ReadOptions) -> RawRecords:
         image = file.path(paths.image_dir, name, name, "unreadable-image")
         segmentation = file.path(paths.segmentation_dir, annotation["file_name"], name, "unreadable-map")
         segments = [checked_segment(entry, categories, name, file.report) for entry in annotation["segments_info"]]
-        if image is None or segmentation is None:
-            continue
         columns["image"].append(image)
         columns["image_id"].append(image_id_of(image_id))
         columns["file_name"].append(name)
@@ -150,7 +148,7 @@ class CocoFile(NamedTuple):
         if not isinstance(contents, dict) or any(not isinstance(contents.get(key), list) for key in LISTS):
             lists = ", ".join(f"`{key}`" for key in LISTS)
             raise ValueError(f"{path} must have the lists {lists}, {_lacks(contents)}.")
-        report = options.report or raising(f"{path}, ")
+        report = options.report or raising(path)
         return cls(contents, path.name, report, options.files_may_be_missing or options.report is not None)
 
     def entries(

@@ -6,6 +6,7 @@ is what `read_panoptic` uses, `check_data` collects all of them.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from ..segment_ids import VOID_ID
@@ -81,12 +82,13 @@ class DataError(ValueError):
         kind: a key of `KINDS`.
         where: file name or name of the record.
         message: what was expected and what was found.
-        prefix: precedes the text, such as the path of the annotation file.
+        path: of the annotation file, at the beginning of the text.
     """
 
-    def __init__(self, kind: str, where: str, message: str, *, prefix: str = "") -> None:
+    def __init__(self, kind: str, where: str, message: str, *, path: Path | None = None) -> None:
         """Keeps the finding."""
-        super().__init__(f"{prefix}{where}: {message}.")
+        place = where if path is None else str(path) if path.name == where else f"{path}, {where}"
+        super().__init__(f"{place}: {message}.")
         self.finding = Finding(kind, where, message)
 
 
@@ -94,11 +96,11 @@ Report = Callable[[str, str, str], None]
 """Takes the kind, place and message of a finding."""
 
 
-def raising(prefix: str = "") -> Report:
+def raising(path: Path | None = None) -> Report:
     """Returns a report function that raises DataError for the first error and ignores warnings and notes."""
 
     def report(kind: str, where: str, message: str) -> None:
         if KINDS[kind].severity == ERROR:
-            raise DataError(kind, where, message, prefix=prefix)
+            raise DataError(kind, where, message, path=path)
 
     return report

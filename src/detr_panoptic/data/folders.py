@@ -64,7 +64,7 @@ def paired_by_name(
     Raises:
         ValueError: a map has no image, or two images share a name.
     """
-    report = report or raising(f"{where}: ")
+    report = report or raising(Path(where))
     images: dict[str, str] = {}
     for name in image_names:
         stem = name.rpartition(".")[0]

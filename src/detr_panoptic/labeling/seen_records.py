@@ -10,7 +10,7 @@ from datasets import Image as ImageFeature
 
 from ..commands.data_convert import SKIP_HINT
 from ..commands.frame import CommandError, report
-from ..data.check_sources import undecoded
+from ..data.lazy_records import undecoded
 from ..data.writing import stored_record
 from ..evaluation.average_precision import image_sizes
 from ..inference.batching import load_batches, plan_batches
