@@ -36,10 +36,10 @@ class Place:
             assert main([str(word) for word in words]) == code, (out.getvalue(), err.getvalue())
         AcceleratorState._reset_state()
         PartialState._reset_state()
-        lines = err.getvalue().splitlines()
+        lines = [line for line in err.getvalue().splitlines() if not line.startswith("loading ")]
         assert len(lines) == 1, lines
         assert "Traceback" not in out.getvalue()
-        return self._anywhere(lines[0].partition("error: ")[2])
+        return self._anywhere(lines[0].removeprefix("skipped: ").rpartition("error: ")[2])
 
     def refused(self, call: Callable[[], Any]) -> str:
         """What Python says when a call is refused: the type and its text."""

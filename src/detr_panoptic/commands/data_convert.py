@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .frame import add_command
 from .sources import SCENES, add_source_options, prepare_reading, read_source
@@ -11,11 +11,9 @@ from .sources import SCENES, add_source_options, prepare_reading, read_source
 if TYPE_CHECKING:
     import argparse
 
-    from ..data import Record
     from .frame import CommandParser
 
 COCO, DATASET, PARQUET = TARGETS = ("coco-panoptic", "dataset", "parquet")
-SKIP_HINT = "(`--on-error skip` leaves such images out)"
 DESCRIPTION = f"""
 Write a dataset again: id maps, segments and categories in one format, image files copied byte by byte.
 
@@ -56,34 +54,3 @@ def run(arguments: argparse.Namespace) -> int:
         source = read_source(source, limit=arguments.limit, scene_seed=arguments.seed, scene_workers=arguments.workers)
     print(convert_data(source, arguments.output, to=arguments.to, on_error=arguments.on_error, **options))
     return 0
-
-
-class Counts:
-    """What `data complete-stuff` wrote, until it has a function of its own."""
-
-    def __init__(self) -> None:
-        self.images = self.segments = self.crowds = 0
-        self.labels: set[int] = set()
-        self.broken: list[str] = []
-
-    def add(self, record: Record) -> None:
-        """Counts one record."""
-        segments = record["segments_info"]
-        self.images += 1
-        self.segments += len(segments)
-        self.crowds += sum(segment["iscrowd"] for segment in segments)
-        self.labels |= {segment["label_id"] for segment in segments}
-
-
-def check_output(output: Path) -> None:
-    """Raises ValueError unless OUT is empty or does not exist."""
-    from ..data.files import check_new_folder
-
-    check_new_folder(output)
-
-
-def write_records(*arguments: Any, target: str, split: str | None = None) -> None:
-    """As `data.converting.write_records`."""
-    from ..data import converting
-
-    converting.write_records(*arguments, to=target, split=split)  # type: ignore[arg-type]
