@@ -15,7 +15,7 @@ from detr_panoptic.evaluation.panoptic_quality import panoptic_quality
 from detr_panoptic.evaluation.trainer_metrics import TrainerPanopticQuality
 from detr_panoptic.scenes import SCENE_CATEGORIES, scenes_dataset
 from tests.conftest import build_tiny
-from tests.test_training_wrong_input import write_data
+from tests.training.runs import write_data
 
 SIDE = 64
 GUIDE = Path(__file__).parents[2] / "docs" / "training.md"

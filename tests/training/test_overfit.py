@@ -8,9 +8,9 @@ from detr_panoptic.data import PanopticCollator
 from detr_panoptic.evaluation import evaluate_model
 from detr_panoptic.evaluation.panoptic_quality import panoptic_quality
 from detr_panoptic.scenes import SCENE_CATEGORIES, make_scene
-from detr_panoptic.training.arguments import OptimizationArguments
 from detr_panoptic.training.loop import train_step
 from detr_panoptic.training.optimization import build_optimizer, build_schedule
+from detr_panoptic.training.settings import OptimizationSettings
 
 SCENES = (27, 199)  # seven and eight segments, three houses and boats among them, none a speck
 STEPS = 400
@@ -47,7 +47,7 @@ def test_a_tiny_model_learns_two_scenes_by_heart():
     size = {"shortest_edge": MODEL_SIDE, "longest_edge": MODEL_SIDE}
     processor = DetrPanopticImageProcessor.for_model(config, size=size)
     batch = dict(PanopticCollator(processor)(scenes))
-    arguments = OptimizationArguments(
+    arguments = OptimizationSettings(
         learning_rate=1e-3, backbone_learning_rate=1e-3, schedule="cosine", warmup_steps=40, max_grad_norm=1.0
     )
     accelerator = Accelerator(cpu=True)
