@@ -224,8 +224,9 @@ def conv_norm_pairs(body: nn.Module) -> Iterator[tuple[nn.Conv2d, FrozenNorm]]:
         for conv, norm in pairwise(parent.children()):
             while isinstance(conv, nn.Sequential) and len(conv):
                 conv = conv[-1]
-            is_pair = type(conv) is nn.Conv2d and isinstance(norm, FrozenNorm)
-            if is_pair and conv.out_channels == len(norm.weight):
+            if type(conv) is not nn.Conv2d or not isinstance(norm, FrozenNorm):
+                continue
+            if conv.out_channels == len(norm.weight):
                 yield conv, norm
 
 
