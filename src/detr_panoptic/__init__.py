@@ -15,10 +15,19 @@ if TYPE_CHECKING:
     from .checkpoints.conversion import convert_checkpoint
     from .configuration_detr_panoptic import DetrPanopticConfig
     from .data.reading import PanopticData, read_panoptic
+    from .evaluation.model_evaluation import evaluate
+    from .evaluation.panoptic_quality import PanopticQuality
+    from .evaluation.report import Evaluation
+    from .evaluation.results import PanopticQualityResult
+    from .explanation import Explanation, explain
+    from .exporting import export
     from .image_processing_detr_panoptic import DetrPanopticImageProcessor
     from .inference import Prediction, PredictionFolder, Predictor
+    from .labeling import complete_stuff
     from .modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticModel
     from .pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline
+    from .sharing import push
+    from .training.run import TrainingResult, train
 
 __version__ = "0.1.0"
 
@@ -28,12 +37,23 @@ __all__ = [
     "DetrPanopticImageProcessor",
     "DetrPanopticImageSegmentationPipeline",
     "DetrPanopticModel",
+    "Evaluation",
+    "Explanation",
     "PanopticData",
+    "PanopticQuality",
+    "PanopticQualityResult",
     "Prediction",
     "PredictionFolder",
     "Predictor",
+    "TrainingResult",
+    "complete_stuff",
     "convert_checkpoint",
+    "evaluate",
+    "explain",
+    "export",
+    "push",
     "read_panoptic",
+    "train",
 ]
 
 _NAMES = {
@@ -42,8 +62,17 @@ _NAMES = {
     "image_processing_detr_panoptic": ("DetrPanopticImageProcessor",),
     "pipeline_detr_panoptic": ("DetrPanopticImageSegmentationPipeline",),
     "inference": ("Prediction", "PredictionFolder", "Predictor"),
+    "explanation": ("Explanation", "explain"),
     "data.reading": ("PanopticData", "read_panoptic"),
+    "evaluation.model_evaluation": ("evaluate",),
+    "evaluation.panoptic_quality": ("PanopticQuality",),
+    "evaluation.report": ("Evaluation",),
+    "evaluation.results": ("PanopticQualityResult",),
     "checkpoints.conversion": ("convert_checkpoint",),
+    "training.run": ("TrainingResult", "train"),
+    "exporting": ("export",),
+    "labeling": ("complete_stuff",),
+    "sharing": ("push",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _CONSOLE_SCRIPT = "detr-panoptic"
