@@ -139,7 +139,7 @@ def test_an_evaluation_shows_names_as_they_are(tmp_path):
     row = ClassQuality(1, True, 0.5, 0.5, 0.5, 1, 0, 0)
     quality = PanopticQualityResult(group, group, group, dict.fromkeys(NAMES, row))
     settings = {"data": "a|b\n<c>"}
-    evaluation = Evaluation(quality, {}, 1, NAMES, dataset="", settings=settings, categories=None)
+    evaluation = Evaluation(quality, {}, 1, NAMES, dataset="", settings=settings)
     assert_only_table_cells((evaluation.save(tmp_path) / "metrics.md").read_text(), NAMES)
 
 
