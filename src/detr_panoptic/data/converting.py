@@ -3,17 +3,15 @@
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
 from datasets import Dataset
-from PIL import Image
 from tqdm.auto import tqdm
 
 from .categories import Categories
 from .files import check_new_folder, whole_folder
-from .lazy_records import NamedRecords, undecoded
+from .lazy_records import NamedRecords, open_stored, undecoded
 from .reading import PanopticData, read_panoptic
 from .records import Record
 from .writing import save_dataset, stored_record, write_coco_panoptic_dataset, write_parquet
@@ -160,7 +158,7 @@ def readable_records(records: Dataset, conversion: DataConversion, *, skip: bool
     for index in range(len(encoded)):
         try:
             record = stored_record(encoded[index])
-            with Image.open(BytesIO(record["image"]["bytes"])) as picture:
+            with open_stored(record["image"]) as picture:
                 picture.load()
         except Exception as error:  # broken files raise anything from SyntaxError to struct.error
             message = encoded.describe(index, error)
