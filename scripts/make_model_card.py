@@ -1,9 +1,9 @@
 """Write the model card of the bundled checkpoint: model_card.md, and README.md beside the weights.
 
 python scripts/make_model_card.py             # from the numbers of the last measurement
-python scripts/make_model_card.py --measure   # measure again first: 500 scenes, about five minutes on one CPU core
+python scripts/make_model_card.py --measure   # measure again first: 500 scenes, about seven minutes on one CPU core
 
-The numbers are those of `detr_panoptic.evaluate` with its defaults. They are stored in metrics.json beside the weights.
+The numbers are those of `detr_panoptic.evaluate` with its defaults, stored in metrics.json beside the weights.
 """
 
 import argparse

@@ -72,7 +72,7 @@ DETR for panoptic segmentation ([arXiv 2005.12872](https://arxiv.org/abs/2005.12
 ## Limits
 
 - The model knows the classes above, on images like those it was trained on.
-- Each pixel belongs to the query with the largest mask value, so thin and small objects are lost first.
+- Each pixel belongs to one query; thin and small objects are lost first.
 - Scores are class probabilities of queries, not calibrated probabilities of pixels.
 - Differences in quality between places, cameras or groups of people were not measured.
 """
