@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 PATIENCE = 120  # seconds; a run takes ten on a free core, most of it imports
 OPTIONS = {
+    "recipe": "none",
     "data": "scenes",
     "limit": 4,
     "short-side": 64,
@@ -45,7 +46,7 @@ def start():
 
     def start_one(output):
         words = itertools.chain.from_iterable((f"--{name}", str(value)) for name, value in OPTIONS.items())
-        command = [sys.executable, "-m", "detr_panoptic.cli", "train", "--output", str(output), *words]
+        command = [sys.executable, "-m", "detr_panoptic.commands", "train", "--output", str(output), *words]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}  # sums in one order
         processes.append(subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL))
         return processes[-1]
@@ -75,6 +76,7 @@ def signal_at(process, output, step, number):
     return process.wait(timeout=PATIENCE)
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_runs_go_on_to_the_same_bits(start, tmp_path):
     whole = tmp_path / "whole"
     undisturbed = start(whole)

@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from detr_panoptic.cli import main
-from detr_panoptic.inference import writers as prediction_writers
+from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
+from detr_panoptic.inference import PredictionFolder, Predictor
 from detr_panoptic.training.tracking import RunLog
 from tests.conftest import photo
 from tests.fault_injection import in_own_process
-from tests.test_training_runs import ARCHITECTURE, SETTINGS
+from tests.training.runs import run
 
 IMAGES, UPDATES = 90, 60
 EVERY = 6  # images or updates, from one look to the next
@@ -76,18 +76,17 @@ def grown(seen: list[Held]) -> set[str]:
 
 
 def predict(folder: Path, model: Path, leak: Callable[[], object] | None) -> set[str]:
-    with looked_at(prediction_writers.CocoWriter, "write", leak) as seen:
-        words = ["predict", folder / "images", "--model", model, "--output", folder / "out", "--to", "coco-panoptic"]
-        assert main([*map(str, words), "--device", "cpu"]) == 0
+    parts = (DetrPanopticForSegmentation, DetrPanopticImageProcessor)
+    predictor = Predictor(*(part.from_pretrained(model) for part in parts))
+    with looked_at(PredictionFolder, "write", leak) as seen:
+        predictor.predict(folder / "images", folder / "out", progress=False)
     assert len(seen) == IMAGES / EVERY
     return grown(seen)
 
 
 def train(folder: Path, model: Path, leak: Callable[[], object] | None) -> set[str]:  # noqa: ARG001  one signature
-    options = SETTINGS | ARCHITECTURE | {"epochs": 20, "evaluate-every": 5}  # 3 updates an epoch
-    words = itertools.chain.from_iterable((f"--{name}", str(value)) for name, value in options.items())
     with looked_at(RunLog, "losses", leak) as seen:
-        assert main(["train", "--output", str(folder / "run"), *words]) == 0
+        run(folder / "run", epochs=20, evaluate_every=5)  # 3 updates an epoch
     assert len(seen) == UPDATES / EVERY
     return grown(seen)
 
@@ -96,14 +95,15 @@ def leaked_things() -> list[object]:
     return [Path("/dev/null").open(), torch.zeros(1), b"x" * LEAK]
 
 
-def soak(run: Callable[..., set[str]], folder: Path, model: Path, leak: Callable[[], object] | None) -> None:
-    assert run(folder, model, leak) == (set() if leak is None else {"files", "tensors", "memory"})
+def soak(work: Callable[..., set[str]], folder: Path, model: Path, leak: Callable[[], object] | None) -> None:
+    assert work(folder, model, leak) == (set() if leak is None else {"files", "tensors", "memory"})
 
 
-@pytest.mark.parametrize("leak", [None, pytest.param(leaked_things, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("run", [predict, pytest.param(train, marks=pytest.mark.slow)])
-def test_nothing_grows_and_what_would_is_seen(tmp_path, model_folder, run, leak):
+@pytest.mark.slow
+@pytest.mark.parametrize("leak", [None, leaked_things])
+@pytest.mark.parametrize("work", [predict, train])
+def test_nothing_grows_and_what_would_is_seen(tmp_path, model_folder, work, leak):
     (tmp_path / "images").mkdir()
     for number in range(IMAGES):
         photo((71, 53), seed=number).save(tmp_path / "images" / f"{number:03d}.{('png', 'jpg')[number % 2]}")
-    in_own_process(soak, run, tmp_path, model_folder, leak)
+    in_own_process(soak, work, tmp_path, model_folder, leak)
