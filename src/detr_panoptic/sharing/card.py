@@ -16,7 +16,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.hub_names import hub_name
 from ..data.plain_text import markdown, one_line
-from ..evaluation.report import METRICS
 from ..evaluation.results import format_table, percent
 
 if TYPE_CHECKING:
@@ -268,7 +267,7 @@ def public_name(source: str, split: str | None = None) -> str:
 
 
 def _read_metrics(path: str | Path) -> dict[str, Any]:
-    file = Path(path) / METRICS if Path(path).is_dir() else Path(path)
+    file = Path(path) / "metrics.json" if Path(path).is_dir() else Path(path)
     return json.loads(file.read_text(encoding="utf-8"))
 
 
