@@ -8,8 +8,7 @@ from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from detr_panoptic.commands import sources
-from detr_panoptic.data import FORMATS, categories_of, read_panoptic, segmentation_ids
+from detr_panoptic.data import categories_of, read_panoptic, segmentation_ids
 from detr_panoptic.data.categories import Categories
 from detr_panoptic.data.lazy_records import file_image_id, image_id_of
 from tests import data_folders
@@ -138,6 +137,19 @@ def test_a_dataset_without_annotations_is_refused(coco):
         read_panoptic(coco)
 
 
+def test_data_that_was_read_is_read_again(coco, semantic):
+    wanted = Categories(("boat", "crowned crane", "SEA"), (True, True, False), (1, 2, 3))
+    for folder in (coco, semantic):  # rows as they are stored, and rows with a decoder
+        data = read_panoptic(folder)
+        assert read_panoptic(data) == data
+        assert f"{len(data.records)} records, {len(data.categories)} classes" in str(data)
+        again, categories = read_panoptic(data, limit=2, categories=wanted)
+        assert categories == wanted
+        assert same_records(again, read_panoptic(folder, limit=2, categories=wanted).records)
+        with pytest.raises(ValueError, match="`split`"):
+            read_panoptic(data, split="val")
+
+
 def test_names_of_images_become_numbers():
     assert [image_id_of(name) for name in (139, "000139", "0")] == [139, 139, 0]
     assert file_image_id("000000000139.jpg") == 139
@@ -146,10 +158,6 @@ def test_names_of_images_become_numbers():
     assert all(0 <= number < 2**52 for number in numbers)
     assert len(set(numbers)) == len(set(map(str, odd)))
     assert image_id_of("a") == 2_425_768_997_437_999  # the same on every machine, today and tomorrow
-
-
-def test_the_help_page_names_the_formats():
-    assert sources.FORMATS == FORMATS
 
 
 def test_records_cross_process_borders(semantic):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as PILImage
+from torch.utils.data import DataLoader
 
 from detr_panoptic.data import read_panoptic, segmentation_ids
 from detr_panoptic.data.categories import COCO_PANOPTIC, Categories
@@ -53,7 +54,7 @@ def test_a_saved_dataset_of_which_a_file_is_broken_is_named(name, length, tmp_pa
     """pyarrow's and json's own errors say where in a file, and not in which."""
     file = save_with_categories(rows(), tmp_path / "saved") / name
     file.write_bytes(file.read_bytes()[:length])
-    with pytest.raises(ValueError, match=r"saved' is no saved dataset, or a broken one: \S"):
+    with pytest.raises(ValueError, match=r"saved' is not a saved dataset, or a broken one: \S"):
         read_panoptic(tmp_path / "saved", data_format="rows")
 
 
@@ -65,7 +66,7 @@ def test_a_folder_with_a_broken_parquet_file_is_named(tmp_path):
     contents[4:4] = bytes(9)  # the schema, at the end, stays
     file.write_bytes(contents)
     write_json(tmp_path / "set" / "categories.json", CATEGORIES.to_coco())
-    with pytest.raises(ValueError, match=r"`data` '\S+set' cannot be read whole: (?!An error occurred)"):
+    with pytest.raises(ValueError, match=r"'\S+set' cannot be read completely: (?!An error occurred)"):
         read_panoptic(tmp_path / "set")
 
 
@@ -125,12 +126,25 @@ def test_saved_parquet_and_splits_hold_the_same(streaming, tmp_path):
     assert same_records(expected, read_panoptic(file, streaming=streaming).records)
 
 
-def test_rows_without_ids_are_numbered_in_streams_too(tmp_path):
-    rows().to_parquet(tmp_path / "rows.parquet")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
+def test_rows_of_a_stream_without_ids_have_unique_ones_whatever_the_workers(tmp_path):
+    """A count by each worker gave sixteen ids to twenty-four images."""
+    for part in range(3):
+        path = tmp_path / "data" / f"train-0000{part}-of-00003.parquet"
+        path.parent.mkdir(exist_ok=True)
+        images = [file_of(PILImage.new("RGB", (3, 2), (index, part, 0))) for index in range(8)]
+        rows(count=8).remove_columns("image").add_column("image", images, feature=Image()).to_parquet(path)
     write_json(tmp_path / "categories.json", CATEGORIES.to_coco())
-    records, _ = read_panoptic(tmp_path / "rows.parquet")
-    assert same_records(records, read_panoptic(tmp_path / "rows.parquet", streaming=True).records)
-    assert [record["image_id"] for record in records] == [0, 1, 2]
+    stream, _ = read_panoptic(tmp_path, streaming=True)
+    ids = [record["image_id"] for record in stream]
+    assert len(set(ids)) == 24
+    for workers in (1, 2):
+        loader = DataLoader(stream, batch_size=None, num_workers=workers, collate_fn=_image_id)
+        assert sorted(loader) == sorted(ids)
+
+
+def _image_id(record):
+    return record["image_id"]
 
 
 @pytest.mark.parametrize("map_column", ["segmentation", "annotation", "mask"])
@@ -151,7 +165,7 @@ def test_names_of_coco_are_known_but_not_guessed_from_anybodys_ids(tmp_path, cap
     assert "does not name its categories; the ids are those of COCO panoptic" in caplog.text
     small = [{"id": 5, "category_id": 1}, {"id": 9, "category_id": 2}]
     rows(segments=small).save_to_disk(tmp_path / "small")
-    with pytest.raises(ValueError, match=r"does not say what its categories are: put a categories\.json in it"):
+    with pytest.raises(ValueError, match=r"does not say what its categories are: add a categories\.json"):
         read_panoptic(tmp_path / "small")
 
 
@@ -170,7 +184,7 @@ def test_label_ids_are_indices(tmp_path):
     assert [segment["label_id"] for segment in records[0]["segments_info"]] == [1, 0]
     dataset = rows(segments=[{"id": 5, "label_id": 2}])
     records, _ = read_panoptic(save_with_categories(dataset, tmp_path / "wrong"))
-    with pytest.raises(ValueError, match=r"Image 0, segment 5: `label_id` must be from 0 to 1, got 2"):
+    with pytest.raises(ValueError, match=r"Image 0: segment 5: `label_id` 2"):
         records[0]
 
 
@@ -181,14 +195,14 @@ def test_names_alone_do_not_tell_things_from_stuff(tmp_path):
     )
     dataset = rows(segments=[{"id": 5, "label_id": 1}, {"id": 9, "label_id": 0}]).cast(features)
     dataset.save_to_disk(tmp_path / "named")
-    with pytest.raises(ValueError, match=r"put a categories\.json in it, a list of \{id, name, isthing\}"):
+    with pytest.raises(ValueError, match=r"add a categories\.json, a list of \{id, name, isthing\}"):
         read_panoptic(tmp_path / "named")
 
 
 def test_unknown_categories_and_columns_are_named(tmp_path):
     dataset = rows(segments=[{"id": 5, "category_id": 8}])
     records, _ = read_panoptic(save_with_categories(dataset, tmp_path / "saved"))
-    with pytest.raises(ValueError, match=r"Image 0, segment 5: Unknown category id 8: expected one of \[7, 200\]"):
+    with pytest.raises(ValueError, match=r"Image 0: segment 5: `category_id` 8"):
         records[0]
     save_with_categories(rows(segments=None), tmp_path / "maps")
     with pytest.raises(ValueError, match=r"must have the columns .*got \['image', 'label'\]; without"):
@@ -222,7 +236,7 @@ def test_ids_beyond_three_bytes_are_refused(tmp_path):
     segments = [{**SEGMENTS[0], "id": MAX_ID + 1}, SEGMENTS[1]]
     folder = save_with_categories(rows(ids=picture, segments=segments), tmp_path / "saved")
     records, _ = read_panoptic(folder)
-    with pytest.raises(ValueError, match=rf"Image 0: `ids` must lie in \[0, {MAX_ID}\], got 0 to {MAX_ID + 1}"):
+    with pytest.raises(ValueError, match=rf"Image 0: segment {MAX_ID + 1}: `id` must be from 1 to {MAX_ID}"):
         records[0]
 
 

@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_panoptic.cli import main
-from detr_panoptic.commands.data_check import open_source
-from detr_panoptic.data import measure_segments, write_coco_panoptic_dataset, write_parquet
-from detr_panoptic.data.check_sources import check_rows, open_row
-from detr_panoptic.data.checks import ERROR, KINDS, DataCounts
+from detr_panoptic.data import checks, measure_segments, write_coco_panoptic_dataset, write_parquet
+from detr_panoptic.data.checking import check_data
+from detr_panoptic.data.findings import KINDS, DataError
 from detr_panoptic.data.reading import read_panoptic
 from detr_panoptic.scenes import scenes_dataset
 from detr_panoptic.scenes.dataset import SCENE_CATEGORIES
 from detr_panoptic.segment_ids import ids_to_rgb
+from detr_panoptic.visualization.data_report import save_data_sheets
 
 HEIGHT, WIDTH = 61, 83
 CATEGORIES = [
@@ -74,12 +73,9 @@ def paint(folder, segment_id, *, rows=slice(50, 60), columns=slice(10, 30)):
 
 
 def check(folder, *, num_queries=100):
-    """(kind, where) of all findings."""
-    source = open_source(str(folder), {"split": None, "data_format": None, "limit": None})
-    found = list(source.findings)
-    for row in check_rows(source, num_queries=num_queries, workers=2):
-        found += row.findings
-    return {(finding.kind, finding.where) for finding in found}
+    """(kind, where) of all findings but unused classes."""
+    result = check_data(folder, num_queries=num_queries, workers=2, progress=False)
+    return {(finding.kind, finding.where) for finding in result.findings if finding.kind != "unused-category"}
 
 
 def entry(contents, index=1):
@@ -188,7 +184,7 @@ DAMAGES = {
     ),
     "void listed": (
         edit(lambda c: c["annotations"][1]["segments_info"].append({"id": 0, "category_id": 7})),
-        {("impossible-id", PICTURE), ("empty-segment", PICTURE)},
+        {("impossible-id", PICTURE)},
     ),
     "unknown category": (edit(lambda c: entry(c).update(category_id=8)), {("unknown-category", PICTURE)}),
     "wrong area": (edit(lambda c: entry(c).update(area=344)), {("area-mismatch", PICTURE)}),
@@ -241,32 +237,34 @@ def test_every_kind_is_tried():
     assert set(KINDS) - tried == {"damaged-map", "many-segments", "unused-category", "unreadable-record"}
 
 
-def test_classes_that_are_not_there_are_named(folder, capsys):
+def test_classes_that_are_not_there_are_named(folder):
     DAMAGES["no boat"][0](folder)
-    assert main(["data", "check", str(folder)]) == 0
-    assert "1 of 3 classes: boat" in capsys.readouterr().out
+    result = check_data(folder, progress=False)
+    assert not result.has_errors
+    assert "1 of 3 classes: boat" in str(result)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # `datasets` leaves broken files open
-def test_what_the_reader_refuses_is_an_error(folder):
-    """What stops the reader, or a decoded row of it, is an error of the check."""
-    whole = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    for name, (spoil, expected) in DAMAGES.items():
-        spoil(folder)
-        if refuses(folder):
-            assert any(KINDS[kind].severity == ERROR for kind, _ in expected), name
-        shutil.rmtree(folder / "images")
-        for path, contents in whole.items():
-            (folder / path).parent.mkdir(exist_ok=True)
-            (folder / path).write_bytes(contents)
+@pytest.mark.parametrize("name", DAMAGES)
+def test_the_reader_raises_what_the_check_finds(name, folder):
+    """One validator: an error of the reader is a finding of the check."""
+    DAMAGES[name][0](folder)
+    result = check_data(folder, progress=False)
+    error = error_of_reading(folder)
+    if isinstance(error, DataError):
+        missing = "expected the file" in error.finding.message  # the check opens it and says so in other words
+        found = [f.kind if missing else f for f in result.findings]
+        assert (error.finding.kind if missing else error.finding) in found
+    elif error is not None:
+        assert result.has_errors
 
 
-def refuses(folder):
+def error_of_reading(folder):
     try:
         list(read_panoptic(folder).records)
-    except (ValueError, OSError, SyntaxError):
-        return True
-    return False
+    except (ValueError, OSError, SyntaxError) as error:
+        return error
+    return None
 
 
 def test_all_problems_are_listed(folder):
@@ -283,8 +281,7 @@ def test_more_segments_than_queries(folder):
 
 
 def test_counts_are_those_of_the_maps(folder):
-    source = open_source(str(folder), {"split": None, "data_format": None, "limit": 2})
-    counts = sum((row.counts for row in check_rows(source, num_queries=9, workers=1)), DataCounts.zeros(3))
+    counts = check_data(folder, limit=2, workers=1, progress=False).counts
     assert (counts.images, counts.pixels, counts.void) == (2, 2 * HEIGHT * WIDTH, 2 * 3 * 70)
     assert counts.class_segments.tolist() == [2, 4, 2]
     assert counts.class_images.tolist() == [2, 2, 2]
@@ -330,18 +327,20 @@ def test_a_broken_record_is_a_finding(tmp_path):
     assert kinds & {"unreadable-record", "unreadable-image"}
 
 
-def test_the_command_says_whether_training_would_be_wrong(folder, capsys):
-    assert main(["data", "check", str(folder)]) == 0
-    assert "Nothing was found" in capsys.readouterr().out
+def test_errors_come_first_and_decide(folder, capsys):
     DAMAGES["crowd"][0](folder)
-    assert main(["data", "check", str(folder)]) == 0
+    assert not check_data(folder, progress=False).has_errors
     DAMAGES["unlisted"][0](folder)
-    assert main(["data", "check", str(folder)]) == 1
-    assert "5.jpg: `segments_info` must list 77 (200 pixels)" in capsys.readouterr().out
-    assert main(["data", "check", str(folder / "gone")]) == 2
+    result = check_data(folder, progress=False)
+    assert result.has_errors
+    assert [finding.kind for finding in result.findings] == ["unlisted-id", "area-mismatch", "crowd"]
+    assert "5.jpg: `segments_info` must list 77 (200 pixels)" in str(result)
+    assert not capsys.readouterr().out
+    with pytest.raises(ValueError, match="gone"):
+        check_data(folder / "gone")
 
 
-def test_the_page_has_everything_inside_and_escaped(folder, tmp_path):
+def test_the_report_has_everything_and_is_only_text(folder, tmp_path):
     DAMAGES["unlisted"][0](folder)
     contents = contents_of(folder)
     for image in contents["images"]:
@@ -349,25 +348,21 @@ def test_the_page_has_everything_inside_and_escaped(folder, tmp_path):
         image["file_name"] = f"<i>{image['file_name']}"
     contents["images"].append({"id": 99, "file_name": "<script>.jpg"})
     write(folder, contents)
-    assert main(["data", "check", str(folder), "--report", str(tmp_path / "report")]) == 1
-    page = (tmp_path / "report" / "index.html").read_text()
-    assert "&lt;i&gt;5.jpg" in page
-    assert "&lt;b&gt;crane" in page
-    assert "&lt;script&gt;" in page
-    assert not any(tag in page for tag in ("<i>", "<b>", "<script"))
-    assert page.count('src="') == page.count('src="data:image/jpeg;base64,') == 2 + 3  # two cases, and all images
-    assert "http" not in page
+    result = check_data(folder, progress=False)
+    text = result.save(tmp_path / "report").read_text()
+    assert "&lt;i>5.jpg" in text
+    assert "&lt;b>crane" in text
+    assert not any(tag in text for tag in ("<i>", "<b>", "<script"))
+    saved = json.loads((tmp_path / "report" / "check.json").read_text())
+    assert [(f["kind"], f["where"]) for f in saved["findings"]] == [(f.kind, f.where) for f in result.findings]
+    sheets = save_data_sheets(result, tmp_path / "report")
+    assert [path.name for path in sheets] == ["samples.png", "unlisted-id.png", "area-mismatch.png"]
 
 
-def test_a_file_is_opened_once_per_check(folder, monkeypatch):
-    """Work is counted: one decoding and one pass over the map, whatever the number of segments."""
-    from detr_panoptic.data import checks
-
+def test_a_map_is_measured_once(folder, monkeypatch):
+    """Work is counted: one pass over the map, whatever the number of segments."""
     passes = []
     extents = checks.segment_extents
     monkeypatch.setattr(checks, "segment_extents", lambda ids: passes.append(ids.shape) or extents(ids))
-    source = open_source(str(folder), {"split": None, "data_format": None, "limit": None})
-    list(check_rows(source, num_queries=100, workers=1))
+    check_data(folder, workers=1, progress=False)
     assert passes == [(HEIGHT, WIDTH)] * 3
-    annotation, _ = open_row(source.row(0), source.categories)
-    assert annotation.ids.shape == (HEIGHT, WIDTH)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from detr_panoptic.data import read_panoptic, segmentation_ids
 from detr_panoptic.data.cityscapes import CITYSCAPES
+from tests.data.datasets_on_disk import CATEGORIES, READ_AS, WRITERS, cityscapes_record, records
 from tests.fuzz import examples, message_of
-from tests.fuzz.datasets_on_disk import CATEGORIES, READ_AS, WRITERS, cityscapes_record, records
 
 pytestmark = [
     pytest.mark.fuzz,

@@ -110,7 +110,7 @@ def test_splits_of_maps(tmp_path):
     [
         (two_channels(blue=1), None, r"\(day/7\.jpg\): a two-channel map must be RGB.*got mode RGB with blue"),
         (palette_picture(CLASSES), "two-channel", r"a two-channel map must be RGB.*got mode P\."),
-        (two_channels(), "semantic", r"a semantic map must hold one class per pixel.*got colors \(mode RGB\)"),
+        (two_channels(), "semantic", r"a semantic map must have one class per pixel.*got colors \(mode RGB\)"),
         (Image.fromarray(CLASSES + 1), None, r"the map has the classes \[1, 4, 9\], expected .* out of \[0, 3, 8\]"),
     ],
 )
@@ -122,16 +122,16 @@ def test_maps_of_another_kind_are_refused(picture, data_format, message, tmp_pat
 
 def test_pictures_and_maps_must_fit(tmp_path, caplog):
     records, _ = read_panoptic(write_map(tmp_path, Image.fromarray(CLASSES), size=(5, 3)))
-    with pytest.raises(ValueError, match=r"day/7\.jpg\): the map must be as large as the picture, 5x3, got 5x2\."):
+    with pytest.raises(ValueError, match=r"day/7\.jpg\): .* 5x3, got 5x2"):
         records[0]
     save(tmp_path / "images" / "8.jpg", Image.new("RGB", (5, 2)))
     read_panoptic(tmp_path)
-    assert "1 pictures have no map and are left out, '8' first" in caplog.text
+    assert "1 images have no map" in caplog.text
     save(tmp_path / "labels" / "9.png", Image.fromarray(CLASSES))
-    with pytest.raises(ValueError, match=r"expected a picture for each map, found none for '9\.png'"):
+    with pytest.raises(ValueError, match=r"9\.png: expected an image for each map"):
         read_panoptic(tmp_path)
     save(tmp_path / "images" / "8.png", Image.new("RGB", (5, 2)))
-    with pytest.raises(ValueError, match=r"expected one picture of each name, got '8\.jpg' and '8\.png'"):
+    with pytest.raises(ValueError, match=r"'8\.jpg' and '8\.png'"):
         read_panoptic(tmp_path)
 
 
@@ -143,7 +143,7 @@ def test_a_map_for_the_stored_pixels_of_a_turned_photograph_is_refused(tmp_path)
     save(tmp_path / "images" / "day" / "7.jpg", turned, exif=exif)
     for streaming in (False, True):
         records, _ = read_panoptic(tmp_path, streaming=streaming)
-        with pytest.raises(ValueError, match=r"the picture, 2x5, got 5x2; if an EXIF tag turns the picture"):
+        with pytest.raises(ValueError, match=r"2x5, got 5x2; if an EXIF tag"):
             next(iter(records))
 
 
@@ -178,19 +178,19 @@ def test_labels_of_cityscapes_are_the_official_train_ids():
 
 def test_what_is_not_cityscapes_is_refused(tmp_path):
     records, _ = read_panoptic(write_cityscapes(tmp_path, [[7, 34]]))
-    with pytest.raises(ValueError, match=r"expected Cityscapes' labels up to 33, got the id 34"):
+    with pytest.raises(ValueError, match=r"up to 33, got the id 34"):
         records[0]
     save(
         tmp_path / "gtFine/val/aachen/aachen_000000_000019_gtFine_instanceIds.png",
         palette_picture(np.array([[7, 8]], np.uint8)),
     )
-    with pytest.raises(ValueError, match=r"instanceIds must be a .*grayscale picture.*got mode P"):
+    with pytest.raises(ValueError, match=r"instanceIds must be .*grayscale.*got mode P"):
         read_panoptic(tmp_path).records[0]
     (tmp_path / "gtFine" / "train").mkdir()
     with pytest.raises(ValueError, match=r"`split` must be one of train, val in .*gtFine, got None"):
         read_panoptic(tmp_path)
     (tmp_path / "leftImg8bit/val/aachen/aachen_000000_000019_leftImg8bit.png").unlink()
-    with pytest.raises(ValueError, match=r"Expected the picture .*_leftImg8bit\.png of .*_instanceIds\.png"):
+    with pytest.raises(ValueError, match=r"_leftImg8bit\.png: .*_instanceIds\.png.* does not exist"):
         read_panoptic(tmp_path, split="val")
 
 
@@ -265,11 +265,7 @@ def test_instances_on_top_of_each_other(shape, tmp_path, caplog):
     ]
     assert ids.tolist() == expected
     assert segments == {1: ("dog", 0), 2: ("bottle", 0), 3: ("dog", 1), 4: ("bottle", 0)}
-    claims = sum(mask_of(annotation_id).astype(int) for annotation_id in BOXES)
-    (line,) = caplog.records
-    assert line.disputed_pixels == np.count_nonzero(claims > 1) == 16
-    assert line.covered_instances == 0
-    assert line.getMessage().startswith("Image 5 (a.jpg): 16 pixels lie in several instances")
+    assert "Image 5 (a.jpg): 16 pixels lie in several instances; 0 instances are hidden" in caplog.text
 
 
 def test_a_crowd_lies_beneath_a_larger_instance():
@@ -294,7 +290,7 @@ def test_an_instance_that_is_covered_whole_is_said(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "detr_panoptic.data"):
         _, segments, _ = only_record(folder, limit=1)
     assert segments == {1: ("bottle", 0)}
-    assert caplog.records[0].covered_instances == 1
+    assert "1 instances are hidden" in caplog.text
 
 
 def test_stuff_lies_beneath_the_instances(tmp_path):
@@ -334,21 +330,21 @@ def test_layouts_of_instances(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ([], r"annotation 70: `segmentation` must be RLE or polygons.*a box alone is no mask"),
-        ([[1, 1, 4, 4]], r"annotation 70: .*polygons of three points or more"),
-        ({"size": [5, 8], "counts": [40]}, r"annotation 70: `size` of the RLE must be .*, \[6, 8\], got \[5"),
-        (None, r"annotation 70: `segmentation` must be polygons or RLE, got None"),
+        ([], r"polygons .*got \[\]; a box alone"),
+        ([[1, 1, 4, 4]], r"polygons of at least three points"),
+        ({"size": [5, 8], "counts": [40]}, r"`size` .*\[6, 8\], got \[5"),
+        (None, r"polygons or RLE, got None"),
     ],
 )
 def test_masks_that_are_none_are_named(shape, message, tmp_path):
     records, _ = read_panoptic(write_instances(tmp_path, lambda _: shape, annotation_ids=(70,)))
-    with pytest.raises(ValueError, match=r"Image 5 \(a\.jpg\), " + message):
+    with pytest.raises(ValueError, match=r"Image 5 \(a\.jpg\): annotation 70, .*" + message):
         records[0]
 
 
 def test_polygons_in_other_coordinates_than_the_picture_are_refused(tmp_path):
     records, _ = read_panoptic(write_instances(tmp_path, polygon, height=8, width=6))
-    with pytest.raises(ValueError, match=r"as large as the picture, 8x6, got 6x8; if an EXIF tag"):
+    with pytest.raises(ValueError, match=r"8x6, got 6x8; if an EXIF tag"):
         records[0]
 
 
@@ -358,14 +354,14 @@ def test_annotations_of_nothing_are_named(key, value, tmp_path):
     contents = json.loads((folder / "instances.json").read_text())
     contents["annotations"][2][key] = value
     write_json(folder / "instances.json", contents)
-    with pytest.raises(ValueError, match=rf"instances\.json, annotation 72: .*\b{value}\b"):
+    with pytest.raises(ValueError, match=rf"instances\.json: .*entry 2: .*\b{value}\b"):
         read_panoptic(folder)
 
 
 def test_a_picture_of_instances_that_is_not_there(tmp_path):
     folder = write_instances(tmp_path, polygon)
     (folder / "images" / "a.jpg").unlink()
-    with pytest.raises(ValueError, match=r"image 5: expected the file .*a\.jpg, which does not exist"):
+    with pytest.raises(ValueError, match=r"instances\.json, a\.jpg: .*a\.jpg, which does not exist"):
         read_panoptic(folder)
     records, _ = read_panoptic(folder, files_may_be_missing=True)
     with pytest.raises(OSError, match=r"No such file.*a\.jpg"):
