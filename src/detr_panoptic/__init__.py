@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticModel
     from .pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline
     from .sharing import push
+    from .training.run import TrainingResult, train
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,7 @@ __all__ = [
     "Prediction",
     "PredictionFolder",
     "Predictor",
+    "TrainingResult",
     "complete_stuff",
     "convert_checkpoint",
     "evaluate",
@@ -51,6 +53,7 @@ __all__ = [
     "export",
     "push",
     "read_panoptic",
+    "train",
 ]
 
 _NAMES = {
@@ -66,6 +69,7 @@ _NAMES = {
     "evaluation.report": ("Evaluation",),
     "evaluation.results": ("PanopticQualityResult",),
     "checkpoints.conversion": ("convert_checkpoint",),
+    "training.run": ("TrainingResult", "train"),
     "exporting": ("export",),
     "labeling": ("complete_stuff",),
     "sharing": ("push",),

@@ -15,7 +15,7 @@ from torch.export import Dim
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.exporting import GraphOptions, export, graph_inputs
 from detr_panoptic.exporting.graph import CANVAS_STEP, PREDICTIONS, ExportGraph, missing_pixels
-from detr_panoptic.exporting.inputs import calibration_images, fitted_to_canvas
+from detr_panoptic.exporting.inputs import calibration_batches, fitted_to_canvas
 from detr_panoptic.exporting.merging import merge_batch
 from detr_panoptic.exporting.quantization import quantize_file
 from detr_panoptic.exporting.same_padding import pad_in_whole_numbers
@@ -313,14 +313,14 @@ def test_export_writes_int8_onnx_with_the_names_of_the_labels(tmp_path, model, p
     assert json.loads(written["id2label"]) == json.loads((tmp_path / "config.json").read_text())["id2label"]
 
 
-def test_calibration_reads_folders_files_and_pictures(tmp_path):
-    for i in range(3):
+def test_calibration_reads_a_folder_in_whole_batches(tmp_path, processor):
+    for i in range(5):
         Image.new("L", (7 + i, 5)).save(tmp_path / f"{i}.png")
-    sources = {"folder": tmp_path, "mixed": [tmp_path, tmp_path / "1.png", Image.new("RGB", (9, 9))]}
-    images = {name: list(calibration_images(source)) for name, source in sources.items()}
-    assert [image.width for image in images["folder"]] == [7, 8, 9]
-    assert [image.width for image in images["mixed"]] == [7, 8, 9, 8, 9]
-    assert {image.mode for image in images["mixed"]} == {"RGB"}
+    options = GraphOptions(size=CANVAS, batch_size=2)
+    batches = list(calibration_batches(tmp_path, fitted_to_canvas(processor, CANVAS), options))
+    assert [batch["pixel_values"].shape for batch in batches] == [(2, 3, *CANVAS)] * 2
+    with pytest.raises(ValueError, match="at least 6"):
+        list(calibration_batches(tmp_path, processor, GraphOptions(size=CANVAS, batch_size=6)))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..checkpoints import BUNDLED
 from .frame import PROGRAM, CommandError, add_command
@@ -11,7 +11,6 @@ from .sources import SCENE_SIDE
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
 
     from datasets import Dataset
     from PIL import Image
@@ -64,16 +63,18 @@ def run(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from ..scenes.dataset import scenes_dataset
+    from ..data import PanopticData
+    from ..evaluation import evaluate
+    from ..scenes.dataset import SCENE_CATEGORIES, scenes_dataset
 
     console = Console(highlight=False)
     console.print("A small model trained on generated scenes ships with the package; it has not seen these.")
     model, processor = load_shipped_model()
     scenes = scenes_dataset(arguments.scenes, seed=UNSEEN_SEED + arguments.seed, height=SCENE_SIDE, width=SCENE_SIDE)
     started = time.perf_counter()
-    stats = _measure(model, processor, scenes)
+    evaluation = evaluate((model, processor), PanopticData(scenes, SCENE_CATEGORIES), average_precision=False)
     seconds = time.perf_counter() - started
-    _print_quality(console, stats)
+    console.print(evaluation.table(), markup=False)
     console.print(f"{len(scenes)} scenes of {SCENE_SIDE}x{SCENE_SIDE} pixels in {seconds:.1f} s")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     draw_results(model, processor, scenes.select(range(min(SHOWN, len(scenes))))).save(arguments.output)
@@ -118,27 +119,3 @@ def draw_results(
     for i, row in enumerate(rows):
         sheet.paste(row, (0, i * (row.height + ROW_GAP)))
     return sheet
-
-
-def _measure(model: DetrPanopticForSegmentation, processor: DetrPanopticImageProcessor, scenes: Dataset) -> Any:
-    from ..evaluation import evaluate_model
-    from ..scenes.dataset import SCENE_CATEGORIES
-
-    return evaluate_model(model, processor, scenes, SCENE_CATEGORIES)
-
-
-def _print_quality(console: Any, stats: Any) -> None:
-    from rich.table import Table
-
-    from ..evaluation.panoptic_quality import panoptic_quality
-    from ..scenes.dataset import SCENE_CATEGORIES
-
-    quality = panoptic_quality(stats, category_ids=SCENE_CATEGORIES.category_ids, is_thing=SCENE_CATEGORIES.is_thing)
-    table = Table("classes", "PQ", "SQ", "RQ")
-    for name in ("All", "Things", "Stuff"):
-        table.add_row(*_row(f"{name.lower()} ({quality[name]['n']})", quality[name]))
-    console.print(table)
-
-
-def _row(name: str, values: dict[str, float]) -> Sequence[str]:
-    return (name, *(f"{100 * values[key]:.1f}" for key in ("pq", "sq", "rq")))

@@ -27,6 +27,9 @@ class _Segment(NamedTuple):
     is_crowd: bool
 
 
+_Segments = dict[int, _Segment]
+
+
 class ImageCounts(NamedTuple):
     """The (class, IoU) of each match in one image, and the classes of wrong predictions and missed segments."""
 
@@ -42,36 +45,20 @@ def count_image(
     prediction_segments: Sequence[Mapping[str, Any]],
     category_ids: Sequence[int],
 ) -> ImageCounts:
-    """Finds matches, wrong predictions and missed segments of one image.
-
-    Args:
-        truth_map: (H, W) integer ids; 0 is void.
-        truth_segments: mappings with `id`, `category_id` or `label_id`, perhaps `iscrowd` and `area`.
-        prediction_map: as `truth_map`.
-        prediction_segments: mappings with `id`, `category_id` or `label_id`.
-        category_ids: (K,) category id of each class; a label id is an index into them.
-
-    Raises:
-        ValueError: the shapes differ, a category is unknown, or the ids of the prediction's map and segments differ.
-    """
+    """Finds matches, wrong predictions and missed segments of one image, see `PanopticQuality.update`."""
     overlaps = _overlaps(truth_map, prediction_map)
-    truth_areas: Counter[int] = Counter()
-    prediction_areas: Counter[int] = Counter()
+    truth_areas, prediction_areas = Counter[int](), Counter[int]()
     for (truth_id, prediction_id), overlap in overlaps.items():
         truth_areas[truth_id] += overlap
         prediction_areas[prediction_id] += overlap
     class_of = {category_id: index for index, category_id in enumerate(category_ids)}
     truth = {
-        segment["id"]: _Segment(
-            _class_index(segment, class_of),
-            _listed_area(segment, truth_areas[segment["id"]]),
-            segment.get("iscrowd", 0) == 1,
-        )
-        for segment in truth_segments
+        s["id"]: _Segment(_class_index(s, class_of), _area(s, truth_areas[s["id"]]), s.get("iscrowd", 0) == 1)
+        for s in truth_segments
     }
     prediction = {
-        segment["id"]: _Segment(_class_index(segment, class_of), prediction_areas[segment["id"]], is_crowd=False)
-        for segment in prediction_segments
+        s["id"]: _Segment(_class_index(s, class_of), prediction_areas[s["id"]], is_crowd=False)
+        for s in prediction_segments
     }
     _check_same_ids(prediction_areas, prediction)
     ious = _match(truth, prediction, overlaps)
@@ -87,7 +74,7 @@ def count_image(
     return ImageCounts([(truth[i].class_index, iou) for (i, _), iou in ious.items()], wrong, missed)
 
 
-def _listed_area(segment: Mapping[str, Any], counted: int) -> Any:
+def _area(segment: Mapping[str, Any], counted: int) -> Any:
     """Returns the listed area of a true segment, as the official evaluator uses it, else the counted one."""
     area: Any = segment.get("area", counted)
     if not isinstance(area, Real) or area < min(counted, 1):
@@ -117,11 +104,7 @@ def _overlaps(truth_map: ArrayLike, prediction_map: ArrayLike) -> dict[tuple[int
     return dict(zip(zip(truth_ids, prediction_ids, strict=True), areas, strict=True))
 
 
-def _match(
-    truth: Mapping[int, _Segment],
-    prediction: Mapping[int, _Segment],
-    overlaps: Mapping[tuple[int, int], int],
-) -> dict[tuple[int, int], float]:
+def _match(truth: _Segments, prediction: _Segments, overlaps: Mapping[tuple[int, int], int]) -> dict[Any, float]:
     """Returns the IoU of each matched (truth id, prediction id)."""
     ious = {}
     for (i, j), overlap in overlaps.items():

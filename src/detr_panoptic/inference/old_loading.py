@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..commands.frame import PROGRAM, CommandError, explain
 from ..data.hub_names import hub_name
-from ..training.recipes import COCO_CHECKPOINT
 
 if TYPE_CHECKING:
     import argparse
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
+COCO_CHECKPOINT = "facebook/detr-resnet-50-panoptic"
 PROCESSOR_FILE = "preprocessor_config.json"
 LOADED_TYPES = ("detr_panoptic", "detr")  # `model_type` of our configurations, and of transformers' DETR
 
