@@ -60,6 +60,9 @@ def prepare_reading() -> None:
     """Turns progress bars off where nobody sees them."""
     from datasets import disable_progress_bars
 
+    from .program import refuse_postscript
+
+    refuse_postscript()
     if not sys.stderr.isatty():
         disable_progress_bars()
 
