@@ -254,7 +254,7 @@ def test_pictures_of_rows_may_lie_beside_them_and_in_the_cache(place, monkeypatc
     Path("rows").mkdir()
     data.to_parquet("rows/rows.parquet")
     Path("rows/categories.json").write_text('[{"id": 7, "name": "boat", "isthing": 1}]')
-    with pytest.raises(ValueError, match=r"must have its pictures inside, got in `image` the path .*a\.png"):
+    with pytest.raises(ValueError, match=r"must have its images inside, got in `image` the path .*a\.png"):
         read_panoptic("rows")
     monkeypatch.setattr(rows_module, "CACHES", (place,))
     assert len(read_panoptic("rows").records) == 1

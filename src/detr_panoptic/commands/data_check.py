@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,12 @@ def run(arguments: argparse.Namespace) -> int:
     if source == SCENES:
         source, options = read_source(source, limit=arguments.limit), {}
     check = check_data(
-        source, num_queries=arguments.queries, workers=arguments.workers, limit=arguments.limit, **options
+        source,
+        num_queries=arguments.queries,
+        workers=arguments.workers,
+        limit=arguments.limit,
+        progress=sys.stderr.isatty(),
+        **options,
     )
     print(check)
     if arguments.report is not None:

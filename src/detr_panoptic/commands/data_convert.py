@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from .frame import CommandParser
 
-COCO, DATASET, PARQUET = TARGETS = ("coco-panoptic", "dataset", "parquet")
+COCO, DATASET, PARQUET = TARGETS = ("coco", "dataset", "parquet")
 DESCRIPTION = f"""
 Write a dataset again: id maps, segments and categories in one format, image files copied byte by byte.
 
@@ -52,5 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
     source = arguments.source
     if source == SCENES:
         source = read_source(source, limit=arguments.limit, scene_seed=arguments.seed, scene_workers=arguments.workers)
-    print(convert_data(source, arguments.output, to=arguments.to, on_error=arguments.on_error, **options))
+    progress = sys.stderr.isatty()
+    conversion = convert_data(
+        source, arguments.output, to=arguments.to, on_error=arguments.on_error, progress=progress, **options
+    )
+    print(conversion)
     return 0
