@@ -19,7 +19,7 @@ from ..data.records import segmentation_ids
 from ..data.writing import write_coco_panoptic_dataset
 from ..evaluation.results import format_table
 from ..inference import Predictor
-from ..inference.pictures import DatasetPictures
+from ..inference.pictures import Pictures
 from ..inference.predictor import OnError
 from ..scenes.source import read_source
 from ..segment_ids import VOID_ID
@@ -162,7 +162,7 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
     if not match.labels:
         raise ValueError("`model` has no class that may be added to the data.")
     additions = _Additions(match, drawn=DRAWN if report is not None else 0)
-    pictures = DatasetPictures(data.records)
+    pictures = Pictures(data.records)
     predictions = predictor.iterate(
         pictures,
         threshold=threshold,
