@@ -3,7 +3,7 @@
 import os
 import sys
 
-from detr_panoptic.cli import main
+from detr_panoptic.commands import main
 
 command = ["app", "--host", "0.0.0.0", "--port", os.environ.get("GRADIO_SERVER_PORT", "7860")]
 if model := os.environ.get("MODEL"):

@@ -16,7 +16,7 @@ from PIL import Image as PILImage
 from transformers import pipeline
 
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
-from detr_panoptic.cli import main
+from detr_panoptic.commands import main
 from detr_panoptic.data import read_panoptic, write_coco_panoptic_dataset
 from detr_panoptic.data import rows as rows_module
 from detr_panoptic.data.contained_paths import path_inside

@@ -8,7 +8,7 @@ import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from detr_panoptic.cli import main
+from detr_panoptic.commands import main
 from detr_panoptic.data.plain_text import markdown, one_line
 from detr_panoptic.evaluation.report import markdown as evaluation_markdown
 from detr_panoptic.training.summary import write_model_card, write_summary

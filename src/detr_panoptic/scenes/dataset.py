@@ -24,6 +24,9 @@ from .backdrops import Place
 from .painting import LIGHTS, Patch, float_color
 from .things import THING_KINDS, ThingKind
 
+UNSEEN_SEED = 77_000_000
+"""Seeds from here on are not used in training."""
+
 # The category ids have gaps, as in most real data: who takes them for label ids is found out at once.
 SCENE_CATEGORIES = Categories(
     names=(

@@ -15,7 +15,7 @@ from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation, DetrP
 from detr_panoptic.data import read_panoptic
 from tests.conftest import build_tiny
 from tests.data_folders import coco_panoptic
-from tests.reliability.place import Case, Place
+from tests.commands.bad_input.place import Case, Place
 
 TRAINING = ("--data", "my_data", "--backbone", "test_resnet", "--short-side", 64, "--long-side", 64, "--output", "run")
 
