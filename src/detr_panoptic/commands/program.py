@@ -7,7 +7,8 @@ import os
 import sys
 import traceback
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from io import TextIOWrapper
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -15,7 +16,8 @@ from .. import __version__
 from ..data.plain_text import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from inspect import BoundArguments
 
 PROGRAM = "detr-panoptic"
 DATA_ERRORS, USER_ERROR, INTERRUPTED, CLOSED_PIPE, STOPPED = 1, 2, 130, 141, 143
@@ -75,8 +77,7 @@ def _run(words: list[str]) -> int:
             return legacy([*words, "--debug"] if debug else words)
         program = build_program(words)
         command, bound, _ = program.parse_args(words, print_error=False, exit_on_error=False, verbose=False)
-        with _log_on_stderr():
-            return command(*bound.args, **bound.kwargs) or 0
+        return _call(command, bound)
     except BrokenPipeError:
         raise
     except SystemExit as stop:
@@ -88,6 +89,16 @@ def _run(words: list[str]) -> int:
             traceback.print_exc()
         print(f"{PROGRAM}: error: {error_line(error, debug=debug)}", file=sys.stderr)
         return USER_ERROR
+
+
+def _call(command: Callable[..., Any], bound: BoundArguments) -> int:
+    """Calls a command, or cyclopts' own that show a page."""
+    if command.__module__.startswith("cyclopts"):
+        command(*bound.args, **bound.kwargs)
+        return 0
+    _prepare()
+    with _log_on_stderr():
+        return command(*bound.args, **bound.kwargs) or 0
 
 
 def build_program(words: Sequence[str] = ()) -> App:
@@ -113,10 +124,33 @@ def build_program(words: Sequence[str] = ()) -> App:
     return program
 
 
+def _prepare() -> None:
+    """Limits images to the formats that are documented, and hides progress bars and broken names on the terminal."""
+    from datasets import disable_progress_bars
+
+    from ..image_reading import refuse_other_formats
+
+    refuse_other_formats()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names of files may not be valid UTF-8
+            stream.reconfigure(errors="backslashreplace")
+
+
+class _PlainFormatter(logging.Formatter):
+    """Escapes control characters in names of files and classes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the message of a record."""
+        return "\n".join(map(one_line, super().format(record).split("\n")))
+
+
 @contextmanager
 def _log_on_stderr() -> Iterator[None]:
     """Shows what the package logs, in the first of several processes."""
     logger, handler = logging.getLogger("detr_panoptic"), logging.StreamHandler()
+    handler.setFormatter(_PlainFormatter())
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)

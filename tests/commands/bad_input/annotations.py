@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.data_folders import PHOTOS, coco_panoptic
 from tests.commands.bad_input.place import Case, Place
+from tests.data_folders import PHOTOS, coco_panoptic
 
 Spoil = Callable[[dict[str, Any]], object]
 
