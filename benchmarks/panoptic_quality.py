@@ -25,9 +25,10 @@ import torch
 from PIL import Image
 
 from cases import describe_run, markdown_table, median_and_range
+from detr_panoptic.data.categories import Categories
+from detr_panoptic.evaluation import PanopticQuality
 from detr_panoptic.evaluation.files import read_ids
-from detr_panoptic.evaluation.panoptic_quality import add_up, count_image
-from detr_panoptic.inference.results import write_coco_panoptic
+from detr_panoptic.inference import write_segmentation
 
 SHIFT = (5, 3)  # pixels down and right
 LEFT_OUT, RENAMED = 9, 7  # one segment of so many
@@ -55,23 +56,22 @@ def main() -> None:
     options = arguments.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        pairs, category_ids = make_pairs(options.data, Path(folder), limit=options.images)
+        pairs, categories = make_pairs(options.data, Path(folder), limit=options.images)
         print(describe_run("cpu"))
-        print(compare(pairs, category_ids, repeats=options.repeats))
+        print(compare(pairs, categories, repeats=options.repeats))
 
 
-def make_pairs(data: Path, folder: Path, *, limit: int | None) -> tuple[list[Pair], list[int]]:
-    """Writes predictions made from the annotations of a dataset; pairs of both, and the category ids."""
+def make_pairs(data: Path, folder: Path, *, limit: int | None) -> tuple[list[Pair], Categories]:
+    """Writes predictions made from the annotations of a dataset; returns pairs of both, and the categories."""
     truth = json.loads((data / "panoptic.json").read_text())
-    category_ids = [category["id"] for category in truth["categories"]]
-    entries = truth["annotations"][:limit]
-    results = (perturb(read_ids(data / "panoptic" / entry["file_name"]), entry, category_ids) for entry in entries)
-    json_file = write_coco_panoptic(folder, results, categories=truth["categories"])
-    predictions = json.loads(json_file.read_text())["annotations"]
-    return [
-        Pair(entry, guess, (data / "panoptic" / entry["file_name"], folder / "panoptic" / guess["file_name"]))
-        for entry, guess in zip(entries, predictions, strict=True)
-    ], category_ids
+    categories = Categories.from_coco(truth["categories"])
+    pairs = []
+    for entry in truth["annotations"][:limit]:
+        file = data / "panoptic" / entry["file_name"]
+        ids, guess = perturb(read_ids(file), entry, list(categories.category_ids))
+        write_segmentation(folder / entry["file_name"], ids)
+        pairs.append(Pair(entry, guess, (file, folder / entry["file_name"])))
+    return pairs, categories
 
 
 def perturb(ids: np.ndarray, entry: Annotation, category_ids: list[int]) -> tuple[np.ndarray, dict[str, Any]]:
@@ -89,17 +89,18 @@ def perturb(ids: np.ndarray, entry: Annotation, category_ids: list[int]) -> tupl
     return moved, {"image_id": entry["image_id"], "file_name": entry["file_name"], "segments_info": segments}
 
 
-def compare(pairs: list[Pair], category_ids: list[int], *, repeats: int) -> str:
-    """CPU milliseconds per image of all contestants, in turns, after checking that their sums agree."""
+def compare(pairs: list[Pair], categories: Categories, *, repeats: int) -> str:
+    """Returns the CPU milliseconds per image of all contestants, in turns, after checking that their sums agree."""
+    category_ids = list(categories.category_ids)
     colors = [[_colors(file) for file in pair.files] for pair in pairs]
     ids = [[read_ids(file) for file in pair.files] for pair in pairs]
     contestants: dict[str, Callable[[], Sums]] = {
         "official steps": partial(
             official, category_ids, pairs, lambda number: [_colors(file) for file in pairs[number].files]
         ),
-        "ours": partial(ours, category_ids, pairs, lambda number: [read_ids(file) for file in pairs[number].files]),
+        "ours": partial(ours, categories, pairs, lambda number: [read_ids(file) for file in pairs[number].files]),
         "official steps, PNG decoded before": partial(official, category_ids, pairs, colors.__getitem__),
-        "ours, PNG decoded before": partial(ours, category_ids, pairs, ids.__getitem__),
+        "ours, PNG decoded before": partial(ours, categories, pairs, ids.__getitem__),
         "decoding alone, through PIL": lambda: _decode(pairs, _colors),
         "decoding alone, ours": lambda: _decode(pairs, read_ids),
     }
@@ -123,15 +124,14 @@ def compare(pairs: list[Pair], category_ids: list[int], *, repeats: int) -> str:
     return note + markdown_table(["", "CPU ms per image: median (range)", "times as fast"], rows)
 
 
-def ours(category_ids: list[int], pairs: list[Pair], maps_of: Callable[[int], Any]) -> Sums:
+def ours(categories: Categories, pairs: list[Pair], maps_of: Callable[[int], Any]) -> Sums:
     """Sums of all images with this package."""
-    counts = [
-        count_image(truth_map, pair.truth["segments_info"], guess_map, pair.prediction["segments_info"], category_ids)
-        for number, pair in enumerate(pairs)
-        for truth_map, guess_map in [maps_of(number)]
-    ]
-    rows = add_up(counts, num_classes=len(category_ids)).to_tensor().T.tolist()
-    return dict(zip(category_ids, rows, strict=True))
+    quality = PanopticQuality(categories)
+    for number, pair in enumerate(pairs):
+        truth_map, guess_map = maps_of(number)
+        quality.update({**pair.truth, "segmentation": truth_map}, {**pair.prediction, "segmentation": guess_map})
+    rows = quality.compute().per_class.values()
+    return {row.category_id: [row.sq * row.tp, row.tp, row.fp, row.fn] for row in rows}
 
 
 def official(category_ids: list[int], pairs: list[Pair], maps_of: Callable[[int], Any]) -> Sums:

@@ -1,11 +1,8 @@
-"""The page as a Hugging Face Space. A variable MODEL of the Space names another model than the one that ships."""
+"""The page as a Hugging Face Space. A variable MODEL of the Space names another model than the bundled one."""
 
 import os
-import sys
 
-from detr_panoptic.commands import main
+from detr_panoptic.app import launch
+from detr_panoptic.checkpoints import BUNDLED
 
-command = ["app", "--host", "0.0.0.0", "--port", os.environ.get("GRADIO_SERVER_PORT", "7860")]
-if model := os.environ.get("MODEL"):
-    command += ["--model", model]
-sys.exit(main(command))
+launch(os.environ.get("MODEL") or BUNDLED, host="0.0.0.0")

@@ -18,7 +18,7 @@ SIDE = 256  # pixels
 HALVES = (torch.float16, torch.bfloat16)
 BOUNDS = {
     # Mean distance of class and mask logits, share of equal best classes and of equal sides of a mask's border,
-    # relative distance of the loss: two to three times what docs/numerics.md measured.
+    # relative distance of the loss: two to three times what docs/reliability.md measured.
     torch.float16: (0.01, 0.1, 0.99, 0.9995, 0.01),
     torch.bfloat16: (0.09, 0.9, 0.97, 0.997, 0.06),
 }
@@ -135,7 +135,7 @@ def test_none_one_and_many_objects_have_finite_losses_and_gradients(dtype, autoc
         outputs = model(image, labels=[targets(count, size)])
     assert not_finite(dict(outputs)) == []
     if dtype == torch.bfloat16 and size == (1, 1):
-        return  # PyTorch's convolutions return weight gradients of 1 x 1 maps that they never wrote (docs/numerics.md)
+        return  # PyTorch's convolutions return weight gradients of 1 x 1 maps that they never wrote
     outputs.loss.backward()
     assert not_finite({name: p.grad for name, p in model.named_parameters() if p.requires_grad}, "gradient") == []
 

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from .checkpoints.conversion import convert_checkpoint
     from .configuration_detr_panoptic import DetrPanopticConfig
     from .data.reading import PanopticData, read_panoptic
+    from .evaluation.model_evaluation import evaluate
+    from .evaluation.panoptic_quality import PanopticQuality
+    from .evaluation.report import Evaluation
+    from .evaluation.results import PanopticQualityResult
+    from .explanation import Explanation, explain
     from .image_processing_detr_panoptic import DetrPanopticImageProcessor
     from .inference import Prediction, PredictionFolder, Predictor
     from .modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticModel
@@ -28,11 +33,17 @@ __all__ = [
     "DetrPanopticImageProcessor",
     "DetrPanopticImageSegmentationPipeline",
     "DetrPanopticModel",
+    "Evaluation",
+    "Explanation",
     "PanopticData",
+    "PanopticQuality",
+    "PanopticQualityResult",
     "Prediction",
     "PredictionFolder",
     "Predictor",
     "convert_checkpoint",
+    "evaluate",
+    "explain",
     "read_panoptic",
 ]
 
@@ -42,7 +53,12 @@ _NAMES = {
     "image_processing_detr_panoptic": ("DetrPanopticImageProcessor",),
     "pipeline_detr_panoptic": ("DetrPanopticImageSegmentationPipeline",),
     "inference": ("Prediction", "PredictionFolder", "Predictor"),
+    "explanation": ("Explanation", "explain"),
     "data.reading": ("PanopticData", "read_panoptic"),
+    "evaluation.model_evaluation": ("evaluate",),
+    "evaluation.panoptic_quality": ("PanopticQuality",),
+    "evaluation.report": ("Evaluation",),
+    "evaluation.results": ("PanopticQualityResult",),
     "checkpoints.conversion": ("convert_checkpoint",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}

@@ -1,29 +1,25 @@
-"""Merging: the class scores and mask logits of one image become a map of segments.
+"""Merges the class scores and mask logits of one image into a map of segments.
 
 Letters: Q queries, N kept queries, K labels (class K of the logits is "no object"), (h, w) mask map, (H, W) target.
 
 `merge_paper` follows PostProcessPanoptic of facebookresearch/detr (29901c5), with these differences:
-  * ids start at 1 and 0 is void; the reference counts from 0 and has no void, so that an image without a kept query
-    comes back as one segment 0 without an entry;
-  * a padded batch's masks are cropped to the image before they are resized; the reference stretches the padded map;
-  * only the pixels that the nearest resize to the target size picks are computed, and the mask logits are compared,
-    not their softmax over the queries: the same owner (but for ties that the softmax's rounding makes), without
-    (N, H, W) floats.
-What it keeps, because the goldens show it: a stuff query that was fused into the first of its class has area 0, so it
-is dropped as too small, and the next pass has no mask of it: the pixels that only it covered go to whoever is next.
-(Keeping the siblings' masks for the next passes does not reproduce the reference's maps; this does, bit for bit.)
-Fusion is part of every pass, so no pass can list a stuff class twice.
+  * ids start at 1 and 0 is void; the reference counts from 0, so an image without a kept query is one segment 0;
+  * masks of a padded batch are cropped to the image before they are resized; the reference stretches the padded map;
+  * only the pixels that the nearest resize to the target size reads are computed, and mask logits are compared, not
+    their softmax over the queries: the same owner but for ties made by rounding, without (N, H, W) floats.
+As in the reference (the goldens show it), a stuff query that was fused into the first of its class has area 0, so it
+is dropped as too small, and the next pass gives the pixels that only it covered to other queries. Fusion is part of
+every pass, so no pass lists a stuff class twice.
 
-`merge_score_weighted` and `merge_instances` follow `compute_segments` of transformers 5.23 (`DetrImageProcessor`),
-with these differences:
+`merge_score_weighted` follows `compute_segments` of transformers 5.23 (`DetrImageProcessor`), with these differences:
   * the mask threshold applies to the mask's probability, not to score x probability;
-  * ids are unique; there they could repeat after stuff was fused;
+  * ids are unique; there, they can repeat after stuff was fused;
   * a fused class has one entry, with the highest score among its members; there, one entry per member;
-  * nothing found is an int32 map of 0, like any other; there, a float map of -1;
+  * an empty result is an int32 map of 0, like any other; there, a float map of -1;
   * instances are things only.
 
-Resizing is F.interpolate's "bilinear", align_corners=False, a strip of output rows at a time. Each value is the same
-whatever the strips, so the byte budget changes no result.
+Maps are resized as by F.interpolate (bilinear, align_corners=False), a strip of output rows at a time; the size of the
+strips changes no value.
 """
 
 from __future__ import annotations
@@ -43,11 +39,11 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 MIN_SEGMENT_AREA = 4  # pixels; DETR drops segments of this size or smaller after merging
-STRIP_BYTES = 4 * 2**20  # of resized values held at once: stays in a CPU cache, 2x faster than 32 MiB
+STRIP_BYTES = 4 * 2**20  # of resized values in memory: fits a CPU cache, 2x faster than 32 MiB
 
 
 class SegmentInfo(TypedDict):
-    """One segment; `area` counts its pixels in the map, `was_fused` says that its label is one that is fused."""
+    """One segment; `area` counts its pixels in the map, `was_fused` says whether its label is fused."""
 
     id: int
     label_id: int
@@ -57,14 +53,14 @@ class SegmentInfo(TypedDict):
 
 
 class Segmentation(TypedDict):
-    """A (H, W) int32 map, 0 void and ids from 1, and an entry for each id in the map, in the order of the ids."""
+    """An (H, W) int32 map, 0 void and ids from 1, and an entry for each id in the map, in their order."""
 
     segmentation: Tensor
     segments_info: list[SegmentInfo]
 
 
 class ImageSizes(NamedTuple):
-    """The (height, width) of one image on its way: after the resize, of the padded batch, and of the wanted map."""
+    """(height, width) of one image after the resize, of the padded batch, and of the wanted map."""
 
     processed: tuple[int, int]
     canvas: tuple[int, int]
@@ -72,7 +68,7 @@ class ImageSizes(NamedTuple):
 
 
 class _KeptQueries(NamedTuple):
-    """Queries above the threshold, in order: (N,) scores, (N,) labels and (h, w, N) mask logits of the image."""
+    """Queries above the threshold, in order: (N,) scores, (N,) labels and (h, w, N) mask logits."""
 
     scores: Tensor
     labels: Tensor
@@ -91,7 +87,7 @@ class _Taps(NamedTuple):
 def merge_paper(
     logits: Tensor, masks: Tensor, sizes: ImageSizes, *, threshold: float, stuff_label_ids: Collection[int]
 ) -> Segmentation:
-    """Merge as DETR's published PQ was measured: one argmax over the masks, stuff fused, tiny segments dropped.
+    """Merges as DETR's published PQ was measured: one argmax over the masks, stuff fused, tiny segments dropped.
 
     Args:
         logits: (Q, K + 1) class logits.
@@ -122,7 +118,7 @@ def merge_paper(
 
 
 def fuse_stuff(owner: Tensor, labels: Tensor, is_stuff: Tensor) -> Tensor:
-    """Hand every stuff region to the first query that predicts its class.
+    """Gives every stuff region to the first query that predicts its class.
 
     Args:
         owner: (H, W) int64, the query that owns each pixel.
@@ -145,8 +141,9 @@ def merge_score_weighted(
     mask_threshold: float = 0.5,
     overlap_mask_area_threshold: float = 0.8,
     label_ids_to_fuse: Collection[int],
+    left_out: Collection[int] = (),
 ) -> Segmentation:
-    """Merge as transformers does: the highest score x mask probability owns a pixel, whole hidden masks are void.
+    """Merges as transformers does: the highest score x mask probability owns a pixel, mostly hidden masks are void.
 
     Args:
         logits: (Q, K + 1) class logits.
@@ -155,45 +152,35 @@ def merge_score_weighted(
         threshold: a query is kept if its best class is not "no object" and its probability is above this.
         mask_threshold: the mask probability from which on a pixel counts as the query's own.
         overlap_mask_area_threshold: a query stays if it owns more than this share of as many pixels as are its own.
-        label_ids_to_fuse: labels of which an image has at most one segment; it scores as its best member does.
+        label_ids_to_fuse: labels of which an image has at most one segment, with the score of its best member.
+        left_out: labels whose queries are dropped: stuff, where only instances are wanted.
     """
-    queries = _kept_queries(logits, crop_to_image(masks, sizes), threshold)
-    return _merge_weighted(
-        queries,
-        sizes,
-        mask_threshold=mask_threshold,
-        overlap_mask_area_threshold=overlap_mask_area_threshold,
-        is_fused=_is_any_of(queries.labels, label_ids_to_fuse),
-    )
+    scores, labels, maps = _kept_queries(logits, crop_to_image(masks, sizes), threshold, left_out)
+    if not len(labels):
+        return _nothing_found(sizes, maps.device)
+    owner = torch.empty(sizes.target, dtype=torch.int64, device=maps.device)
+    mask_areas = torch.zeros_like(labels)
+    for strip, probs in _resized_strips(maps.sigmoid(), *_target_taps(maps, sizes)):
+        mask_areas += (probs >= mask_threshold).sum((0, 1))
+        owner[strip] = (probs * scores).max(-1).indices
+    owned_areas = owner.flatten().bincount(minlength=len(labels))
+    valid = (owned_areas > 0) & (mask_areas > 0) & (owned_areas.float() / mask_areas > overlap_mask_area_threshold)
 
-
-@torch.no_grad()
-def merge_instances(
-    logits: Tensor,
-    masks: Tensor,
-    sizes: ImageSizes,
-    *,
-    threshold: float = 0.5,
-    mask_threshold: float = 0.5,
-    overlap_mask_area_threshold: float = 0.8,
-    stuff_label_ids: Collection[int],
-) -> Segmentation:
-    """Merge things alone, each query its own segment; arguments as in `merge_score_weighted`, stuff is left out."""
-    queries = _kept_queries(logits, crop_to_image(masks, sizes), threshold)
-    is_thing = ~_is_any_of(queries.labels, stuff_label_ids)
-    things = _KeptQueries(queries.scores[is_thing], queries.labels[is_thing], queries.maps[..., is_thing])
-    return _merge_weighted(
-        things,
-        sizes,
-        mask_threshold=mask_threshold,
-        overlap_mask_area_threshold=overlap_mask_area_threshold,
-        is_fused=torch.zeros_like(things.labels, dtype=torch.bool),
-    )
+    is_fused = _is_any_of(labels, label_ids_to_fuse)
+    representatives = _representatives(labels, is_fused & valid)
+    is_first = valid & (representatives == torch.arange(len(labels), device=labels.device))
+    ids = is_first.cumsum(0)[representatives].where(valid, VOID_ID)  # (N,), from 1
+    segmentation = ids[owner].int()
+    num_ids = int(is_first.sum()) + 1
+    best = torch.zeros(num_ids, dtype=scores.dtype, device=scores.device).scatter_reduce(0, ids, scores, "amax")
+    areas = segmentation.flatten().bincount(minlength=num_ids)
+    info = _segments_info(labels[is_first], best[1:], areas[1:], is_fused[is_first])
+    return {"segmentation": segmentation, "segments_info": info}
 
 
 @torch.no_grad()
 def semantic_map(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Tensor:
-    """Label id per pixel, (H, W) int64: the argmax of `semantic_scores`, which is never held whole."""
+    """Returns the label id of each pixel, (H, W) int64: the argmax of `semantic_scores`, a strip at a time."""
     labels = torch.empty(sizes.target, dtype=torch.int64, device=masks.device)
     for strip, values in _semantic_strips(logits, masks, sizes):
         labels[strip] = values.max(-1).indices
@@ -202,7 +189,7 @@ def semantic_map(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Tensor:
 
 @torch.no_grad()
 def semantic_scores(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Tensor:
-    """Score per label and pixel, (K, H, W): over all queries, class probability x mask probability, resized.
+    """Returns a score per label and pixel, (K, H, W): class probability x mask probability, summed over the queries.
 
     Args:
         logits: (Q, K + 1) class logits.
@@ -214,10 +201,10 @@ def semantic_scores(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Tensor:
 
 @torch.no_grad()
 def query_masks(masks: Tensor, sizes: ImageSizes) -> Tensor:
-    """Each query's own mask, whatever the others claim: what the reference measures its mask AP on.
+    """Returns each query's own mask, as the reference measures its mask AP.
 
-    After PostProcessSegm of facebookresearch/detr: a probability above one half at the processed size, and the nearest
-    pixel of it at the target size; here masks of a padded batch are cropped to the image before they are resized.
+    Follows PostProcessSegm of facebookresearch/detr: a probability above one half at the processed size, and its
+    nearest pixel at the target size; here, masks of a padded batch are cropped to the image before they are resized.
 
     Args:
         masks: (N, h, w) mask logits of the padded canvas.
@@ -237,69 +224,37 @@ def query_masks(masks: Tensor, sizes: ImageSizes) -> Tensor:
     return result
 
 
-def _kept_queries(logits: Tensor, masks: Tensor, threshold: float) -> _KeptQueries:
-    """Keep the queries whose best class is not "no object" and more probable than `threshold`."""
+def _kept_queries(logits: Tensor, masks: Tensor, threshold: float, left_out: Collection[int] = ()) -> _KeptQueries:
+    """Keeps queries whose best class is an object, more probable than `threshold` and not in `left_out`."""
     scores, labels = at_least_float32(logits).softmax(-1).max(-1)
-    keep = (labels != logits.shape[-1] - 1) & (scores > threshold)
-    # Queries last: a pixel's values lie side by side, and resizing copies whole runs of them (3x faster on a CPU).
+    keep = (labels != logits.shape[-1] - 1) & (scores > threshold) & ~_is_any_of(labels, left_out)
+    # Queries last: a pixel's values are adjacent in memory, and resizing copies runs of them (3x faster on a CPU).
     maps = at_least_float32(masks[keep]).permute(1, 2, 0).contiguous()
     return _KeptQueries(scores[keep], labels[keep], maps)
 
 
-def _merge_weighted(
-    queries: _KeptQueries,
-    sizes: ImageSizes,
-    *,
-    mask_threshold: float,
-    overlap_mask_area_threshold: float,
-    is_fused: Tensor,
-) -> Segmentation:
-    """Merge kept queries by score x probability; `is_fused` (N,) bool marks those that share a segment per label."""
-    scores, labels, maps = queries
-    if not len(labels):
-        return _nothing_found(sizes, maps.device)
-    owner = torch.empty(sizes.target, dtype=torch.int64, device=maps.device)
-    mask_areas = torch.zeros_like(labels)
-    for strip, probs in _resized_strips(maps.sigmoid(), *_target_taps(maps, sizes)):
-        mask_areas += (probs >= mask_threshold).sum((0, 1))
-        owner[strip] = (probs * scores).max(-1).indices
-    owned_areas = owner.flatten().bincount(minlength=len(labels))
-    valid = (owned_areas > 0) & (mask_areas > 0) & (owned_areas.float() / mask_areas > overlap_mask_area_threshold)
-
-    representatives = _representatives(labels, is_fused & valid)
-    is_first = valid & (representatives == torch.arange(len(labels), device=labels.device))
-    ids = is_first.cumsum(0)[representatives].where(valid, VOID_ID)  # (N,), from 1
-    segmentation = ids[owner].int()
-    num_ids = int(is_first.sum()) + 1
-    best = torch.zeros(num_ids, dtype=scores.dtype, device=scores.device).scatter_reduce(0, ids, scores, "amax")
-    areas = segmentation.flatten().bincount(minlength=num_ids)
-    info = _segments_info(labels[is_first], best[1:], areas[1:], is_fused[is_first])
-    return {"segmentation": segmentation, "segments_info": info}
-
-
 def _semantic_strips(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the rows of a strip and its (r, W, K) semantic scores."""
+    """Yields the rows of a strip and its (r, W, K) semantic scores."""
     class_probs = at_least_float32(logits).softmax(-1)[:, :-1]
-    # Contiguous: sigmoid's last bits depend on the memory layout, and a crop has another one than the image alone.
+    # Contiguous: sigmoid's last bits depend on the memory layout, which a crop changes.
     mask_probs = at_least_float32(crop_to_image(masks, sizes)).contiguous().sigmoid()
-    with torch.autocast(masks.device.type, enabled=False):  # the model's precision is not that of the sums
+    with torch.autocast(masks.device.type, enabled=False):  # sums in float32
         maps = torch.einsum("qk,qhw->hwk", class_probs, mask_probs).contiguous()
     return _resized_strips(maps, *_target_taps(maps, sizes))
 
 
 def crop_to_image(masks: Tensor, sizes: ImageSizes) -> Tensor:
-    """Crop (Q, h, w) masks of the padded canvas to the part that the image alone would have got.
+    """Crops (Q, h, w) masks of the padded canvas to the part that shows the image.
 
-    A network of stride s gives a length n a map of ceil(n / s). So the crop has exactly the map's size of the image
-    alone, and resizing the crop to the whole processed size is then the same operation, borders included, in a batch
-    and alone. (Resizing by the canvas' scale instead would differ from the reference wherever s does not divide n.)
+    A network of stride s makes a map of ceil(n / s) from a length n. The crop has the size of the map that the image
+    alone would get, so that resizing it gives the same values in a batch and alone, at the borders too.
     """
     heights, widths = zip(sizes.processed, sizes.canvas, masks.shape[-2:], strict=True)
     return masks[..., : _cropped_length(*heights), : _cropped_length(*widths)]
 
 
 def _cropped_length(processed: int, canvas: int, length: int) -> int:
-    """Length of the part of a map of a canvas that shows an image; all of it for an image as long as the canvas."""
+    """Returns the length of the part of a canvas' map that shows an image."""
     stride = -(-canvas // length)
     if -(-canvas // stride) == length:
         return -(-processed // stride)
@@ -307,13 +262,13 @@ def _cropped_length(processed: int, canvas: int, length: int) -> int:
 
 
 def _target_taps(maps: Tensor, sizes: ImageSizes) -> tuple[_Taps, _Taps]:
-    """_Taps that resize (h, w, N) maps to the target size."""
+    """Returns taps that resize (h, w, N) maps to the target size."""
     rows, cols = (_taps(n, m, torch.arange(m), like=maps) for n, m in zip(maps.shape[:2], sizes.target, strict=True))
     return rows, cols
 
 
 def _taps(length: int, resized_length: int, positions: Tensor, *, like: Tensor) -> _Taps:
-    """Where F.interpolate (bilinear, align_corners=False) reads for some positions of a resized axis."""
+    """Returns where F.interpolate (bilinear, align_corners=False) reads for some positions of a resized axis."""
     # In the maps' own type, as PyTorch computes it: in float64 the weights would be off by 1e-5 from the reference's.
     centers = positions.to(like.device, like.dtype) + 0.5
     source = (centers * torch.tensor(length, dtype=like.dtype, device=like.device) / resized_length - 0.5).clamp(min=0)
@@ -322,10 +277,10 @@ def _taps(length: int, resized_length: int, positions: Tensor, *, like: Tensor) 
 
 
 def _nearest_positions(length: int, resized_length: int) -> Tensor:
-    """The position that PIL's nearest resize reads for each of `resized_length` positions, int64.
+    """Returns the position that PIL's nearest resize reads for each of `resized_length` positions, int64.
 
-    PIL adds up its step in floating point, so that it rounds ties neither as floor((i + 0.5) * scale) nor as
-    F.interpolate's "nearest" does. The published numbers contain PIL's choice.
+    PIL adds up its step in floating point, so it rounds ties neither as floor((i + 0.5) * scale) nor as "nearest" of
+    F.interpolate does. The published numbers contain PIL's choice.
     """
     line = Image.fromarray(np.arange(length, dtype=np.int32)[None])
     resized = line.resize((resized_length, 1), Image.Resampling.NEAREST)
@@ -333,13 +288,13 @@ def _nearest_positions(length: int, resized_length: int) -> Tensor:
 
 
 def _interpolated_nearest(length: int, resized_length: int) -> Tensor:
-    """The position that F.interpolate (nearest) reads for each of `resized_length` positions, int64."""
+    """Returns the position that F.interpolate (nearest) reads for each of `resized_length` positions, int64."""
     line = torch.arange(length, dtype=torch.float32)[None, None]
     return F.interpolate(line, size=resized_length, mode="nearest")[0, 0].long()
 
 
 def _resized_strips(maps: Tensor, rows: _Taps, cols: _Taps) -> Iterator[tuple[slice, Tensor]]:
-    """Resize (h, w, N) maps, yielding the output rows of a strip and their (r, W, N) values."""
+    """Resizes (h, w, N) maps, yielding the output rows of a strip and their (r, W, N) values."""
     row_bytes = max(maps.shape[1], len(cols.low)) * maps.shape[2] * maps.element_size()
     num_rows = max(1, STRIP_BYTES // row_bytes)
     col_weight = cols.weight[:, None]
@@ -351,24 +306,24 @@ def _resized_strips(maps: Tensor, rows: _Taps, cols: _Taps) -> Iterator[tuple[sl
 
 
 def _mix(values: Tensor, low: Tensor, high: Tensor, weight: Tensor, *, dim: int) -> Tensor:
-    """values[low] * (1 - weight) + values[high] * weight along `dim`: a new tensor, written in place."""
+    """Returns values[low] * (1 - weight) + values[high] * weight along `dim`."""
     return values.index_select(dim, low).mul_(1 - weight).add_(values.index_select(dim, high).mul_(weight))
 
 
 def _representatives(labels: Tensor, is_fused: Tensor) -> Tensor:
-    """For each of N queries the first one that it is fused with, (N,) int64; itself where it is not fused."""
+    """Returns the first query that each of N is fused with, (N,) int64; itself where it is not fused."""
     same = is_fused & (labels[:, None] == labels)  # (N, N)
     own = torch.arange(len(labels), device=labels.device)
     return same.byte().argmax(-1).where(is_fused, own)
 
 
 def _is_any_of(labels: Tensor, wanted: Collection[int]) -> Tensor:
-    """Whether each label is in `wanted`, (N,) bool."""
+    """Returns whether each label is in `wanted`, (N,) bool."""
     return torch.isin(labels, torch.tensor(sorted(wanted), dtype=labels.dtype, device=labels.device))
 
 
 def _segments_info(labels: Tensor, scores: Tensor, areas: Tensor, is_fused: Tensor) -> list[SegmentInfo]:
-    """Entries for ids 1, 2, … from (N,) tensors in that order; scores have 6 digits, as in transformers."""
+    """Returns entries for ids 1, 2, … from (N,) tensors; scores have 6 digits, as in transformers."""
     columns = (labels.tolist(), scores.tolist(), areas.tolist(), is_fused.tolist())
     return [
         {"id": i, "label_id": label, "score": round(score, 6), "area": area, "was_fused": fused}
@@ -377,5 +332,5 @@ def _segments_info(labels: Tensor, scores: Tensor, areas: Tensor, is_fused: Tens
 
 
 def _nothing_found(sizes: ImageSizes, device: torch.device) -> Segmentation:
-    """All void."""
+    """Returns a map of void."""
     return {"segmentation": torch.full(sizes.target, VOID_ID, dtype=torch.int32, device=device), "segments_info": []}

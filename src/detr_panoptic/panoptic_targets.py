@@ -1,6 +1,6 @@
-"""Targets of training from panoptic annotations in memory.
+"""Makes targets for training from panoptic annotations in memory.
 
-After datasets/coco_panoptic.py of facebookresearch/detr (29901c5), with these differences:
+Follows datasets/coco_panoptic.py of facebookresearch/detr (29901c5), with these differences:
   * the id map comes in memory and must agree with its `segments_info`;
   * boxes span whole pixels: the box of a segment that fills the image is (0.5, 0.5, 1, 1);
   * the map is resized by nearest pixel center (as PIL does), the reference's masks by nearest upper left corner;
@@ -22,16 +22,16 @@ from .segment_ids import VOID_ID, nearest_positions, rgb_to_ids, segment_extents
 
 def panoptic_target(
     annotation: Mapping[str, Any],
-    image_size: tuple[int, int],
-    processed_size: tuple[int, int],
+    image_size: Sequence[int],
+    processed_size: Sequence[int],
     category_ids: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
-    """What the losses compare the predictions for one image with.
+    """Returns the targets that the losses compare the predictions for one image with.
 
     Args:
         annotation: `image_id`, `segmentation` (id map: (H, W) integers, or colors R + 256 G + 256² B as (H, W, 3) or
             picture; 0 is void) and `segments_info` (`id`, `label_id` or `category_id`, `iscrowd` if it is one).
-        image_size: (H, W) of the image as it came.
+        image_size: (H, W) of the original image.
         processed_size: (h, w) of the image as the model sees it, without padding.
         category_ids: the dataset's category id of each label; None where they are the same.
 
@@ -40,7 +40,7 @@ def panoptic_target(
         (T,) float32 in processed pixels, `iscrowd` (T,), `image_id` (1,), `size` (2,) and `orig_size` (2,) int64.
 
     Raises:
-        ValueError: if the annotation lacks something, or map, image and `segments_info` disagree.
+        ValueError: the annotation lacks something, or map, image and `segments_info` disagree.
     """
     missing = [key for key in ("image_id", "segmentation", "segments_info") if key not in annotation]
     if missing:
@@ -75,12 +75,12 @@ def panoptic_target(
         "iscrowd": torch.tensor([int(segments[i].get("iscrowd", 0)) for i in kept], dtype=torch.int64),
         "image_id": torch.tensor([int(image_id)]),
         "size": torch.tensor([height, width]),
-        "orig_size": torch.tensor(image_size),
+        "orig_size": torch.tensor(list(image_size)),
     }
 
 
 def _id_map(segmentation: Image.Image | np.ndarray | Tensor, image_id: int) -> np.ndarray:
-    """Id map (H, W) int32 or int64 of whatever an annotation may hold."""
+    """Returns the (H, W) int32 or int64 map of what an annotation holds."""
     if isinstance(segmentation, Image.Image) and segmentation.mode not in ("RGB", "L", "I", "I;16"):
         raise ValueError(
             f"Image {image_id}: `segmentation` must be a picture of mode RGB, or L, I, I;16 for an id map, "
@@ -98,7 +98,7 @@ def _id_map(segmentation: Image.Image | np.ndarray | Tensor, image_id: int) -> n
 
 
 def _check_ids(in_map: Collection[int], listed: list[int], image_id: int) -> None:
-    """Raises ValueError unless map and entries hold the same ids, each once."""
+    """Raises a ValueError unless map and entries hold the same ids, each once."""
     repeated = [segment_id for segment_id, count in Counter(listed).items() if count > 1]
     if repeated:
         raise ValueError(f"Image {image_id}: `segments_info` must list each id once, got {repeated} more than once.")
@@ -114,7 +114,7 @@ def _check_ids(in_map: Collection[int], listed: list[int], image_id: int) -> Non
 
 
 def _label_id(segment: Mapping[str, Any], category_ids: Sequence[int] | None, image_id: int) -> int:
-    """The label of a segment, checked as far as the labels are known."""
+    """Returns the label of a segment, checked as far as the labels are known."""
     name = f"Image {image_id}: segment {segment['id']}"
     if segment.get("label_id") is not None:
         label, last = int(segment["label_id"]), None if category_ids is None else len(category_ids) - 1

@@ -1,10 +1,10 @@
 """The image segmentation pipeline for DETR panoptic models.
 
-What differs from transformers' own `ImageSegmentationPipeline`:
+Differences from transformers' own `ImageSegmentationPipeline`:
   * `batch_size` works for images of different sizes: a batch is padded, and each result is that of the image alone as
     far as the backbone's convolutions at the padding's border allow;
-  * a semantic map is made of the masks of all queries, also those that see no object;
-  * the thresholds default to the processor's, so that a call gives what the model was measured with;
+  * a semantic map is made from the masks of all queries, also of those that see no object;
+  * thresholds default to the processor's, so that a call gives what the model was measured with;
   * arrays and tensors are images too, and the error about a broken file names it.
 """
 
@@ -17,30 +17,34 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  the name that PyTorch's documents give it
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 from transformers.pipelines import PIPELINE_REGISTRY, ImageSegmentationPipeline, Pipeline
 from transformers.utils import ModelOutput
 
-from .image_reading import read_picture
+from .image_reading import read_picture, stack_padded
 
 TASK = "image-segmentation"
 MODEL_TYPE, MODEL_NAME = "detr_panoptic", "DetrPanopticForSegmentation"
 
-# Pipelines look a model's name up here, and log an error if they do not find it. No class is loaded by this table.
+# Pipelines log an error unless they find a model's name here. The table loads no class.
 MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES.setdefault(MODEL_TYPE, MODEL_NAME)
 
 
 class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
-    """Images to masks with labels and scores.
+    """Turns images into masks with labels and scores.
 
     A call takes what that of `ImageSegmentationPipeline` takes: an image or a list of images, `subtask` ("panoptic",
     the default, "instance" or "semantic"), `threshold`, `mask_threshold`, `overlap_mask_area_threshold`, `batch_size`.
-    It returns, per image, a list of `score`, `label` and `mask` (a black and white picture of the image's size), empty
-    if nothing is found.
+    It returns, per image, a list of `score`, `label` and `mask` (a black and white picture of the image's size).
+
+    Example:
+        >>> from transformers import pipeline
+        >>> segment = pipeline("image-segmentation", model="outputs/model")  # doctest: +SKIP
+        >>> [found["label"] for found in segment("street.jpg")]  # doctest: +SKIP
+        ['person', 'road', 'sky']
     """
 
-    # What an image model never has. `pipeline` would try both, and for a repository with code ask whether to trust it.
+    # `pipeline` would try to load both, and ask whether to trust the code of a repository that has some.
     _load_tokenizer = False  # type: ignore[assignment]
     _load_video_processor = False  # type: ignore[assignment]
 
@@ -57,10 +61,10 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
         subtask: str | None = None,  # noqa: ARG002  all subtasks need the same
         timeout: float | None = None,
     ) -> dict[str, Tensor]:
-        """One image as `pixel_values` (1, 3, h, w), `pixel_mask` (1, h, w) and `target_size` (1, 2), height first.
+        """Returns `pixel_values` (1, 3, h, w), `pixel_mask` (1, h, w) and `target_size` (1, 2), height first.
 
         Raises:
-            ValueError: if it cannot be read; names the file.
+            ValueError: it cannot be read; names the file.
         """
         if isinstance(image, (str, os.PathLike)):
             image = read_picture(image, timeout=timeout)
@@ -70,7 +74,7 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
         return {**inputs, "target_size": torch.tensor([pixels.shape[-2:]])}
 
     def get_iterator(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        """As the base class's, but a batch is padded."""
+        """Returns the base class's iterator, but batches are padded."""
         results = super().get_iterator(*args, **kwargs)
         results.loader.loader.collate_fn = collate_padded
         return results
@@ -78,7 +82,7 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
     def _forward(  # type: ignore[override]
         self, model_inputs: Mapping[str, Tensor], mask_queries: str | int | None = None
     ) -> ModelOutput:
-        """The tensors that post-processing reads, each with an entry per image: a batch is taken apart by entry."""
+        """Returns the tensors that post-processing reads; the base class splits a batch along their first axis."""
         inputs = dict(model_inputs)
         target_size = inputs.pop("target_size")
         outputs = self.model(**inputs, mask_queries=mask_queries)
@@ -93,7 +97,7 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
         mask_threshold: float | None = None,
         overlap_mask_area_threshold: float | None = None,
     ) -> list[dict[str, Any]]:
-        """Outputs of one image to `score`, `label` and `mask` per segment; None takes the processor's threshold.
+        """Returns `score`, `label` and `mask` of each segment of one image; None means the processor's threshold.
 
         Raises:
             ValueError: there is no such subtask.
@@ -126,24 +130,23 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
 
 
 def collate_padded(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Preprocessed images to one batch, padded at the right and the bottom, 0 in `pixel_mask`."""
-    height = max(item["pixel_values"].shape[-2] for item in items)
-    width = max(item["pixel_values"].shape[-1] for item in items)
-    batch: dict[str, list[Tensor]] = {"pixel_values": [], "pixel_mask": [], "target_size": []}
-    for item in items:
-        pixels = item["pixel_values"]
-        mask = item.get("pixel_mask", pixels.new_ones(pixels[:, 0].shape, dtype=torch.int64))
-        margin = (0, width - pixels.shape[-1], 0, height - pixels.shape[-2])
-        batch["pixel_values"].append(F.pad(pixels, margin))
-        batch["pixel_mask"].append(F.pad(mask, margin))
-        batch["target_size"].append(item["target_size"])
-    return {name: torch.cat(tensors) for name, tensors in batch.items()}
+    """Stacks preprocessed images to one batch, padded at the right and the bottom, 0 in `pixel_mask`."""
+    pixels = [item["pixel_values"][0] for item in items]
+    masks = [
+        item["pixel_mask"][0] if "pixel_mask" in item else image.new_ones(image.shape[-2:], dtype=torch.int64)
+        for item, image in zip(items, pixels, strict=True)
+    ]
+    return {
+        "pixel_values": stack_padded(pixels),
+        "pixel_mask": stack_padded(masks),
+        "target_size": torch.cat([item["target_size"] for item in items]),
+    }
 
 
 def register_pipeline() -> None:
-    """Lets `pipeline("image-segmentation")` build this pipeline for our models, and for others what it built before.
+    """Makes `pipeline("image-segmentation")` build this pipeline for our models, and for others what it built before.
 
-    For who imports the package. From the Hub, `custom_pipelines` in a model's config.json leads here.
+    Needed where the package is imported; code from the Hub is found by `custom_pipelines` in a model's config.json.
     """
     registered = PIPELINE_REGISTRY.supported_tasks[TASK]
     other: Any = registered["impl"]
@@ -155,7 +158,7 @@ def register_pipeline() -> None:
 
 
 def _choosing_pipeline(other: type[Pipeline]) -> type[Pipeline]:
-    """A class that builds our pipeline or, given a model that is not ours, an `other`."""
+    """Returns a class that builds our pipeline for our models, and an `other` for others."""
 
     class ChoosingPipeline(other):  # type: ignore[valid-type, misc]  # `pipeline` reads the other's attributes
         knows_detr_panoptic = True

@@ -1,4 +1,4 @@
-"""Segment ids, their colors and places: the one home of COCO's panoptic PNG format, id = R + 256 G + 256² B."""
+"""Converts segment ids to and from colors (COCO's panoptic PNG format, id = R + 256 G + 256² B), and measures them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_ID = 256**3 - 1  # three bytes
 
 
 class SegmentExtents(NamedTuple):
-    """Where the ids of a map lie, void among them.
+    """Areas and boxes of the ids of a map, void included.
 
     Args:
         ids: (S,) ascending.
@@ -28,7 +28,7 @@ class SegmentExtents(NamedTuple):
 
 
 def rgb_to_ids(rgb: ArrayLike) -> NDArray[np.int32]:
-    """Read segment ids from colors.
+    """Reads segment ids from colors.
 
     Args:
         rgb: (H, W, 3) uint8, or what NumPy reads as such: a PIL image of mode RGB, too.
@@ -37,7 +37,7 @@ def rgb_to_ids(rgb: ArrayLike) -> NDArray[np.int32]:
         (H, W) int32 ids in 0 … 256³ - 1.
 
     Raises:
-        ValueError: if the colors are not (H, W, 3) uint8.
+        ValueError: the colors are not (H, W, 3) uint8.
     """
     colors = np.asarray(rgb)
     if colors.ndim != 3 or colors.shape[-1] != 3 or colors.dtype != np.uint8:
@@ -46,7 +46,7 @@ def rgb_to_ids(rgb: ArrayLike) -> NDArray[np.int32]:
     ids = np.zeros(height * width, np.int32)
     if ids.size:
         data = np.ascontiguousarray(colors).reshape(-1)
-        # Four bytes from every third on: a pixel, and one byte of the next that is masked. That takes half the time of
+        # Reads four bytes at every third: a pixel and one byte of the next, which is masked. It takes half the time of
         # shifting and adding three channels. The last pixel has no next.
         overlapping = np.ndarray(ids.size - 1, "<u4", data, strides=(3,))
         np.bitwise_and(overlapping, np.uint32(MAX_ID), out=ids[:-1].view(np.uint32))
@@ -55,7 +55,7 @@ def rgb_to_ids(rgb: ArrayLike) -> NDArray[np.int32]:
 
 
 def ids_to_rgb(ids: ArrayLike) -> NDArray[np.uint8]:
-    """Write segment ids as colors, the inverse of `rgb_to_ids`.
+    """Writes segment ids as colors, the inverse of `rgb_to_ids`.
 
     Args:
         ids: (H, W) integers, array or CPU tensor.
@@ -64,7 +64,7 @@ def ids_to_rgb(ids: ArrayLike) -> NDArray[np.uint8]:
         (H, W, 3) uint8, a new array.
 
     Raises:
-        ValueError: if the ids are not integers or do not fit into three bytes.
+        ValueError: the ids are not integers or do not fit into three bytes.
     """
     values: NDArray[Any] = np.asarray(ids)
     if not np.issubdtype(values.dtype, np.integer):
@@ -75,10 +75,10 @@ def ids_to_rgb(ids: ArrayLike) -> NDArray[np.uint8]:
 
 
 def segment_extents(ids: NDArray[Any]) -> SegmentExtents:
-    """Areas and boxes of all ids of an (H, W) map of integers.
+    """Measures areas and boxes of all ids of an (H, W) map of integers.
 
-    One pass over the map, then work on its runs (neighbors in a row with one id), of which a photograph's map has a
-    hundred times fewer than pixels: a mask per segment would cost as many passes as there are segments.
+    One pass finds the runs (neighbors in a row with the same id): a photograph's map has a hundred times fewer runs
+    than pixels. A mask per segment would need a pass for each.
     """
     starts_run = np.ones(ids.shape, dtype=bool)
     np.not_equal(ids[:, 1:], ids[:, :-1], out=starts_run[:, 1:])
@@ -100,5 +100,5 @@ def segment_extents(ids: NDArray[Any]) -> SegmentExtents:
 
 
 def nearest_positions(length: int, resized_length: int) -> NDArray[np.int64]:
-    """How an id map is resized: which of `length` pixels has its center nearest to that of each of the new ones."""
+    """Returns which of `length` pixels has its center nearest to that of each new one, to resize an id map."""
     return ((np.arange(resized_length) + 0.5) * (length / resized_length)).astype(np.int64)

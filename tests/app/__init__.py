@@ -1,1 +1,1 @@
-"""The page: what it lets in, what it shows in a real browser, how it bears load."""
+"""The page: what it answers, and what it refuses."""

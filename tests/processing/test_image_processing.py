@@ -370,7 +370,8 @@ def test_sizes_that_outputs_do_not_say():
     del outputs.image_sizes
     processor = DetrPanopticImageProcessor()
     assert processor.post_process_panoptic_segmentation(outputs)[0]["segmentation"].shape == (192, 40)
-    (result,) = processor.post_process_panoptic_segmentation(outputs, processed_sizes=[(96, 40)])
+    outputs.image_sizes = [(96, 40)]
+    (result,) = processor.post_process_panoptic_segmentation(outputs)
     assert torch.equal(result["segmentation"][:, 0], torch.arange(96).div(48, rounding_mode="floor").int() + 1)
 
 
@@ -485,7 +486,7 @@ def test_wrong_sizes_and_thresholds_are_refused():
         ({"threshold": 1.5}, "`threshold` must be a number from 0 to 1, got 1.5"),
         ({"mask_threshold": -0.1}, "`mask_threshold`"),
         ({"overlap_mask_area_threshold": "0.8"}, "`overlap_mask_area_threshold`"),
-        ({"stuff_label_ids": [1, 1]}, r"`stuff_label_ids` must be different whole numbers from 0, got \[1, 1\]"),
+        ({"stuff_label_ids": [1, 1]}, r"`stuff_label_ids` must be distinct whole numbers from 0, got \[1, 1\]"),
         ({"category_ids": [-1]}, "`category_ids`"),
         ({"category_ids": [4, 5], "stuff_label_ids": [2]}, r"`stuff_label_ids` must be labels from 0 to 1.*\[2\]"),
     ],

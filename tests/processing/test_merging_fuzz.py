@@ -10,7 +10,6 @@ from torch.nn import functional as F  # noqa: N812
 
 from detr_panoptic.panoptic_merging import (
     ImageSizes,
-    merge_instances,
     merge_paper,
     merge_score_weighted,
     query_masks,
@@ -67,7 +66,7 @@ def test_every_way_of_merging_makes_a_map_that_agrees_with_its_segments(problem,
     weighted = {"threshold": threshold, "mask_threshold": mask, "overlap_mask_area_threshold": overlap}
     check_segmentation(merge_paper(*problem, threshold=threshold, stuff_label_ids=stuff), sizes.target, fused=stuff)
     check_segmentation(merge_score_weighted(*problem, label_ids_to_fuse=stuff, **weighted), sizes.target, fused=stuff)
-    instances = merge_instances(*problem, stuff_label_ids=stuff, **weighted)
+    instances = merge_score_weighted(*problem, label_ids_to_fuse=(), left_out=stuff, **weighted)
     check_segmentation(instances, sizes.target)
     assert not any(entry["label_id"] in stuff for entry in instances["segments_info"])
     semantic, scores = semantic_map(*problem), semantic_scores(*problem)

@@ -13,7 +13,6 @@ from detr_panoptic import panoptic_merging
 from detr_panoptic.panoptic_merging import (
     ImageSizes,
     fuse_stuff,
-    merge_instances,
     merge_paper,
     merge_score_weighted,
     semantic_map,
@@ -34,7 +33,7 @@ def merge(mode, logits, masks, sizes, **arguments):
     arguments = {"threshold": 0.3, "overlap_mask_area_threshold": 0.1} | arguments
     if mode == "score_weighted":
         return merge_score_weighted(logits, masks, sizes, **{"label_ids_to_fuse": STUFF} | arguments)
-    return merge_instances(logits, masks, sizes, **{"stuff_label_ids": STUFF} | arguments)
+    return merge_score_weighted(logits, masks, sizes, label_ids_to_fuse=(), left_out=STUFF, **arguments)
 
 
 def sure_logits(labels, num_labels=NUM_LABELS):

@@ -10,9 +10,10 @@ from PIL import Image
 
 from detr_panoptic.commands import main
 from detr_panoptic.data.plain_text import markdown, one_line
-from detr_panoptic.evaluation.report import markdown as evaluation_markdown
+from detr_panoptic.evaluation.report import Evaluation
+from detr_panoptic.evaluation.results import ClassQuality, GroupQuality, PanopticQualityResult
 from detr_panoptic.training.summary import write_model_card, write_summary
-from detr_panoptic.visualization import draw_segments, hover_figure
+from detr_panoptic.visualization import draw_segments
 from detr_panoptic.visualization.labels import label_text
 from detr_panoptic.visualization.report import escaped, gallery, heading, paragraph, table, write_page
 from tests.conftest import build_tiny, photo
@@ -111,13 +112,6 @@ def test_markdown_shows_a_name_as_it_is():
     assert sum(token.type == "td_open" for token in tokens) == 2 * len(NAMES)
 
 
-def test_a_picture_to_point_at_shows_names_as_they_are():
-    ids = np.arange(1, len(NAMES) + 1).repeat(4)[None].repeat(6, 0)
-    segments = [{"id": label + 1, "label_id": label, "score": 0.5} for label in range(len(NAMES))]
-    figure = hover_figure(photo((ids.shape[1], 6), seed=0), ids, segments, dict(enumerate(NAMES)))
-    assert_only_text(figure, NAMES, scripts=2)
-
-
 def test_labels_in_pictures_are_one_line():
     """Pillow refuses to measure a text of two."""
     ids = np.ones((40, 90), np.int64)
@@ -138,17 +132,13 @@ def test_the_check_of_a_dataset_shows_names_as_they_are(tmp_path, capsys):
     assert not [letter for letter in CONTROLS if letter in capsys.readouterr().out]
 
 
-def test_an_evaluation_shows_names_as_they_are():
-    quality = {"pq": 0.5, "sq": 0.5, "rq": 0.5, "tp": 1, "fp": 0, "fn": 0, "isthing": 1}
-    metrics = {
-        "images": 1,
-        "panoptic_quality": {"All": {"n": 1, **quality}},
-        "average_precision": {},
-        "per_class": [{"name": name, **quality} for name in NAMES],
-        "skipped": NAMES,
-        "settings": {"data": "a|b\n<c>"},
-    }
-    assert_only_table_cells(evaluation_markdown(metrics), NAMES)
+def test_an_evaluation_shows_names_as_they_are(tmp_path):
+    group = GroupQuality(0.5, 0.5, 0.5, 1)
+    row = ClassQuality(1, True, 0.5, 0.5, 0.5, 1, 0, 0)
+    quality = PanopticQualityResult(group, group, group, dict.fromkeys(NAMES, row))
+    settings = {"data": "a|b\n<c>"}
+    evaluation = Evaluation(quality, {}, 1, NAMES, dataset="", settings=settings, categories=None)
+    assert_only_table_cells((evaluation.save(tmp_path) / "metrics.md").read_text(), NAMES)
 
 
 def test_what_a_training_leaves_shows_names_as_they_are(tmp_path):

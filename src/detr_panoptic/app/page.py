@@ -1,152 +1,247 @@
-"""What the page looks like, and what happens when something on it changes."""
+"""A web page to try a model on, made of Gradio's components."""
 
-import asyncio
+import logging
+import tempfile
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from fastapi import FastAPI
+import numpy as np
+from fastapi import Depends, HTTPException, Request
+from PIL import Image
 
-from .answers import PROMPT, Content, Desk, Segment, sentence
-from .guard import Guard, Listeners
-from .limits import Limits
-from .uploads import Uploads
+from ..checkpoints import BUNDLED
+from ..explanation import explain
+from ..image_reading import FORMATS
+from ..inference import Predictor
+from ..scenes import SCENE_CATEGORIES, make_scene
+from ..visualization import class_colors, shade
 
-KEPT_SESSIONS = 32  # visitors of whom Gradio keeps the last answer, most of a megabyte each
-MAX_AGE = 3600  # seconds that an upload is kept
-TIDY_EVERY = 600  # seconds
-STYLE = Path(__file__).with_name("page.css")
-SCRIPT = Path(__file__).with_name("page.js")
-FONTS = ("system-ui", "sans-serif")  # those of the reader's machine: nothing is loaded
-
-
-@contextmanager
-def page_application(segment: Segment, content: Content, limits: Limits, folder: Path) -> Iterator[Guard]:
-    """The page as an ASGI application.
-
-    Args:
-        segment: runs the model; called in one of `limits.concurrency` threads.
-        content: of the page.
-        limits: of the server.
-        folder: of the uploads; where `serving.private_folder` told Gradio to write.
-    """
-    uploads, listeners = Uploads(folder, limits), Listeners()
-    workers = ThreadPoolExecutor(limits.concurrency, thread_name_prefix="segment")
-
-    async def build() -> Guard:
-        # In a running loop, because Gradio makes one, which nobody closes, wherever there is none.
-        page = build_page(Desk(segment, content, uploads, workers), content, limits, listeners)
-        return Guard(mount(page, content, limits), uploads, listeners)
-
-    try:
-        yield asyncio.run(build())
-    finally:
-        workers.shutdown(wait=False, cancel_futures=True)
+logger = logging.getLogger(__name__)
+TASKS = {"panoptic": "things and stuff", "instance": "things only", "semantic": "one segment per class"}
+MAX_PIXELS = 25_000_000
+SHOWN_SIDE = 1600  # pixels; larger images are shown smaller
+OPACITY = 0.55
+COLORED_INSTANCES = 20  # of a class; further ones get colors from Gradio
+MAX_AGE, TIDY_EVERY = 3600, 600  # seconds: age at which Gradio deletes uploads and results, and how often it looks
+EXAMPLE_SEEDS = range(77_000_000, 77_000_004)  # training draws its scenes from lower seeds
+FONTS = ("system-ui", "sans-serif")  # of the visitor's machine, so that nothing is loaded from elsewhere
 
 
-def build_page(desk: Desk, content: Content, limits: Limits, listeners: Listeners) -> gr.Blocks:
-    """The page.
+def launch(
+    model: Any = BUNDLED,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    device: str = "auto",
+    max_file_size: int | str = "20mb",
+    max_pixels: int = MAX_PIXELS,
+    max_queue: int = 20,
+    block: bool = True,
+) -> gr.Blocks:
+    """Serves the page of a model.
 
     Args:
-        desk: gives the answers.
-        content: of the page.
-        limits: of the server.
-        listeners: know whether somebody still waits for an answer.
+        model: A `Predictor`, or the folder or Hub id of a saved model. The bundled one knows generated scenes.
+        host: Address to listen on; "0.0.0.0" lets other machines connect.
+        port: None takes the variable GRADIO_SERVER_PORT, or the first free port from 7860.
+        device: Of a model that is loaded here.
+        max_file_size: Of an upload, in bytes or as text such as "20mb".
+        max_pixels: Of an image.
+        max_queue: Number of requests that wait; more are refused.
+        block: Serves until interrupted; False returns at once.
+
+    Returns:
+        The page, with its address in `local_url`; `close()` stops the server.
+
+    Raises:
+        OSError: If the port is taken.
+        ValueError: If the model cannot be loaded or `max_pixels` is not positive.
+
+    Example:
+        >>> from detr_panoptic.app import launch
+        >>> page = launch(block=False)  # doctest: +SKIP
+        >>> page.local_url  # doctest: +SKIP
+        'http://127.0.0.1:7860/'
     """
-
-    async def answer(request: gr.Request, picture: Any, task: Any, *thresholds: Any) -> str:
-        if not await listeners.wait_for(request.session_hash):
-            return ""
-        return await desk.answer(picture, task, thresholds)
-
-    with gr.Blocks(
-        title=content.title, analytics_enabled=False, delete_cache=(TIDY_EVERY, MAX_AGE), fill_width=True
-    ) as page:
-        gr.Markdown(f"# {content.title}\n\n{content.introduction}", elem_id="introduction")
-        with gr.Row(elem_id="work"):
-            with gr.Column(scale=1, min_width=280):
-                picture = gr.Image(
-                    label="Picture", sources=["upload", "clipboard"], type="filepath", height=240, elem_id="picture"
-                )
-                with gr.Row(elem_id="examples"):
-                    buttons = [(gr.Button(text, size="sm"), make) for text, make in content.examples.items()]
-                tasks = list(content.tasks)
-                task = gr.Radio(
-                    tasks, value=tasks[0], label="Task", info="; ".join(content.tasks.values()), elem_id="task"
-                )
-                sliders = [
-                    gr.Slider(
-                        0,
-                        1,
-                        value=threshold.value,
-                        step=0.01,
-                        label=threshold.label,
-                        info=threshold.info,
-                        visible=tasks[0] in threshold.tasks,
-                        elem_id=threshold.name,
-                    )
-                    for threshold in content.thresholds
-                ]
-                again = gr.Button("Segment", variant="primary", elem_id="segment")
-            with gr.Column(scale=3, min_width=280):
-                result = gr.HTML(
-                    sentence(PROMPT), apply_default_css=False, js_on_load=_on_load(content.script), elem_id="result"
-                )
-        gr.on(
-            [again.click, picture.change, task.change, *(slider.change for slider in sliders)],
-            answer,
-            inputs=[picture, task, *sliders],
-            outputs=result,
-            api_name="segment",
-            trigger_mode="always_last",
-            concurrency_limit=limits.concurrency,
-            concurrency_id="segment",
-            preprocess=False,  # `Uploads.read` decodes, within bounds
-        )
-        for button, make in buttons:
-            button.click(make, outputs=picture, api_visibility="private", concurrency_id="examples")
-        if sliders:
-            shown = [threshold.tasks for threshold in content.thresholds]
-            task.change(
-                lambda name: [gr.update(visible=name in tasks) for tasks in shown],
-                task,
-                sliders,
-                api_visibility="private",
-                show_progress="hidden",
-                concurrency_id="examples",
-            )
-    page.queue(max_size=limits.queue, default_concurrency_limit=1)
-    page.state_session_capacity = KEPT_SESSIONS
+    predictor = model if isinstance(model, Predictor) else Predictor.from_pretrained(model, device=device)
+    page = build_page(predictor, max_pixels=max_pixels)
+    page.queue(max_size=max_queue, default_concurrency_limit=1)
+    page.launch(
+        server_name=host,
+        server_port=port,
+        max_file_size=max_file_size,
+        allowed_paths=[],
+        app_kwargs={"dependencies": [Depends(refuse_addresses)]},
+        prevent_thread_lock=True,
+        quiet=True,
+        share=False,
+        ssr_mode=False,
+        run_history=False,
+        enable_monitoring=False,
+        footer_links=["api"],
+        theme=gr.themes.Default(font=FONTS, font_mono=("monospace",)),
+    )
+    logger.info("The page is at %s", page.local_url)
+    if block:
+        page.block_thread()
     return page
 
 
-def mount(page: gr.Blocks, content: Content, limits: Limits) -> Any:
-    """The page as an ASGI application, to stand behind a `Guard`."""
-    theme = gr.themes.Default(font=FONTS, font_mono=("monospace",))
-    application = gr.mount_gradio_app(
-        FastAPI(openapi_url=None, docs_url=None, redoc_url=None),
-        page,
-        path="/",
-        footer_links=[],
-        run_history=False,
-        show_error=False,
-        max_file_size=limits.max_upload_bytes,
-        ssr_mode=False,
-        enable_monitoring=False,
-        mcp_server=False,
-        pwa=False,
-        theme=theme,
-        css=STYLE.read_text(encoding="utf-8") + content.style,
-    )
-    # Mounted, Gradio 6.31 never sets this, and while it is False, any file that a request names is copied and served.
-    # The guard refuses such requests as well.
-    page.has_launched = True
-    return application
+async def refuse_addresses(request: Request) -> None:
+    """Refuses requests that name an address of the web. Gradio 6.31 would fetch public ones, whatever their size.
+
+    Raises:
+        HTTPException: For such a request.
+    """
+    is_upload = request.headers.get("content-type", "").startswith("multipart/form-data")
+    try:
+        content = None if is_upload or request.method != "POST" else await request.json()
+    except ValueError:  # not JSON: Gradio refuses it
+        content = None
+    if "://" in request.url.path or _names_address(content):
+        raise HTTPException(403, "Addresses are not fetched. Please upload a file.")
 
 
-def _on_load(script: str) -> str:
-    """Run when the page is there: brings each answer to life as it comes."""
-    return script + SCRIPT.read_text(encoding="utf-8")
+def _names_address(content: Any) -> bool:
+    """Returns whether a JSON value has a file description whose path is an address."""
+    if isinstance(content, dict):
+        path = content.get("path")
+        return (isinstance(path, str) and "://" in path) or any(map(_names_address, content.values()))
+    return isinstance(content, list) and any(map(_names_address, content))
+
+
+def build_page(predictor: Predictor, *, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
+    """Builds the page of a model without serving it.
+
+    Args:
+        predictor: Runs the model.
+        max_pixels: Of an image.
+
+    Raises:
+        ValueError: If `max_pixels` is not positive.
+    """
+    if max_pixels <= 0:
+        raise ValueError(f"`max_pixels` must be positive, got {max_pixels}.")
+    knows_scenes = predictor.categories.names == SCENE_CATEGORIES.names
+    introduction = "Click a name below the segments to see where the model looked."
+    if knows_scenes:
+        introduction += " This model knows generated scenes, not photographs."
+    with gr.Blocks(
+        title="Panoptic segmentation", analytics_enabled=False, delete_cache=(TIDY_EVERY, MAX_AGE), fill_width=True
+    ) as page:
+        gr.Markdown(f"# Panoptic segmentation\n\n{introduction}")
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                image = gr.Image(label="Image", sources=["upload", "clipboard"], type="filepath", height=280)
+                desk = _Desk(predictor, max_pixels, cache=Path(image.GRADIO_CACHE))
+                if knows_scenes:
+                    gr.Examples(desk.examples(), image, label="Generated scenes", cache_examples=False)
+                tasks = [(f"{name}: {meaning}", name) for name, meaning in TASKS.items()]
+                task = gr.Radio(tasks, value="panoptic", label="Task")
+                least = predictor.processor.threshold
+                threshold = gr.Slider(0, 1, least, step=0.01, label="Threshold", info="Minimum score of a segment")
+            with gr.Column(scale=3, min_width=280):
+                # The colors are fixed here: Gradio does not delete the files of a component that changes its settings.
+                segments = gr.AnnotatedImage(label="Segments", color_map=desk.color_map())
+                attention = gr.Image(show_label=False, interactive=False, buttons=["download", "fullscreen"])
+                table = gr.Dataframe(headers=["segment", "score", "area"], interactive=False)
+                files = gr.File(label="Segment ids (PNG), segments (JSON), overlay", interactive=False)
+        # Without `preprocess`, because there Pillow opens files of any size and format.
+        settings: dict[str, Any] = {"inputs": [image, task, threshold], "concurrency_id": "model", "preprocess": False}
+        gr.on(
+            [image.change, task.change, threshold.change],
+            desk.segment,
+            outputs=[segments, attention, table, files],
+            api_name="segment",
+            trigger_mode="always_last",
+            **settings,
+        )
+        segments.select(desk.explain, outputs=attention, api_name="explain", **settings)
+    return page
+
+
+class _Desk:
+    """Answers the events of the page.
+
+    Args:
+        predictor: Runs the model.
+        max_pixels: Of an image.
+        cache: Gradio's folder, the only one from which it serves files, and in which it deletes them.
+    """
+
+    def __init__(self, predictor: Predictor, max_pixels: int, *, cache: Path) -> None:
+        self.predictor = predictor
+        self.max_pixels = max_pixels
+        self.cache = cache
+        self.cache.mkdir(parents=True, exist_ok=True)
+
+    def examples(self) -> list[str]:
+        """Writes generated scenes that the bundled model has not seen, and returns the files."""
+        folder = Path(tempfile.mkdtemp(dir=self.cache))
+        for seed in EXAMPLE_SEEDS:
+            scene = make_scene(seed, height=256, width=256)["image"]
+            scene.resize((512, 512), Image.Resampling.BICUBIC).save(folder / f"scene_{seed}.png")
+        return sorted(map(str, folder.iterdir()))
+
+    def color_map(self) -> dict[str, str]:
+        """Returns the color of each name of `_names`."""
+        names, colors = self.predictor.categories.names, class_colors(self.predictor.categories.id2label)
+        return {
+            _name(names[label], number): "#{:02x}{:02x}{:02x}".format(*shade(color, number))
+            for label, color in colors.items()
+            for number in range(COLORED_INSTANCES)
+        }
+
+    def segment(self, image: Any, task: Any, threshold: Any) -> tuple[Any, None, Any, Any]:
+        """Returns the new values of segments, attention, table and files."""
+        if image is None:
+            return None, None, None, None
+        with self._checked(image) as path:
+            prediction = self.predictor(path, task=task, threshold=None if task == "semantic" else threshold)
+        folder = Path(tempfile.mkdtemp(dir=self.cache))
+        prediction.save(folder)
+        shown = prediction.image.copy()
+        shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+        ids = np.asarray(Image.fromarray(prediction.segmentation).resize(shown.size, Image.Resampling.NEAREST))
+        masks, table, seen = [], [], Counter[int]()
+        for segment in prediction.segments:
+            name = _name(segment.label, seen[segment.label_id])
+            seen[segment.label_id] += 1
+            masks.append((OPACITY * (ids == segment.id), name))
+            table.append(
+                [name, segment.score and round(segment.score, 2), f"{segment.area / prediction.segmentation.size:.1%}"]
+            )
+        return (shown, masks), None, table, sorted(map(str, folder.iterdir()))
+
+    def explain(self, image: Any, task: Any, threshold: Any, selected: gr.SelectData) -> Image.Image:
+        """Returns the sheet of the selected segment; segments are listed in the order of their ids, from 1."""
+        with self._checked(image) as path:
+            ids = [selected.index + 1]
+            return explain(self.predictor, path, threshold=threshold, segments=ids, task=task).draw()
+
+    @contextmanager
+    def _checked(self, image: Any) -> Iterator[Path]:
+        """Yields the uploaded file if it is not too large, and shows errors to the visitor without its folder."""
+        path = Path(image["path"])
+        try:
+            with Image.open(path, formats=FORMATS) as picture:
+                is_large = picture.width * picture.height > self.max_pixels
+        except Image.DecompressionBombError:
+            is_large = True
+        except Exception as error:  # broken files raise anything from SyntaxError to struct.error
+            raise gr.Error(f"{path.name} is not an image of a format that can be read.") from error
+        if is_large:
+            raise gr.Error(f"{path.name} has more than {self.max_pixels:,} pixels.", print_exception=False)
+        try:
+            yield path
+        except (ValueError, TypeError) as error:
+            raise gr.Error(str(error).replace(f"{path.parent}/", ""), print_exception=False) from error
+
+
+def _name(label: str, number: int) -> str:
+    """Returns the name of the segment with this number, from 0, of its class: `boat`, `boat 2`."""
+    return f"{label} {number + 1}" if number else label

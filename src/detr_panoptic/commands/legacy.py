@@ -8,13 +8,13 @@ import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from . import app, data, demo, evaluate, explain, export, push, train
+from . import data, demo, evaluate, export, push, train
 from .frame import EXIT_CODES, PROGRAM, USER_ERROR, CommandParser, HelpFormatter, error_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = (demo, app, explain, train, evaluate, data, export, push)
+COMMANDS = (demo, train, evaluate, data, export, push)
 INTERRUPTED, CLOSED_PIPE = 130, 141  # as a shell has them after SIGINT and SIGPIPE
 DESCRIPTION = "DETR for panoptic segmentation: every pixel of a photograph gets its thing or stuff."
 EPILOG = f"""`{PROGRAM} COMMAND --help` explains a command and shows examples.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "detr-panoptic"
 DATA_ERRORS, USER_ERROR, INTERRUPTED, CLOSED_PIPE, STOPPED = 1, 2, 130, 141, 143
-LEGACY = {"demo", "app", "explain", "train", "evaluate", "export", "push", "data"}
+LEGACY = {"demo", "train", "evaluate", "export", "push", "data"}
 HELP = f"""DETR for panoptic segmentation: assigns every pixel of an image to an object or a
 background region.
 
@@ -36,7 +36,9 @@ Exit codes:
     {CLOSED_PIPE}  the reader of the output went away (`| head`)
     {STOPPED}  SIGTERM: `train` saved a checkpoint to continue from"""
 COMMANDS: dict[str, str] = {
+    "app": "app:app",
     "predict": "predict:predict",
+    "explain": "explain:explain",
     "convert": "convert:convert",
 }
 DATA_COMMANDS: dict[str, str] = {}

@@ -1,15 +1,8 @@
-"""Panoptic quality, average precision, and predictions as COCO-format files.
-
-The function `panoptic_quality` stays in its module of the same name, which it would hide here.
-"""
+"""Evaluation: panoptic quality, average precision, and both for a model on a dataset."""
 
 from .files import evaluate_files
-from .model_evaluation import evaluate_model
-from .panoptic_quality import PanopticStats, panoptic_stats
+from .model_evaluation import evaluate, evaluate_model
+from .panoptic_quality import PanopticQuality, PanopticQualityResult
+from .report import Evaluation
 
-__all__ = [
-    "PanopticStats",
-    "evaluate_files",
-    "evaluate_model",
-    "panoptic_stats",
-]
+__all__ = ["Evaluation", "PanopticQuality", "PanopticQualityResult", "evaluate", "evaluate_files", "evaluate_model"]

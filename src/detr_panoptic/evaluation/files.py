@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image
 
+from ..data.categories import Categories
 from ..data.contained_paths import path_inside
-from ..segment_ids import MAX_ID, rgb_to_ids
-from .panoptic_quality import ImageCounts, add_up, count_image, panoptic_quality
+from ..segment_ids import rgb_to_ids
+from .panoptic_quality import PanopticQuality, PanopticQualityResult
 
 try:  # an extra, `fast-png`: three times as fast as Pillow
     from kornia_rs.io import read_image_png_u8
@@ -32,21 +32,22 @@ def evaluate_files(
     prediction_json: str | Path,
     truth_dir: str | Path | None = None,
     prediction_dir: str | Path | None = None,
-) -> dict[str, dict[Any, Any]]:
-    """Panoptic quality of files in COCO's panoptic format.
+) -> PanopticQualityResult:
+    """Measures the panoptic quality of files in COCO's panoptic format.
 
     Args:
         truth_json: annotations and categories.
-        prediction_json: annotations; those of images that the truth does not have are ignored.
-        truth_dir: the folder of the PNG files; the JSON's name without its ending if not given.
-        prediction_dir: alike.
-
-    Returns:
-        What `panoptic_quality` returns.
+        prediction_json: annotations with the same category ids; those of images without truth are ignored.
+        truth_dir: folder of the PNG files; by default the JSON file's name without its suffix.
+        prediction_dir: the same for the predictions.
 
     Raises:
-        ValueError: if an image has no prediction, or for what `panoptic_stats` finds; the image and file are named.
-        FileNotFoundError: if a JSON or PNG file is missing.
+        ValueError: an image has no prediction or a file cannot be read or compared; names the image and the file.
+        FileNotFoundError: a JSON or PNG file is missing.
+
+    Example:
+        >>> from detr_panoptic.evaluation import evaluate_files
+        >>> print(evaluate_files("panoptic_val2017.json", "predictions/panoptic.json"))  # doctest: +SKIP
     """
     truth_json, prediction_json = Path(truth_json), Path(prediction_json)
     truth_dir = Path(truth_dir or truth_json.with_suffix(""))
@@ -58,37 +59,36 @@ def evaluate_files(
         raise ValueError(
             f"No prediction for the image with id {missing[0]} ({len(missing)} missing) in {prediction_json}."
         )
-    is_thing = {category["id"]: category["isthing"] == 1 for category in truth["categories"]}
+    categories = Categories.from_coco(truth["categories"])
 
-    def compare(entry: Mapping[str, Any]) -> ImageCounts:
+    def compare(entry: Mapping[str, Any]) -> PanopticQuality:
         prediction = predictions[entry["image_id"]]
-        files = (
-            path_inside(truth_dir, entry["file_name"], str(truth_json)),
-            path_inside(prediction_dir, prediction["file_name"], str(prediction_json)),
-        )
-        truth_map, prediction_map = (read_ids(file) for file in files)
+        truth_file = path_inside(truth_dir, entry["file_name"], str(truth_json))
+        prediction_file = path_inside(prediction_dir, prediction["file_name"], str(prediction_json))
+        maps = [{"segmentation": read_ids(file)} for file in (truth_file, prediction_file)]
+        quality = PanopticQuality(categories)
         try:
-            return count_image(
-                truth_map, entry["segments_info"], prediction_map, prediction["segments_info"], list(is_thing)
-            )
+            quality.update({**entry, **maps[0]}, {**prediction, **maps[1]})
         except ValueError as error:
-            raise ValueError(f"Image {entry['image_id']} ({files[1]}): {error}") from error
+            raise ValueError(f"Image {entry['image_id']} ({prediction_file}): {error}") from error
+        return quality
 
-    with ThreadPoolExecutor() as threads:  # most of the time goes into decoding PNG, which holds no interpreter lock
-        images = list(threads.map(compare, truth["annotations"]))
-    stats = add_up(images, num_classes=len(is_thing))
-    return panoptic_quality(stats, category_ids=list(is_thing), is_thing=list(is_thing.values()))
+    total = PanopticQuality(categories)
+    with ThreadPoolExecutor() as threads:  # PNG decoding takes most of the time and releases the interpreter lock
+        for quality in threads.map(compare, truth["annotations"]):
+            total += quality
+    return total.compute()
 
 
 def read_ids(file: str | Path) -> NDArray[np.int32]:
-    """Segment ids (H, W) of a PNG file.
+    """Reads the segment ids (H, W) of a PNG file.
 
     Raises:
-        ValueError: if it is no RGB image, or a broken one; names the file.
-        FileNotFoundError: if there is none.
+        ValueError: it is not an RGB image, or broken; names the file.
+        FileNotFoundError: it does not exist.
     """
     if read_image_png_u8 is not None:
-        # It refuses other modes and broken files; then Pillow tells what is wrong.
+        # It refuses other modes and broken files; Pillow then says what is wrong.
         with contextlib.suppress(Exception):
             return rgb_to_ids(read_image_png_u8(str(file), "rgb"))
     try:
@@ -100,9 +100,4 @@ def read_ids(file: str | Path) -> NDArray[np.int32]:
         raise ValueError(f"Cannot read {file}: {error}") from error
     if image.mode != "RGB":
         raise ValueError(f"{file} must be an RGB image, got mode {image.mode}.")
-    try:
-        # Pillow holds four bytes per pixel, R G B and one more: these are the ids, and need not be copied.
-        colors = pa.array(image).flatten().to_numpy()
-    except ValueError:  # a picture of more than 16 MB lies in several blocks of memory
-        return rgb_to_ids(np.asarray(image))
-    return (colors.view("<u4") & np.uint32(MAX_ID)).view(np.int32).reshape(image.height, image.width)
+    return rgb_to_ids(np.asarray(image))

@@ -1,289 +1,184 @@
 """Panoptic quality (Kirillov et al., arXiv 1801.00868), equal to cocodataset/panopticapi's to the last bit.
 
-Letter: K classes, in the order of `category_ids`.
-
 Kept from the official evaluator: a pair matches above an IoU of 0.5; the union leaves out void; crowds are neither
-found nor missed; a prediction that lies by more than half in void, or in the crowd of its class, is not counted as
-wrong; where a class has several crowds in an image, only the last listed one excuses; a true segment's area is the
+found nor missed; a prediction that lies by more than half in void, or in the crowd of its class, does not count as
+wrong; if a class has several crowds in an image, only the last one listed counts; the area of a true segment is the
 listed one.
 
 Differences:
-  * statistics are values that add, so that images, shards and processes combine;
-  * intersections are counted over runs of equal pixels: a row of a map is some ten runs, not some 600 pixels;
-  * no class at all gives 0, not a division by zero;
+  * images, shards and processes can be added;
+  * intersections are counted over runs of equal pixels: a row of a map has about ten runs and about 600 pixels;
+  * without any class the quality is 0, not a division by zero;
   * an unknown category of a true segment is an error too, and errors are ValueError.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import reduce
-from numbers import Real
 from operator import add
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ..segment_ids import VOID_ID
+from ..data.categories import match_labels
+from ..data.records import truth_ids
+from .image_counts import ImageCounts, count_image
+from .matching import relabel
+from .results import ClassQuality, GroupQuality, PanopticQualityResult
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
-    from numpy.typing import ArrayLike
+    from numpy.typing import NDArray
 
-MATCH_IOU = 0.5  # two matches of one segment cannot both exceed it, so matching needs no assignment
-IGNORED_SHARE = 0.5  # of a wrong prediction's area in void or crowd, above which it is not counted
-
-
-@dataclass(frozen=True, eq=False)
-class PanopticStats:
-    """Per-class sums behind PQ; they add. Counts are exact in any order, `iou` up to float64 rounding."""
-
-    iou: Tensor  # (K,) float64, summed over matches
-    tp: Tensor  # (K,) int64
-    fp: Tensor  # (K,) int64
-    fn: Tensor  # (K,) int64
-
-    @classmethod
-    def zeros(cls, num_classes: int) -> PanopticStats:
-        """Nothing seen yet: the start of a sum."""
-        return cls.from_tensor(torch.zeros(4, num_classes, dtype=torch.float64))
-
-    @classmethod
-    def from_tensor(cls, sums: Tensor) -> PanopticStats:
-        """The inverse of `to_tensor`."""
-        iou, *counts = sums.cpu().unbind()
-        tp, fp, fn = (count.round().long() for count in counts)
-        return cls(iou, tp, fp, fn)
-
-    def to_tensor(self) -> Tensor:
-        """All sums as (4, K) float64, to be added up over processes."""
-        return torch.stack([self.iou, self.tp.double(), self.fp.double(), self.fn.double()])
-
-    def __add__(self, other: PanopticStats) -> PanopticStats:
-        """Statistics of both sets of images."""
-        return PanopticStats(self.iou + other.iou, self.tp + other.tp, self.fp + other.fp, self.fn + other.fn)
-
-    def pq(self) -> Tensor:
-        """(K,) float64 panoptic quality; NaN for a class that never occurs."""
-        return self.iou / (self.tp + 0.5 * self.fp.double() + 0.5 * self.fn.double())
-
-    def sq(self) -> Tensor:
-        """(K,) float64 segmentation quality, the mean IoU of matches; NaN for a class without any."""
-        return self.iou / self.tp
-
-    def rq(self) -> Tensor:
-        """(K,) float64 recognition quality, the F1 score; NaN for a class that never occurs."""
-        return self.tp / (self.tp + 0.5 * self.fp.double() + 0.5 * self.fn.double())
+    from ..data.categories import Categories
+    from ..inference.prediction import Prediction
 
 
-class _Segment(NamedTuple):
-    """One listed segment."""
+class PanopticQuality:
+    """Measures panoptic quality image by image.
 
-    class_index: int
-    area: int
-    is_crowd: bool
-
-
-class ImageCounts(NamedTuple):
-    """What one image adds: (class, IoU) of each match, and the classes of wrong predictions and missed segments."""
-
-    matches: list[tuple[int, float]]
-    wrong: list[int]
-    missed: list[int]
-
-
-def panoptic_stats(
-    truth_map: ArrayLike,
-    truth_segments: Sequence[Mapping[str, Any]],
-    prediction_map: ArrayLike,
-    prediction_segments: Sequence[Mapping[str, Any]],
-    category_ids: Sequence[int],
-) -> PanopticStats:
-    """Compare the two maps of one image.
+    Objects can be added (`a + b`), so that shards and processes combine. They keep the contribution of each image: the
+    same images in the same order give the same bits, whatever the number of parts.
 
     Args:
-        truth_map: (H, W) integer ids, array or CPU tensor; 0 is void, ids below 2³¹.
-        truth_segments: {id, category_id or label_id, iscrowd, area} each; `iscrowd` is 0 and `area` is counted in the
-            map where they are missing.
-        prediction_map: as `truth_map`.
-        prediction_segments: {id, category_id or label_id} each.
-        category_ids: the category id of each class; a label id is an index into them.
+        categories: of the truth.
 
-    Raises:
-        ValueError: if shapes differ, a category is unknown, or the prediction's map and segments differ in their ids.
+    Example:
+        >>> import numpy as np
+        >>> from detr_panoptic import PanopticQuality
+        >>> from detr_panoptic.data.categories import Categories
+        >>> quality = PanopticQuality(Categories(("cat", "sky"), (True, False), (17, 187)))
+        >>> truth = {
+        ...     "segmentation": np.array([[1, 1, 2, 2]]),
+        ...     "segments_info": [{"id": 1, "label_id": 0}, {"id": 2, "label_id": 1}],
+        ... }
+        >>> prediction = {"segmentation": np.array([[7, 7, 7, 0]]), "segments_info": [{"id": 7, "label_id": 0}]}
+        >>> quality.update(truth, prediction)
+        >>> round(quality.compute().pq, 3)
+        0.333
     """
-    counts = count_image(truth_map, truth_segments, prediction_map, prediction_segments, category_ids)
-    return _add_matches([counts], len(category_ids))
 
+    def __init__(self, categories: Categories) -> None:
+        """Starts without images."""
+        self.categories = categories
+        self._images: list[ImageCounts] = []
 
-def panoptic_quality(
-    stats: PanopticStats, *, category_ids: Sequence[int], is_thing: Sequence[bool]
-) -> dict[str, dict[Any, Any]]:
-    """Average over classes, as the official evaluator returns it.
+    def update(self, truth: Mapping[str, Any], prediction: Prediction | Mapping[str, Any]) -> None:
+        """Adds one image.
 
-    Args:
-        stats: sums over images, K classes.
-        category_ids: K category ids.
-        is_thing: K flags.
+        Args:
+            truth: a record, or a mapping with `segmentation`, (H, W) integer ids below 2³¹ with 0 for void, and
+                `segments_info`: mappings with `id`, `label_id` or `category_id`, and if known `iscrowd` (0 by default)
+                and `area` (by default counted in the map).
+            prediction: a `Prediction`, whose classes are matched by name: segments of classes that the truth does not
+                have become void. Or `segmentation` and `segments_info` as post-processing returns them, with the
+                label ids of the truth.
 
-    Returns:
-        `All`, `Things` and `Stuff`, each {pq, sq, rq, n} with n the number of classes that occur; `per_class`
-        {category_id: {pq, sq, rq}}, 0 for those that do not. All in [0, 1].
-    """
-    columns = [torch.nan_to_num(column, nan=0.0).tolist() for column in (stats.pq(), stats.sq(), stats.rq())]
-    per_class = [dict(zip(("pq", "sq", "rq"), values, strict=True)) for values in zip(*columns, strict=True)]
-    occurs = (stats.tp + stats.fp + stats.fn > 0).tolist()
-
-    def average(wanted: Sequence[bool]) -> dict[str, float]:
-        rows = [row for row, occurring, chosen in zip(per_class, occurs, wanted, strict=True) if occurring and chosen]
-        # Not sum(): from Python 3.12 on it compensates rounding, which the official evaluator does not.
-        sums = {key: reduce(add, (row[key] for row in rows), 0.0) for key in ("pq", "sq", "rq")}
-        return {key: value / max(len(rows), 1) for key, value in sums.items()} | {"n": len(rows)}
-
-    return {
-        "All": average([True] * len(per_class)),
-        "per_class": dict(zip(category_ids, per_class, strict=True)),
-        "Things": average(is_thing),
-        "Stuff": average([not thing for thing in is_thing]),
-    }
-
-
-def count_image(
-    truth_map: ArrayLike,
-    truth_segments: Sequence[Mapping[str, Any]],
-    prediction_map: ArrayLike,
-    prediction_segments: Sequence[Mapping[str, Any]],
-    category_ids: Sequence[int],
-) -> ImageCounts:
-    """Find matches, wrong predictions and missed segments of one image; all else as in `panoptic_stats`."""
-    overlaps = _overlaps(truth_map, prediction_map)
-    truth_areas: Counter[int] = Counter()
-    prediction_areas: Counter[int] = Counter()
-    for (truth_id, prediction_id), overlap in overlaps.items():
-        truth_areas[truth_id] += overlap
-        prediction_areas[prediction_id] += overlap
-    class_of = {category_id: index for index, category_id in enumerate(category_ids)}
-    truth = {
-        segment["id"]: _Segment(
-            _class_index(segment, class_of),
-            _listed_area(segment, truth_areas[segment["id"]]),
-            segment.get("iscrowd", 0) == 1,
+        Raises:
+            ValueError: the shapes differ, a category is unknown, or the prediction's map and segments have different
+                ids.
+        """
+        if not isinstance(prediction, Mapping):
+            prediction = relabel(prediction, match_labels(self.categories, prediction.id2label))
+        counts = count_image(
+            truth_ids(truth),
+            truth["segments_info"],
+            truth_ids(prediction),
+            prediction["segments_info"],
+            self.categories.category_ids,
         )
-        for segment in truth_segments
-    }
-    prediction = {
-        segment["id"]: _Segment(_class_index(segment, class_of), prediction_areas[segment["id"]], is_crowd=False)
-        for segment in prediction_segments
-    }
-    _check_same_ids(prediction_areas, prediction)
-    ious = _match(truth, prediction, overlaps)
-    matched_truth, matched_prediction = ({pair[side] for pair in ious} for side in (0, 1))
-    crowd_of_class = {segment.class_index: i for i, segment in truth.items() if segment.is_crowd}
-    wrong = []
-    for i, segment in prediction.items():
-        crowd = crowd_of_class.get(segment.class_index)
-        excused = overlaps.get((VOID_ID, i), 0) + (0 if crowd is None else overlaps.get((crowd, i), 0))
-        if i not in matched_prediction and excused / segment.area <= IGNORED_SHARE:
-            wrong.append(segment.class_index)
-    missed = [segment.class_index for i, segment in truth.items() if i not in matched_truth and not segment.is_crowd]
-    return ImageCounts([(truth[i].class_index, iou) for (i, _), iou in ious.items()], wrong, missed)
+        self._images.append(counts)
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
+        return len(self._images)
+
+    def __add__(self, other: PanopticQuality) -> PanopticQuality:
+        """Returns the quality of the images of both, in this order.
+
+        Raises:
+            ValueError: their categories differ.
+        """
+        both = PanopticQuality(self.categories)
+        both += self
+        both += other
+        return both
+
+    def __iadd__(self, other: PanopticQuality) -> PanopticQuality:
+        """Appends the images of another, as `__add__`."""
+        if self.categories != other.categories:
+            raise ValueError("Panoptic qualities that are added must have the same categories.")
+        self._images += other._images
+        return self
+
+    def compute(self) -> PanopticQualityResult:
+        """Returns the quality of all images so far, with the bits of the official evaluator for the same order.
+
+        The official evaluator adds match by match in each process and then the processes, so that its last digits
+        depend on the number of cores. The goldens were made with two, and so is this sum on any machine.
+        """
+        half = -(-len(self._images) // 2)
+        parts = [self._sums(images) for images in (self._images[:half], self._images[half:])]
+        iou, tp, fp, fn = parts[0] + parts[1]
+        denominator = tp + 0.5 * fp + 0.5 * fn
+        columns = zip(
+            self.categories.category_ids,
+            self.categories.is_thing,
+            *(_divide(iou, denominator), _divide(iou, tp), _divide(tp, denominator)),
+            *(count.astype(int).tolist() for count in (tp, fp, fn)),
+            strict=True,
+        )
+        per_class = {name: ClassQuality(*row) for name, row in zip(self.categories.names, columns, strict=True)}
+        return PanopticQualityResult(
+            overall=_average(per_class.values()),
+            things=_average(row for row in per_class.values() if row.is_thing),
+            stuff=_average(row for row in per_class.values() if not row.is_thing),
+            per_class=per_class,
+        )
+
+    def _sums(self, images: Sequence[ImageCounts]) -> NDArray[np.float64]:
+        """Adds up IoU, matches, wrong and missed segments of each class: (4, K)."""
+        sums = np.zeros((4, len(self.categories)))
+        for image in images:
+            for label, iou in image.matches:
+                sums[:2, label] += iou, 1
+            for label in image.wrong:
+                sums[2, label] += 1
+            for label in image.missed:
+                sums[3, label] += 1
+        return sums
 
 
-def _listed_area(segment: Mapping[str, Any], counted: int) -> Any:
-    """The area that a true segment says it has, which the official evaluator believes; else the counted one."""
-    area: Any = segment.get("area", counted)
-    if not isinstance(area, Real) or area < min(counted, 1):
-        raise ValueError(f"Segment {segment['id']} must have a number of pixels as its area, got {area!r}.")
-    return area
+def _divide(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> list[float]:
+    """Divides where the denominator is not 0; elsewhere the quotient is 0."""
+    return np.divide(numerator, denominator, out=np.zeros(len(numerator)), where=denominator > 0).tolist()
 
 
-def _overlaps(truth_map: ArrayLike, prediction_map: ArrayLike) -> dict[tuple[int, int], int]:
-    """Pixels that each pair of (truth id, prediction id) shares, in ascending order of the pairs."""
-    shapes = (np.shape(truth_map), np.shape(prediction_map))
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"`truth_map` and `prediction_map` must have one shape, got {shapes[0]} and {shapes[1]}.")
-    truth, prediction = (np.asarray(ids).ravel() for ids in (truth_map, prediction_map))
-    if not truth.size:
-        return {}
-    is_start = np.ones(len(truth), dtype=bool)
-    np.not_equal(truth[1:], truth[:-1], out=is_start[1:])
-    is_start[1:] |= prediction[1:] != prediction[:-1]
-    starts = np.flatnonzero(is_start)
-    run_lengths = np.diff(starts, append=len(truth))
-    pairs = truth[starts].astype(np.int64) << 32 | prediction[starts].astype(np.int64)
-    order = pairs.argsort()
-    pairs = pairs[order]
-    first = np.flatnonzero(np.append(True, pairs[1:] != pairs[:-1]))
-    areas = np.add.reduceat(run_lengths[order], first).tolist()
-    truth_ids, prediction_ids = (pairs[first] >> 32).tolist(), (pairs[first] & 0xFFFFFFFF).tolist()
-    return dict(zip(zip(truth_ids, prediction_ids, strict=True), areas, strict=True))
+def _average(rows: Iterable[ClassQuality]) -> GroupQuality:
+    occurring = [(row.pq, row.sq, row.rq) for row in rows if row.occurs]
+    # Not sum(): from Python 3.12 on it compensates rounding, which the official evaluator does not.
+    sums = [reduce(add, values) for values in zip(*occurring, strict=True)] or [0.0, 0.0, 0.0]
+    pq, sq, rq = (value / max(len(occurring), 1) for value in sums)
+    return GroupQuality(pq, sq, rq, len(occurring))
 
 
-def _match(
-    truth: Mapping[int, _Segment],
-    prediction: Mapping[int, _Segment],
-    overlaps: Mapping[tuple[int, int], int],
-) -> dict[tuple[int, int], float]:
-    """IoU of each matched pair of (truth id, prediction id)."""
-    ious = {}
-    for (i, j), overlap in overlaps.items():
-        if i not in truth or j not in prediction:
-            continue
-        if truth[i].is_crowd or truth[i].class_index != prediction[j].class_index:
-            continue
-        union = prediction[j].area + truth[i].area - overlap - overlaps.get((VOID_ID, j), 0)
-        if union <= 0:
-            raise ValueError(
-                f"Segment {i} says that its area is {truth[i].area}, and shares {overlap} pixels with {j}."
-            )
-        if overlap / union > MATCH_IOU:
-            ious[i, j] = overlap / union
-    return ious
+class PanopticStats(NamedTuple):
+    """Replaced by `PanopticQuality`; stays until its callers have moved."""
+
+    iou: Any
+    tp: Any
+    fp: Any
+    fn: Any
 
 
-def add_up(images: Sequence[ImageCounts], *, num_classes: int) -> PanopticStats:
-    """Statistics of images, to the last bit those of the official evaluator for the same order of images.
-
-    It adds match by match in each process and then the processes, so its last digits depend on the number of cores:
-    two, whatever the machine, is what the goldens were made with.
-    """
-    half = -(-len(images) // 2)
-    return _add_matches(images[:half], num_classes) + _add_matches(images[half:], num_classes)
-
-
-def _add_matches(images: Sequence[ImageCounts], num_classes: int) -> PanopticStats:
-    """Statistics of images, IoUs added match by match."""
-    iou = [0.0] * num_classes
-    tp, fp, fn = ([0] * num_classes for _ in range(3))
-    for image in images:
-        for index, value in image.matches:
-            iou[index] += value
-            tp[index] += 1
-        for index in image.wrong:
-            fp[index] += 1
-        for index in image.missed:
-            fn[index] += 1
-    counts = (torch.tensor(count, dtype=torch.int64) for count in (tp, fp, fn))
-    return PanopticStats(torch.tensor(iou, dtype=torch.float64), *counts)
-
-
-def _class_index(segment: Mapping[str, Any], class_of: Mapping[int, int]) -> int:
-    """The class of an entry that has a category id or a label id."""
-    if "category_id" not in segment and "label_id" in segment and 0 <= segment["label_id"] < len(class_of):
-        return int(segment["label_id"])
-    if segment.get("category_id") not in class_of:
-        name = "category_id" if "category_id" in segment else "label_id"
-        raise ValueError(f"Segment {segment['id']} has the unknown `{name}` {segment.get(name)}.")
-    return class_of[segment["category_id"]]
-
-
-def _check_same_ids(in_map: Collection[int], listed: Collection[int]) -> None:
-    """Raise ValueError unless a prediction's map and entries hold the same ids."""
-    if unlisted := sorted(set(in_map) - set(listed) - {VOID_ID}):
-        raise ValueError(f"Segments {unlisted} are in the prediction's map and not in its `segments_info`.")
-    if unseen := sorted(set(listed) - set(in_map)):
-        raise ValueError(f"Segments {unseen} are in the prediction's `segments_info` and not in its map.")
+def panoptic_quality(stats: PanopticStats, *, category_ids: Any, is_thing: Any) -> dict[str, dict[Any, Any]]:
+    """Replaced by `PanopticQuality`; stays until its callers have moved."""
+    iou, tp, fp, fn = (np.asarray(column, dtype=float) for column in stats)
+    denominator = tp + 0.5 * fp + 0.5 * fn
+    columns = (_divide(iou, denominator), _divide(iou, tp), _divide(tp, denominator), tp, fp, fn)
+    rows = [ClassQuality(i, thing, *row) for i, thing, row in zip(category_ids, is_thing, zip(*columns), strict=True)]  # noqa: B905
+    groups = {"All": rows, "Things": [r for r in rows if r.is_thing], "Stuff": [r for r in rows if not r.is_thing]}
+    per_class = {row.category_id: {key: getattr(row, key) for key in ("pq", "sq", "rq")} for row in rows}
+    return {**{name: vars(_average(group)) for name, group in groups.items()}, "per_class": per_class}

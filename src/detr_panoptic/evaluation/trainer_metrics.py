@@ -1,4 +1,6 @@
-"""PQ for transformers' Trainer."""
+"""Panoptic quality for the Trainer of transformers."""
+
+from __future__ import annotations
 
 from typing import Any
 
@@ -7,30 +9,36 @@ import torch
 from ..data.categories import Categories
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticSegmentationOutput
-from .panoptic_quality import PanopticStats, panoptic_quality, panoptic_stats
+from .panoptic_quality import PanopticQuality
 
 
 class TrainerPanopticQuality:
-    """`compute_metrics` of a Trainer: adds up PQ batch by batch, at the size that the model sees.
+    """Computes panoptic quality batch by batch as `compute_metrics` of a Trainer, at the model's input size.
 
-    It needs `batch_eval_metrics=True`, `include_for_metrics=["inputs"]` and `remove_unused_columns=False`, and it
-    measures one process. The truth is that of the inputs: Trainer's own `label_ids` lose segments in the last batch,
-    where Accelerate cuts every tensor, those inside a target too, to the number of images that are left.
+    It needs `batch_eval_metrics=True`, `include_for_metrics=["inputs"]` and `remove_unused_columns=False`, and
+    measures one process. It reads the truth from the inputs: the `label_ids` of a Trainer lose segments in the last
+    batch, because Accelerate cuts every tensor, also those of a target, to the number of images that are left.
 
     Args:
         processor: merges the masks.
         categories: of the model's labels.
+
+    Example:
+        >>> from transformers import Trainer
+        >>> from detr_panoptic.evaluation.trainer_metrics import TrainerPanopticQuality
+        >>> metrics = TrainerPanopticQuality(processor, categories)  # doctest: +SKIP
+        >>> trainer = Trainer(model, compute_metrics=metrics, ...)  # doctest: +SKIP
     """
 
     OUTPUTS = ("logits", "pred_boxes", "pred_masks", "image_sizes", "canvas_sizes")
 
     def __init__(self, processor: DetrPanopticImageProcessor, categories: Categories) -> None:
-        """Starts at nothing."""
-        self.processor, self.categories = processor, categories
-        self.stats = PanopticStats.zeros(len(categories))
+        """Starts without images."""
+        self.processor = processor
+        self.quality = PanopticQuality(categories)
 
     def __call__(self, batch: Any, compute_result: bool) -> dict[str, float]:
-        """Adds a batch; `compute_result` with the last one returns PQ, SQ, RQ and begins anew."""
+        """Adds a batch; with `compute_result`, returns the quality of all batches in [0, 1] and starts again."""
         outputs = DetrPanopticSegmentationOutput(**dict(zip(self.OUTPUTS, batch.predictions, strict=True)))
         results = self.processor.post_process_panoptic_segmentation(outputs)
         for target, result in zip(batch.inputs["labels"], results, strict=True):
@@ -38,15 +46,9 @@ class TrainerPanopticQuality:
             truth = (target["masks"].cpu() * ids[:, None, None]).sum(0)
             columns = (ids.tolist(), target["class_labels"].tolist(), target["iscrowd"].tolist())
             segments = [{"id": i, "label_id": c, "iscrowd": crowd} for i, c, crowd in zip(*columns, strict=True)]
-            self.stats += panoptic_stats(
-                truth, segments, result["segmentation"].cpu(), result["segments_info"], self.categories.category_ids
-            )
+            predicted = {**result, "segmentation": result["segmentation"].cpu()}
+            self.quality.update({"segmentation": truth.numpy(), "segments_info": segments}, predicted)
         if not compute_result:
             return {}
-        stats, self.stats = self.stats, PanopticStats.zeros(len(self.categories))
-        quality = panoptic_quality(stats, category_ids=self.categories.category_ids, is_thing=self.categories.is_thing)
-        return {
-            **{name: quality["All"][name] for name in ("pq", "sq", "rq")},
-            "pq_things": quality["Things"]["pq"],
-            "pq_stuff": quality["Stuff"]["pq"],
-        }
+        total, self.quality = self.quality.compute(), PanopticQuality(self.quality.categories)
+        return vars(total.overall) | {"pq_things": total.things.pq, "pq_stuff": total.stuff.pq}

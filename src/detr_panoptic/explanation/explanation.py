@@ -1,10 +1,11 @@
-"""Where a model looked for the objects of one image. Imports torch; commands import it when they run.
+"""Attention of a model for the objects of one image.
 
 Legend: B images, Q queries, L decoder layers, M heads, (h, w) the map of the encoded image, (H, W) the photograph.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -15,172 +16,228 @@ from torch import Tensor
 
 from ..backbone import DILATED_STRIDES, STRIDES
 from ..box_ops import cxcywh_to_xyxy
-from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-from ..inference.old_prediction import MaskThresholds, describe_segments, segments_of
-from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+from ..data.plain_text import one_line
+from ..image_reading import plain_picture, read_picture
+from ..inference import load
 from ..panoptic_merging import ImageSizes, query_masks
-from ..visualization import ObjectAttention, hover_figure
-from ..visualization.embedding import picture_tag
+from ..visualization import ObjectAttention, draw_attention, draw_segments, stack
 from ..visualization.labels import label_text
-from ..visualization.report import Html, write_page
 
-SHEET_SIDE = 4000  # pixels: sheets stand on the page as they are
+TASKS = ("panoptic", "instance")
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """One image, its segments, and all that the model attended to.
+    """One image, its segments, and where the queries of the chosen objects looked.
 
     Args:
-        name: the image's file name.
+        name: Of the image, without a suffix.
         image: RGB, upright.
-        segmentation: (H, W) int32 of the image's size, 0 is void.
-        segments_info: what `describe_segments` returns, with the `query` of each.
-        outputs: of the model, with attentions; for one image.
-        stride: pixels of the model's image per cell of the encoded one.
-        id2label: name of each label id.
+        segmentation: (H, W) int32 of the image's size; 0 is void, ids run from 1.
+        segments: All segments: `id`, `label_id`, `label`, `score`, and the `query` that each comes from.
+        objects: Attention of each chosen object, by its name, such as `segment_3` or `query_17`.
+        id2label: Name of each label id.
     """
 
     name: str
-    image: Image.Image
-    segmentation: np.ndarray
-    segments_info: list[dict[str, Any]]
-    outputs: Any
-    stride: int
-    id2label: Mapping[int, str]
+    image: Image.Image = field(repr=False)
+    segmentation: np.ndarray = field(repr=False)
+    segments: list[dict[str, Any]]
+    objects: dict[str, ObjectAttention] = field(repr=False)
+    id2label: Mapping[int, str] = field(repr=False)
 
-    @property
-    def num_queries(self) -> int:
-        """Q."""
-        return self.outputs.logits.shape[1]
+    def draw(self, name: str | None = None, *, layer: int | None = None, head: int | None = None) -> Image.Image:
+        """Draws the sheet of one object, or the sheets of all objects below each other.
 
-    def of_segment(self, segment_id: int) -> ObjectAttention:
-        """Where the query of a segment looked, with the segment as its mask."""
-        segment = next(entry for entry in self.segments_info if entry["id"] == segment_id)
-        mask = self.segmentation == segment_id
-        of_what = f"segment {segment_id} of {self.name}, query {segment['query']}"
-        return self._of_query(segment["query"], mask, label_text(segment, self.id2label), of_what)
+        Args:
+            name: One of `objects`; None for all of them.
+            layer: Decoder layer, from 1, whose heads are shown; None for the last.
+            head: Shows only this head, from 1; None for all.
 
-    def of_query(self, query: int) -> ObjectAttention:
-        """Where any query looked, with its own mask, whether it became a segment or not."""
-        probs = self.outputs.logits[0, query].float().softmax(-1)
-        label = int(probs[:-1].argmax())
-        title = label_text({"label_id": label, "score": float(probs[label])}, self.id2label)
-        of_what = f"query {query} of {self.name}, no object with {float(probs[-1]):.2f}"
-        size = self.image.height, self.image.width
-        canvas = tuple(self.outputs.canvas_sizes[0].tolist())
-        sizes = ImageSizes(processed=self._processed_size, canvas=canvas, target=size)
-        mask = query_masks(self.outputs.pred_masks[0, query : query + 1], sizes)[..., 0]
-        return self._of_query(query, mask.cpu().numpy(), title, of_what)
+        Returns:
+            An RGB image; without any object, the image itself.
 
-    @property
-    def _processed_size(self) -> tuple[int, int]:
-        height, width = self.outputs.image_sizes[0].tolist()
-        return height, width
+        Raises:
+            ValueError: If there is no such object, layer or head.
+        """
+        if name is not None and name not in self.objects:
+            raise ValueError(f"`name` must be one of {', '.join(self.objects) or 'no objects'}, got {name!r}.")
+        chosen = self.objects.values() if name is None else [self.objects[name]]
+        sheets = [draw_attention(self.image, attention, layer=layer, head=head) for attention in chosen]
+        return stack(sheets) if sheets else self.image.copy()
 
-    def _of_query(self, query: int, mask: np.ndarray, title: str, subtitle: str) -> ObjectAttention:
-        mask_maps = self.outputs.mask_attentions[0, query]  # (M, h, w)
-        cross = torch.stack([layer[0, :, query] for layer in self.outputs.cross_attentions])  # (L, M, h*w)
-        width, height = self.image.size
-        box = cxcywh_to_xyxy(self.outputs.pred_boxes[0, query].float()).cpu() * torch.tensor([width, height] * 2)
-        left, top, right, bottom = box.tolist()
-        return ObjectAttention(
-            title=title,
-            subtitle=subtitle,
-            box=(left, top, right, bottom),
-            mask=mask,
-            mask_maps=_array(mask_maps),
-            cross_maps=_array(cross.unflatten(-1, mask_maps.shape[-2:])),
-            processed_size=self._processed_size,
-            stride=self.stride,
-        )
+    def save(self, folder: str | PathLike[str], *, layer: int | None = None, head: int | None = None) -> list[Path]:
+        """Writes the overlay, NAME_overlay.png, and a sheet for each object, such as NAME_segment_3.png.
+
+        Args:
+            folder: Created if it does not exist.
+            layer: As in `draw`.
+            head: As in `draw`.
+
+        Returns:
+            The files, the overlay first.
+        """
+        sheets = {name: self.draw(name, layer=layer, head=head) for name in self.objects}
+        overlay = draw_segments(self.image, self.segmentation, self.segments, self.id2label)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        files = []
+        for name, picture in {"overlay": overlay, **sheets}.items():
+            files.append(Path(folder) / f"{self.name}_{name}.png")
+            picture.save(files[-1])
+        return files
+
+    def __str__(self) -> str:
+        """Returns a line for each object."""
+        lines = [f"{name}: {attention.title} ({attention.subtitle})" for name, attention in self.objects.items()]
+        return "\n".join(map(one_line, lines or [f"{self.name}: nothing above the threshold"]))
 
 
-def explain_image(
-    image: Image.Image,
-    name: str,
-    model: DetrPanopticForSegmentation,
-    processor: DetrPanopticImageProcessor,
+def explain(
+    model: Any,
+    image: str | PathLike[str] | Image.Image,
     *,
-    threshold: float | None,
-    all_masks: bool = False,
+    threshold: float | None = None,
+    segments: Sequence[int] | None = None,
+    queries: Sequence[int] | None = None,
     task: str = "panoptic",
-    mask_thresholds: MaskThresholds = (None, None),
 ) -> Explanation:
-    """Run the model on one image and keep what it attended to.
+    """Shows where a model looked for the objects of an image: the mask head's attention and the cross-attention.
 
     Args:
-        image: upright, RGB.
-        name: of its file.
-        model: in evaluation mode.
-        processor: the model's.
-        threshold: the least score of a segment; None: the processor's.
-        all_masks: make the masks of all queries, also of those that see no object.
-        task: "panoptic" or "instance"; the classes of a semantic map come from no query alone.
-        mask_thresholds: see `segments_of`.
+        model: A `Predictor`, a (model, image processor) pair, or the folder or Hub id of a saved model.
+        image: An image, or the path of one.
+        threshold: Minimum score of a segment; None for that of the image processor.
+        segments: Ids of the segments to explain; None for all.
+        queries: Explains these queries, from 0, instead of segments, whether they became segments or not.
+        task: "panoptic" or "instance". In a semantic map all queries add up, so that no segment has its own.
+
+    Returns:
+        The segments and their attention maps. `.draw()` and `.save(folder)` make pictures of them.
+
+    Raises:
+        ValueError: If the image cannot be read, or an argument names something that does not exist.
+
+    Example:
+        >>> from detr_panoptic import explain
+        >>> explanation = explain("my_model", "photo.jpg", threshold=0.5)  # doctest: +SKIP
+        >>> print(explanation)  # doctest: +SKIP
+        segment_1: boat 0.97 (segment 1 of photo, query 12)
+        >>> explanation.save("explanations")  # doctest: +SKIP
     """
-    inputs = processor(images=image, return_tensors="pt").to(device=model.device, dtype=model.dtype)
+    if task not in TASKS:
+        raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {task!r}.")
+    if segments is not None and queries is not None:
+        raise ValueError("`segments` and `queries` cannot be given together.")
+    network, processor = _parts(model)
+    for query in queries or ():
+        if not 0 <= query < network.config.num_queries:
+            raise ValueError(f"`queries` must be from 0 to {network.config.num_queries - 1}, got {query}.")
+    name = "image" if isinstance(image, Image.Image) else Path(image).stem
+    picture = plain_picture(image if isinstance(image, Image.Image) else read_picture(image))
+    inputs = processor(images=picture, return_tensors="pt").to(device=network.device, dtype=network.dtype)
     with torch.inference_mode():
-        outputs = model(**inputs, mask_queries="all" if all_masks else None, output_attentions=True)
-    sizes = [(image.height, image.width)]
-    (result,) = segments_of(outputs, processor, sizes, task=task, threshold=threshold, mask_thresholds=mask_thresholds)
+        outputs = network(**inputs, mask_queries=None if queries is None else "all", output_attentions=True)
+    merge = getattr(processor, f"post_process_{task}_segmentation")
+    (result,) = merge(outputs, threshold, target_sizes=[(picture.height, picture.width)])
+    found = _described(result["segments_info"], outputs.logits[0], network.config.id2label)
     segmentation = result["segmentation"].cpu().numpy()
-    segments = describe_segments(segmentation, result["segments_info"], model.config)
-    queries = queries_of(segments, outputs.logits[0])
-    id2label: dict[Any, str] = model.config.id2label or {}
-    return Explanation(
-        name=name,
-        image=image,
-        segmentation=segmentation,
-        segments_info=[{**entry, "query": query} for entry, query in zip(segments, queries, strict=True)],
-        outputs=outputs,
-        stride=(DILATED_STRIDES if model.config.dilation else STRIDES)[-1],
-        id2label=id2label,
-    )
+    reader = _AttentionReader(name, picture, outputs, network.config)
+    if queries is not None:
+        objects = {f"query_{query}": reader.of_query(query) for query in queries}
+    else:
+        chosen = _chosen(found, segments)
+        objects = {f"segment_{entry['id']}": reader.of_segment(entry, segmentation) for entry in chosen}
+    return Explanation(name, picture, segmentation, found, objects, network.config.id2label)
+
+
+def _parts(model: Any) -> tuple[Any, Any]:
+    """Returns the network and the image processor."""
+    if isinstance(model, str | Path):
+        model = load(model)
+    network, processor = model if isinstance(model, tuple) else (model.model, model.processor)
+    return network, processor
+
+
+def _described(
+    segments_info: Sequence[Mapping[str, Any]], logits: Tensor, id2label: Mapping[int, str]
+) -> list[dict[str, Any]]:
+    queries = queries_of(segments_info, logits)
+    return [
+        {**segment, "label": id2label[segment["label_id"]], "query": query}
+        for segment, query in zip(segments_info, queries, strict=True)
+    ]
 
 
 def queries_of(segments_info: Sequence[Mapping[str, Any]], logits: Tensor) -> list[int]:
-    """The query that each segment comes from; of several that were fused, the one whose score it has.
+    """Returns the query that each segment comes from; of fused queries, the one whose score the segment has.
 
     Args:
-        segments_info: `label_id` and `score` each, in the order of their ids, which is that of the queries.
+        segments_info: `label_id` and `score` of each, in the order of their ids, which is that of the queries.
         logits: (Q, K + 1).
     """
     scores, labels = logits.float().softmax(-1).max(-1)
     found: list[int] = []
     for segment in segments_info:
         distance = (scores - segment["score"]).abs().masked_fill(labels != segment["label_id"], float("inf"))
-        distance[found] = float("inf")  # two queries may have one label and one score: each segment has its own
+        distance[found] = float("inf")  # two queries can have the same label and score
         found.append(int(distance.argmin()))
     return found
 
 
-def write_explanation_page(
-    file: Path, explanation: Explanation, sheets: Mapping[str, tuple[str, Image.Image]], links: Mapping[int, str]
-) -> None:
-    """A page with the image to point at, and the sheets below.
+def _chosen(segments: list[dict[str, Any]], ids: Sequence[int] | None) -> list[dict[str, Any]]:
+    """Returns the segments with these ids, in the order of the ids."""
+    if ids is None:
+        return segments
+    by_id = {entry["id"]: entry for entry in segments}
+    if unknown := [segment_id for segment_id in ids if segment_id not in by_id]:
+        known = f"1 to {max(by_id)}" if by_id else "none"
+        raise ValueError(f"`segments` must be ids of the image's segments ({known}), got {unknown[0]}.")
+    return [by_id[segment_id] for segment_id in ids]
 
-    Args:
-        file: to write.
-        explanation: of the image.
-        sheets: by their anchor on the page: a title and the picture.
-        links: the address of each segment's sheet.
-    """
-    parts = [
-        hover_figure(
-            explanation.image,
-            explanation.segmentation,
-            explanation.segments_info,
-            explanation.id2label,
-            links=links,
+
+@dataclass(frozen=True)
+class _AttentionReader:
+    """Takes the maps of single queries out of the model's outputs for one image."""
+
+    name: str
+    image: Image.Image
+    outputs: Any
+    config: Any
+
+    def of_segment(self, segment: Mapping[str, Any], segmentation: np.ndarray) -> ObjectAttention:
+        """Returns the attention of the query that became this segment, with the segment as its mask."""
+        subtitle = f"segment {segment['id']} of {self.name}, query {segment['query']}"
+        title = label_text(segment, self.config.id2label)
+        return self._of(segment["query"], segmentation == segment["id"], title, subtitle)
+
+    def of_query(self, query: int) -> ObjectAttention:
+        """Returns the attention of any query, with its own mask."""
+        probs = self.outputs.logits[0, query].float().softmax(-1)
+        label = int(probs[:-1].argmax())
+        title = label_text({"label_id": label, "score": float(probs[label])}, self.config.id2label)
+        height, width = self.outputs.canvas_sizes[0].tolist()
+        target = self.image.height, self.image.width
+        sizes = ImageSizes(processed=self._processed_size, canvas=(height, width), target=target)
+        mask = query_masks(self.outputs.pred_masks[0, query : query + 1], sizes)[..., 0].cpu().numpy()
+        return self._of(query, mask, title, f"query {query} of {self.name}, no object with {float(probs[-1]):.2f}")
+
+    @property
+    def _processed_size(self) -> tuple[int, int]:
+        height, width = self.outputs.image_sizes[0].tolist()
+        return height, width
+
+    def _of(self, query: int, mask: np.ndarray, title: str, subtitle: str) -> ObjectAttention:
+        mask_maps = self.outputs.mask_attentions[0, query]  # (M, h, w)
+        cross_maps = torch.stack([layer[0, :, query] for layer in self.outputs.cross_attentions])  # (L, M, h*w)
+        scale = torch.tensor([self.image.width, self.image.height] * 2)
+        left, top, right, bottom = (cxcywh_to_xyxy(self.outputs.pred_boxes[0, query].float()).cpu() * scale).tolist()
+        return ObjectAttention(
+            title=title,
+            subtitle=subtitle,
+            box=(left, top, right, bottom),
+            mask=mask,
+            mask_maps=mask_maps.float().cpu().numpy(),
+            cross_maps=cross_maps.unflatten(-1, mask_maps.shape[-2:]).float().cpu().numpy(),
+            processed_size=self._processed_size,
+            stride=(DILATED_STRIDES if self.config.dilation else STRIDES)[-1],
         )
-    ]
-    for anchor, (title, sheet) in sheets.items():
-        picture = picture_tag(sheet, alt=f"attention maps of {title}", max_side=SHEET_SIDE)
-        parts.append(Html(f'<section id="{anchor}" class="sheet">{picture}</section>'))
-    style = "<style>.sheet { margin-top: 2rem; } .sheet img { width: 100%; height: auto; }</style>"
-    write_page(file, f"What the model looked at in {explanation.name}", [Html(style), *parts])
-
-
-def _array(maps: Tensor) -> np.ndarray:
-    return maps.float().cpu().numpy()

@@ -6,27 +6,17 @@ Nothing is kept per image but its line in the journal. Heavy imports are inside 
 from __future__ import annotations
 
 import os
-import time
-from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..commands.frame import CommandError, report
-from .old_loading import add_device_option, resolve_device
+from ..commands.frame import CommandError
+from .old_loading import add_device_option
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
 
     import torch
-    from accelerate import PartialState
 
-    from ..evaluation.journal import Journal
-    from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-    from ..modeling_detr_panoptic import DetrPanopticForSegmentation
-    from .batching import Loaded
-    from .loop import Batch
 
 DTYPES = ("float32", "bfloat16", "float16")
 JOURNAL = ".journal"  # folder inside the output folder
@@ -76,118 +66,8 @@ def check_run_options(arguments: argparse.Namespace) -> None:
         raise CommandError(f"`--threshold` must be from 0 to 1, got {arguments.threshold}.")
 
 
-@contextmanager
-def processes(device: str) -> Iterator[tuple[PartialState, torch.device]]:
-    """This process among those that `accelerate launch` started, and its device.
-
-    Args:
-        device: as the user names it; "auto" gives each process a GPU of its own.
-    """
-    from accelerate import PartialState
-
-    resolved = resolve_device(device)
-    state = PartialState(cpu=resolved.type == "cpu", timeout=PATIENCE)
-    yield state, state.device if state.num_processes > 1 and device == "auto" else resolved
-    if state.num_processes > 1:
-        state.destroy_process_group()
-
-
-def run_over(
-    pictures: Any,
-    model: DetrPanopticForSegmentation,
-    processor: DetrPanopticImageProcessor,
-    journal: Journal,
-    state: PartialState,
-    arguments: argparse.Namespace,
-    describe: Callable[[Batch, Any], Iterable[dict[str, Any]]],
-    mask_queries: str | int | None = None,
-) -> float:
-    """Run the model over this process's share of what is not done; returns the images per second of all processes.
-
-    Args:
-        pictures: all images.
-        model: on its device.
-        processor: the model's.
-        journal: gets what `describe` says; knows what is done.
-        state: which process this is, of how many.
-        arguments: of `add_run_options`.
-        describe: makes an entry of the journal for each image of a batch, after it has written the image's files.
-        mask_queries: which queries get masks.
-
-    Raises:
-        CommandError: an image could not be read, and `--on-error` says stop; or the journal has lost lines.
-        FloatingPointError: the model's outputs are not finite.
-    """
-    from .batching import load_batches, plan_batches
-    from .loop import run_model
-
-    batches = enumerate(plan_batches(pictures, arguments.batch_size))
-    own = (batch for number, batch in batches if number % state.num_processes == state.process_index)
-    open_ones = (batch for batch in own if not all(map(journal.is_done, batch)))
-    before = len(journal)
-    started = time.perf_counter()
-    with journal:
-        state.wait_for_everyone()  # no line without the settings that it belongs to
-        workers = num_workers(arguments.workers, model.device, state.num_processes)
-        loaded: Any = load_batches(pictures, open_ones, processor, workers=workers)
-        shown = _with_progress(loaded, total=(len(pictures) - before) // state.num_processes, state=state)
-        readable = _readable(shown, journal, stop=arguments.on_error == "stop")
-        for batch, outputs in run_model(model, readable, mask_queries=mask_queries):
-            for record, entry in zip(batch.records, describe(batch, outputs), strict=True):
-                if not journal.is_done(record["index"]):  # others of its batch may be what is missing
-                    journal.write(record["index"], entry)
-    state.wait_for_everyone()
-    seconds = time.perf_counter() - started
-    journal.reload()
-    state.wait_for_everyone()  # only now may the main process remove it
-    lost = len(pictures) - len(journal) - len(journal.failures)
-    if lost:
-        raise CommandError(
-            f"{journal.folder} lacks {lost} of {len(pictures)} images, all of which were done: it was changed or "
-            "removed meanwhile. Start the same command again, and they are done again."
-        )
-    return (len(journal) - before) / seconds
-
-
-def _readable(loaded: Iterable[Loaded], journal: Journal, *, stop: bool) -> Iterator[Batch]:
-    """The batches; images that could not be read end the run, or are reported and noted."""
-    for batch, failures in loaded:
-        for failure in failures:
-            if stop:
-                raise CommandError(failure.message)
-            report(failure.message)
-            journal.write_failure(failure.place, failure.message)
-        if batch is not None:
-            yield batch
-
-
 def num_workers(wanted: int | None, device: torch.device, num_processes: int = 1) -> int:
     """Processes that read images for each process that runs the model; `wanted` is what the user said."""
     if wanted is not None:
         return wanted
     return 0 if device.type == "cpu" else min((os.cpu_count() or 1) // num_processes, MAX_WORKERS)
-
-
-def _with_progress(loaded: Iterable[Loaded], *, total: int, state: PartialState) -> Iterator[Loaded]:
-    """The same again, with a bar on the terminal of the main process if there are several images."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    speed = TextColumn("{task.fields[speed]:.2f} images/s")
-    columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
-    hidden = total <= 1 or not console.is_terminal or not state.is_main_process
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task("", total=total, speed=0.0)
-        started = time.perf_counter()
-        num_done = 0
-        for some in loaded:
-            yield some
-            num_done += len(some.failures) + (0 if some.batch is None else len(some.batch.records))
-            speed_now = num_done / (time.perf_counter() - started)
-            progress.update(task, completed=num_done, speed=speed_now)
-
-
-def journal_folder(output: Path) -> Path:
-    """Where the journal of a run lies."""
-    return output / JOURNAL

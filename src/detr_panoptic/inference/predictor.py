@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -76,7 +77,7 @@ class Predictor:
         Raises:
             ValueError: there is no such model or device, or the checkpoint is broken.
         """
-        if device == "auto" and (state := _processes()).num_processes > 1:
+        if device == "auto" and (state := processes()).num_processes > 1:
             device = state.device
         return cls(*load(model, device=device, dtype=dtype))
 
@@ -112,7 +113,7 @@ class Predictor:
             return next(self._segment_images([images], task, threshold))
         return list(self._segment_images(images, task, threshold))
 
-    def iterate(
+    def iterate(  # noqa: PLR0913  every option of a long run, each with a default
         self,
         source: Any,
         *,
@@ -122,6 +123,8 @@ class Predictor:
         num_workers: int | None = None,
         detections: Detections = "none",
         on_error: OnError = "stop",
+        failures: list[str] | None = None,
+        share: bool = False,
     ) -> Iterator[tuple[Mapping[str, Any], Prediction]]:
         """Yields each record of a source with its prediction, as they are computed.
 
@@ -133,6 +136,8 @@ class Predictor:
             num_workers: processes that load images; None: none on CPU, up to 8 on a GPU.
             detections: "box" or "mask" adds `Prediction.detections`, one for each query.
             on_error: for an image that cannot be read, "stop" raises its error and "skip" logs it.
+            failures: a list to which messages about skipped images are added.
+            share: whether each process of `accelerate launch` gets a share of the images, not all of them.
 
         Raises:
             ValueError: an argument is out of range, or an image cannot be read.
@@ -142,8 +147,11 @@ class Predictor:
         pictures, missing = _opened(source)
         _report(missing, on_error)
         plan = plan_batches(pictures, batch_size)
+        if share:
+            state = processes()
+            plan = islice(plan, state.process_index, None, state.num_processes)
         settings = {"task": task, "threshold": threshold, "detections": detections}
-        yield from self._run(pictures, plan, settings, workers=num_workers, on_error=on_error)
+        yield from self._run(pictures, plan, settings, workers=num_workers, on_error=on_error, failures=failures)
 
     def predict(  # noqa: PLR0913  every option of a long run, each with a default
         self,
@@ -194,7 +202,7 @@ class Predictor:
         _check_options(task, threshold, batch_size=batch_size, detections=detections, on_error=on_error)
         pictures, missing = _opened(source, split=split, data_format=data_format, limit=limit)
         _report(missing, on_error)
-        state = _processes()
+        state = processes()
         options = {"task": task, "threshold": threshold, "detections": detections}
         settings = {**options, "model": fingerprint(self.model, self.processor), "dtype": str(self.model.dtype)}
         settings |= {"batch_size": batch_size}
@@ -283,10 +291,10 @@ class Predictor:
             return wanted
         if self.model.device.type == "cpu":
             return 0
-        return min((os.cpu_count() or 1) // _processes().num_processes, MAX_WORKERS)
+        return min((os.cpu_count() or 1) // processes().num_processes, MAX_WORKERS)
 
 
-def _processes() -> PartialState:
+def processes() -> PartialState:
     """Returns this process's place among those of `accelerate launch`."""
     return PartialState(timeout=PATIENCE) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else PartialState()
 

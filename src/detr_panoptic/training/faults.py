@@ -1,4 +1,4 @@
-"""What may befall a run of hours: another run in its folder, a folder that fails, processes that die (docs/faults.md).
+"""What may befall a run of hours: another run in its folder, a folder that fails, processes that die.
 
 Heavy imports are inside the functions.
 """

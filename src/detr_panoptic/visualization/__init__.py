@@ -2,7 +2,6 @@
 
 from .attention import ObjectAttention, attention_on_pixels, draw_attention
 from .colors import class_colors, color_of, shade
-from .hover import hover_figure
 from .overlays import draw_segments, draw_side_by_side
 from .placement import place_labels
 from .sheets import stack
@@ -15,7 +14,6 @@ __all__ = [
     "draw_attention",
     "draw_segments",
     "draw_side_by_side",
-    "hover_figure",
     "place_labels",
     "shade",
     "stack",

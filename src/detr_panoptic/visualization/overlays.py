@@ -109,7 +109,7 @@ def draw_side_by_side(
         >>> draw_side_by_side(Image.new("RGB", (60, 40)), nothing, nothing, {0: "boat"}).width
         196
     """
-    style = {"alpha": alpha, "show_labels": show_labels}
+    style: dict[str, Any] = {"alpha": alpha, "show_labels": show_labels}
     drawn = (
         draw_segments(image, r["segmentation"], r["segments_info"], id2label, **style) for r in (truth, prediction)
     )
