@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from .evaluation.report import Evaluation
     from .evaluation.results import PanopticQualityResult
     from .explanation import Explanation, explain
+    from .exporting import export
     from .image_processing_detr_panoptic import DetrPanopticImageProcessor
     from .inference import Prediction, PredictionFolder, Predictor
+    from .labeling import complete_stuff
     from .modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticModel
     from .pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline
+    from .sharing import push
 
 __version__ = "0.1.0"
 
@@ -41,9 +44,12 @@ __all__ = [
     "Prediction",
     "PredictionFolder",
     "Predictor",
+    "complete_stuff",
     "convert_checkpoint",
     "evaluate",
     "explain",
+    "export",
+    "push",
     "read_panoptic",
 ]
 
@@ -60,6 +66,9 @@ _NAMES = {
     "evaluation.report": ("Evaluation",),
     "evaluation.results": ("PanopticQualityResult",),
     "checkpoints.conversion": ("convert_checkpoint",),
+    "exporting": ("export",),
+    "labeling": ("complete_stuff",),
+    "sharing": ("push",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _CONSOLE_SCRIPT = "detr-panoptic"

@@ -153,7 +153,7 @@ def test_what_a_training_leaves_shows_names_as_they_are(tmp_path):
     write_model_card(tmp_path, build_tiny(), data=data, recipe=plan, measured_on=NASTY["script"], picture=None)
     card = (tmp_path / "README.md").read_text().partition("\n---\n")[2]
     body = card.partition("## Data")[2]
-    for own in ("<details><summary>by class</summary>", "</details>", "`detr_panoptic.evaluation`"):
+    for own in ("<details><summary>by class</summary>", "</details>", "`detr_panoptic.evaluate`"):
         assert own in body
         body = body.replace(own, "")
     assert_only_table_cells(body, NAMES)

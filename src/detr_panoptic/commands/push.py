@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.plain_text import one_line
-from .frame import CommandError, add_command
+from .frame import add_command
 
 if TYPE_CHECKING:
     import argparse
-
-    from rich.console import Console
 
     from .frame import CommandParser
 
@@ -56,60 +54,10 @@ def register(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; 0 if everything is on the Hub, or could be."""
-    check_repository_name(arguments.repository)
+    from ..sharing import push
 
-    from rich.console import Console
-
-    from ..sharing.hub_folder import describe_files, left_out, write_hub_folder
-    from ..sharing.hub_upload import upload
-
-    console = Console(highlight=False, soft_wrap=True)
-    with tempfile.TemporaryDirectory() as temporary:
-        staging = Path(temporary)
-        write_hub_folder(
-            staging,
-            arguments.folder,
-            repository=arguments.repository,
-            evaluation=arguments.evaluation,
-            license_name=arguments.license,
-        )
-        console.print(describe_files(staging), markup=False)
-        if remaining := left_out(arguments.folder, staging):
-            console.print(one_line(f"Stays here: {', '.join(remaining)}"), markup=False)
-        if arguments.dry_run:
-            _show(console, staging)
-            return 0
-        url = upload(
-            staging,
-            arguments.repository,
-            private=arguments.private,
-            revision=arguments.revision,
-            message=arguments.message,
-        )
-    console.print(f"It is at {url}", markup=False)
+    names = ("private", "revision", "message", "evaluation", "license", "dry_run")
+    pushed = push(arguments.folder, arguments.repository, **{name: getattr(arguments, name) for name in names})
+    sys.stdout.write(f"{one_line(pushed.card)}\n" if arguments.dry_run else "")
+    sys.stdout.write(f"{pushed}\n")
     return 0
-
-
-def check_repository_name(name: str) -> None:
-    """Refuses what the Hub would refuse.
-
-    Raises:
-        CommandError: it is no name of a repository.
-    """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise CommandError(
-            f"`REPO` {name!r} is no name for a repository: OWNER/NAME, of letters, digits, '-', '_' and '.', "
-            "at most 96 characters."
-        ) from error
-
-
-def _show(console: Console, staging: Path) -> None:
-    console.print("\nThe card:\n")
-    card = (staging / "README.md").read_text(encoding="utf-8")
-    console.print("\n".join(map(one_line, card.split("\n"))), markup=False)
-    console.print("Nothing was sent (--dry-run).")

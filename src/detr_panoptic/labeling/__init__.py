@@ -1,1 +1,5 @@
-"""Completing annotations with a model."""
+"""Completion of annotations with a model."""
+
+from .completion import Completion, complete_stuff
+
+__all__ = ["Completion", "complete_stuff"]

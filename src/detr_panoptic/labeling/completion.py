@@ -1,143 +1,265 @@
-"""Filling what an annotation leaves void with what a model sees there."""
+"""`complete_stuff`: things annotated by hand, the rest added by a model."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import count
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from pycocotools import mask as rle
+from tqdm.auto import tqdm
 
-from ..data.categories import Categories
-from ..data.checks import TINY_AREA
-from ..data.records import measure_segments
-from ..segment_ids import VOID_ID, segment_extents
+from ..data.files import check_new_folder, whole_folder
+from ..data.plain_text import markdown
+from ..data.records import segmentation_ids
+from ..data.writing import write_coco_panoptic_dataset
+from ..inference import Predictor
+from ..inference.pictures import DatasetPictures
+from ..inference.predictor import OnError
+from ..scenes.source import read_source
+from ..segment_ids import VOID_ID
+from ..visualization import draw_segments
+from ..visualization.sheets import stack
+from .filling import LabelMatch, fill_void, match_stuff
 
-MIN_VISIBLE_SHARE = 0.5  # of a thing; less is mostly an annotated one that the model takes for another class
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
+    from PIL import Image
 
-class LabelMatch(NamedTuple):
-    """Which of a model's labels may be added to data, and as what.
+    from ..inference import Prediction
 
-    Args:
-        categories: of the completed data: its own first, then new ones.
-        labels: label of the completed data for each label of the model that may be added.
-    """
-
-    categories: Categories
-    labels: dict[int, int]
-
-
-class Completed(NamedTuple):
-    """A map whose void was filled.
-
-    Args:
-        ids: (H, W).
-        segments_info: its segments.
-        added: pixels that each label got.
-    """
-
-    ids: np.ndarray
-    segments_info: list[dict[str, Any]]
-    added: dict[int, int]
+DRAWN, ROWS = 24, 6  # images in the report, and on each of its sheets
+DRAWN_SIDE = 640  # pixels, at most
 
 
-def match_labels(data: Categories, model: Categories, *, with_things: bool) -> LabelMatch:
-    """Which of a model's labels may be added, and as what; classes are the same if their names are.
-
-    Stuff may be added, with `with_things` also things of classes that the data does not have: of those that it has,
-    every one is annotated. What the data has as things is never added as stuff.
+class AddedClass(NamedTuple):
+    """A class that was added.
 
     Args:
-        data: labels of the data.
-        model: labels of the model.
-        with_things: whether things may be added.
-
-    Returns:
-        A new class keeps the model's category id, unless the data has another class of that id: then it gets one
-        that neither has.
+        name: of the class.
+        is_thing: whether it is a thing.
+        images: number of images that got it.
+        pixels: number of pixels that got it.
     """
-    taken = {*data.category_ids, *model.category_ids}
-    completed, labels = data, {}
-    for label, (name, is_thing) in enumerate(zip(model.names, model.is_thing, strict=True)):
-        if name in data.names:
-            own = data.names.index(name)
-            if not is_thing and not data.is_thing[own]:
-                labels[label] = own
-            continue
-        if is_thing and not with_things:
-            continue
-        category_id = model.category_ids[label]
-        if category_id in data.category_ids:
-            category_id = max(taken) + 1
-            taken.add(category_id)
-        labels[label] = len(completed)
-        completed = replace(
-            completed,
-            names=(*completed.names, name),
-            is_thing=(*completed.is_thing, is_thing),
-            category_ids=(*completed.category_ids, category_id),
+
+    name: str
+    is_thing: bool
+    images: int
+    pixels: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What `complete_stuff` added.
+
+    Args:
+        folder: the completed data.
+        images: number of images.
+        skipped: number of images that could not be read.
+        void_before: share of void pixels before, in [0, 1].
+        void_after: share of void pixels after, in [0, 1].
+        added: the added classes, the largest first.
+    """
+
+    folder: Path
+    images: int
+    skipped: int
+    void_before: float
+    void_after: float
+    added: tuple[AddedClass, ...]
+
+    def __str__(self) -> str:
+        """Returns a table of the added classes, and the share of void before and after."""
+        rows = [("added class", "", "images", "pixels")]
+        rows += [(row.name, _kind(row), str(row.images), str(row.pixels)) for row in self.added]
+        width = max(len(row[0]) for row in rows)
+        lines = [f"{name:{width}}  {kind:5}  {images:>7}  {pixels:>12}" for name, kind, images, pixels in rows]
+        return "\n".join([*(lines if self.added else []), self._totals()])
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `completion.json` and `completion.md`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {**asdict(self), "folder": str(self.folder), "added": [row._asdict() for row in self.added]}
+        (folder / "completion.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        rows = [f"| {markdown(row.name)} | {_kind(row)} | {row.images} | {row.pixels} |" for row in self.added]
+        sheets = [f"![before and after]({path.name})" for path in sorted(folder.glob("sheet_*.png"))]
+        header = ["| class | | images | pixels |", "|---|---|---|---|"]
+        text = ["# Added stuff", "", self._totals(), "", *header, *rows, "", *sheets]
+        (folder / "completion.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+
+    def _totals(self) -> str:
+        skipped = f", {self.skipped} skipped" if self.skipped else ""
+        return f"{self.images} images{skipped}; void {self.void_before:.1%} before, {self.void_after:.1%} after"
+
+
+def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a default
+    source: Any,
+    output: str | Path,
+    *,
+    model: Any,
+    threshold: float | None = None,
+    with_things: bool = False,
+    report: str | Path | None = None,
+    split: str | None = None,
+    data_format: str | None = None,
+    limit: int | None = None,
+    batch_size: int = 1,
+    num_workers: int | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    on_error: OnError = "stop",
+    progress: bool = True,
+) -> Completion:
+    """Fills the void of annotations with the stuff that a model predicts there, and writes the result.
+
+    The output is a folder in COCO panoptic layout: `images/`, `panoptic/` and `panoptic.json`. Annotated pixels stay
+    as they are, and image files are copied byte by byte. Stuff that is annotated in a part of an image grows. Classes
+    are matched by name, ignoring case; stuff that the data lacks becomes a new class.
+
+    A pixel stays void if no segment with a score above the threshold owns it, if no mask of such a query has a
+    probability of at least one half there, or if the model predicts a thing there that is not to be added.
+
+    Args:
+        source: annotated images, as `read_panoptic` takes them, or "scenes".
+        output: a folder that is empty or does not exist.
+        model: a folder, a name on the Hub, or a `Predictor`.
+        threshold: least score of a segment, in [0, 1]. None: the image processor's.
+        with_things: add things, too, of classes that the data lacks.
+        report: a folder for `completion.md`, `completion.json` and sheets of images before and after.
+        split: of the source.
+        data_format: of the source. None recognizes it.
+        limit: number of images, from the first.
+        batch_size: images of similar shape that share a forward; their padding changes results slightly.
+        num_workers: processes that load images. None: none on CPU, up to 8 on a GPU.
+        device: for a model that is loaded here. "auto" takes a GPU if there is one.
+        dtype: of the computation, such as "bfloat16". None: float32.
+        on_error: for an image that cannot be read, "stop" raises its error and "skip" leaves it out and logs it.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: the output exists, an image cannot be read, or the model has no class that may be added.
+
+    Example:
+        ```python
+        from detr_panoptic import complete_stuff
+
+        completion = complete_stuff("my_things", "my_data", model="facebook/detr-resnet-50-panoptic", report="added")
+        print(completion)
+        ```
+    """
+    output = Path(output)
+    check_new_folder(output)
+    data = read_source(source, split=split, data_format=data_format, limit=limit)
+    is_name = isinstance(model, (str, Path))
+    predictor = Predictor.from_pretrained(model, device=device, dtype=dtype) if is_name else model
+    match = match_stuff(data.categories, predictor.categories, with_things=with_things)
+    if not match.labels:
+        raise ValueError("`model` has no class that may be added to the data.")
+    additions = _Additions(match, drawn=DRAWN if report is not None else 0)
+    pictures = DatasetPictures(data.records)
+    predictions = predictor.iterate(
+        pictures,
+        threshold=threshold,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        detections="mask",
+        on_error=on_error,
+    )
+    least = predictor.processor.threshold if threshold is None else threshold
+    completed = (
+        additions.complete({**record, "image": pictures.stored(record["index"])["image"]}, prediction, least)
+        for record, prediction in tqdm(predictions, total=len(data.records), unit="image", disable=not progress)
+    )
+    with whole_folder(output) as folder:
+        write_coco_panoptic_dataset(folder, completed, match.categories)
+    if not additions.num_images:
+        raise ValueError("no image of `source` can be read.")
+    completion = additions.summary(output, skipped=len(data.records) - additions.num_images)
+    if report is not None:
+        additions.draw_sheets(Path(report))
+        completion.save(report)
+    return completion
+
+
+class _Additions:
+    """Counts and draws what is added, record by record.
+
+    Args:
+        match: labels that may be added.
+        drawn: number of images to draw.
+    """
+
+    def __init__(self, match: LabelMatch, *, drawn: int) -> None:
+        self.match = match
+        self.drawn = drawn
+        self.num_images = 0
+        self.images: Counter[int] = Counter()
+        self.pixels: Counter[int] = Counter()
+        self.void_before = self.void_after = self.all_pixels = 0
+        self.pairs: list[tuple[str, Image.Image, Image.Image]] = []
+
+    def complete(self, record: Mapping[str, Any], prediction: Prediction, threshold: float) -> dict[str, Any]:
+        """Returns the record with its void filled."""
+        ids = segmentation_ids(record["segmentation"])
+        seen = np.where(claimed_pixels(prediction, threshold), prediction.segmentation, VOID_ID)
+        filled = fill_void(ids, record["segments_info"], seen, prediction.segments_info, self.match)
+        self.num_images += 1
+        self.images.update(filled.added.keys())
+        self.pixels.update(filled.added)
+        self.all_pixels += ids.size
+        self.void_before += int((ids == VOID_ID).sum())
+        self.void_after += int((filled.ids == VOID_ID).sum())
+        if filled.added and len(self.pairs) < self.drawn:
+            before = self._drawn(prediction.image, ids, record["segments_info"])
+            after = self._drawn(prediction.image, filled.ids, filled.segments_info)
+            self.pairs.append((prediction.name, before, after))
+        return {**record, "segmentation": filled.ids, "segments_info": filled.segments_info}
+
+    def _drawn(self, image: Image.Image, ids: np.ndarray, segments_info: Any) -> Image.Image:
+        picture = draw_segments(image, ids, segments_info, self.match.categories.id2label)
+        picture.thumbnail((DRAWN_SIDE, DRAWN_SIDE))
+        return picture
+
+    def summary(self, output: Path, *, skipped: int) -> Completion:
+        """Returns what was added."""
+        categories = self.match.categories
+        added = tuple(
+            AddedClass(categories.names[label], categories.is_thing[label], self.images[label], pixels)
+            for label, pixels in self.pixels.most_common()
         )
-    return LabelMatch(completed, labels)
+        before, after = (void / max(self.all_pixels, 1) for void in (self.void_before, self.void_after))
+        return Completion(output, self.num_images, skipped, before, after, added)
+
+    def draw_sheets(self, folder: Path) -> None:
+        """Writes the drawn images, before and after side by side, as `sheet_1.png` and so on."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, start in enumerate(range(0, len(self.pairs), ROWS), start=1):
+            pairs = self.pairs[start : start + ROWS]
+            pictures = [picture for _, *pair in pairs for picture in pair]
+            captions = [f"{name}: {when}" for name, *_ in pairs for when in ("before", "after")]
+            stack(pictures, columns=2, captions=captions).save(folder / f"sheet_{number}.png")
 
 
-def fill_void(
-    ids: np.ndarray,
-    segments_info: Sequence[Mapping[str, Any]],
-    seen: np.ndarray,
-    seen_segments: Sequence[Mapping[str, Any]],
-    match: LabelMatch,
-) -> Completed:
-    """Fill the void of a map.
-
-    Every annotated pixel stays what it is. Stuff that is annotated in a part of the image grows, since stuff has one
-    segment; anything else becomes a new one. Left out are segments that would be tiny, and things of which less than
-    half would be seen.
-
-    Args:
-        ids: (H, W) annotated map.
-        segments_info: its entries, as records have them.
-        seen: (H, W) map of what the model sees, 0 where it sees nothing or is not sure.
-        seen_segments: its entries: `id` and the model's `label_id`.
-        match: of the model's labels to those of the result.
-    """
-    free = np.where(ids == VOID_ID, seen, VOID_ID)
-    stuff = {s["label_id"]: s["id"] for s in segments_info if not match.categories.is_thing[s["label_id"]]}
-    taken = {segment["id"] for segment in segments_info}
-    unused = (new_id for new_id in count(1) if new_id not in taken)
-    new_ids: dict[int, int] = {}
-    new_segments = []
-    added: dict[int, int] = {}
-    for seen_id, label, area in _fitting(seen, free, seen_segments, match):
-        is_thing = match.categories.is_thing[label]
-        if is_thing or label not in stuff:
-            new_segments.append({"id": next(unused), "label_id": label, "iscrowd": 0})
-            new_ids[seen_id] = new_segments[-1]["id"]
-            stuff |= {} if is_thing else {label: new_ids[seen_id]}
-        else:
-            new_ids[seen_id] = stuff[label]
-        added[label] = added.get(label, 0) + area
-    result = ids.copy()
-    for seen_id, new_id in new_ids.items():
-        result[free == seen_id] = new_id
-    grown = set(new_ids.values())
-    old = [measure_segments(result, [s])[0] if s["id"] in grown else dict(s) for s in segments_info]
-    return Completed(result, old + measure_segments(result, new_segments), added)
+def claimed_pixels(prediction: Prediction, threshold: float) -> np.ndarray:
+    """Returns where a query above the threshold has a mask probability of at least one half: (H, W) bool."""
+    size = list(prediction.segmentation.shape)
+    codes = [
+        {"size": size, "counts": detection["counts"]}
+        for detection in prediction.detections or ()
+        if detection["score"] > threshold
+    ]
+    if not codes:
+        return np.zeros(size, dtype=bool)
+    with warnings.catch_warnings():  # pycocotools 2.0 meets numpy 2's rules for `__array__`
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return rle.decode(rle.merge(codes)).astype(bool)
 
 
-def _fitting(
-    seen: np.ndarray, free: np.ndarray, seen_segments: Sequence[Mapping[str, Any]], match: LabelMatch
-) -> Iterator[tuple[int, int, int]]:
-    """Id, new label and free pixels of what may be added."""
-    whole, fitting = _areas(seen), _areas(free)
-    for segment in seen_segments:
-        label = match.labels.get(segment["label_id"])
-        area = fitting.get(segment["id"], 0)
-        if label is None or area <= TINY_AREA:
-            continue
-        if not match.categories.is_thing[label] or area >= MIN_VISIBLE_SHARE * whole[segment["id"]]:
-            yield segment["id"], label, area
-
-
-def _areas(ids: np.ndarray) -> dict[int, int]:
-    found = segment_extents(ids)
-    return dict(zip(found.ids.tolist(), found.areas.tolist(), strict=True))
+def _kind(row: AddedClass) -> str:
+    return "thing" if row.is_thing else "stuff"

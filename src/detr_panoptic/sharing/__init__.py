@@ -1,1 +1,15 @@
-"""Models on the Hugging Face Hub."""
+"""Model cards and uploads to the Hugging Face Hub."""
+
+from .card import CardFacts, MeasuredQuality, build_card, class_table, public_name, write_card
+from .pushing import PushedModel, push
+
+__all__ = [
+    "CardFacts",
+    "MeasuredQuality",
+    "PushedModel",
+    "build_card",
+    "class_table",
+    "public_name",
+    "push",
+    "write_card",
+]

@@ -26,9 +26,9 @@ from ..data.augmentation import (
 from ..data.categories import Categories
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..inference.old_loading import load_model
-from ..model_card import public_name
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from ..scenes.source import SCENES, read_source
+from ..sharing.card import public_name
 from .aids import attach_training_aids
 from .arguments import DataArguments, TrainingArguments
 from .backbone_weights import load_backbone_weights

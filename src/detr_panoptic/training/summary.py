@@ -7,13 +7,12 @@ from typing import Any
 
 from ..data.hub_names import hub_name
 from ..data.plain_text import markdown, one_line
-from ..model_card import MeasuredQuality, class_table, model_card
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+from ..sharing.card import MeasuredQuality, class_table, write_card
 from .checkpoints import METRICS
 
 CURVES = "training_curves.png"
 SUMMARY = "training_summary.md"
-CARD = "README.md"
 LOSS_TERMS = ("loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
 
 
@@ -95,11 +94,10 @@ def write_model_card(folder: Path, model: DetrPanopticForSegmentation, *, measur
         folder: output of the run; also the model's name.
         model: that was trained.
         measured_on: the name of the data that PQ was measured on.
-        known: fields of `model_card.ModelFacts`.
+        known: fields of `sharing.CardFacts`.
     """
     quality = best_quality(folder, measured_on)
-    card = model_card(model, folder.resolve().name, quality=quality, **known)
-    (folder / CARD).write_text(str(card), encoding="utf-8")
+    write_card(folder, model, quality=quality, **known)
 
 
 def best_quality(folder: Path, measured_on: str) -> MeasuredQuality | None:

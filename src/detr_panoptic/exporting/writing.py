@@ -1,4 +1,4 @@
-"""A model as a file for other programs: ONNX, or PyTorch's exported program."""
+"""Traces a model and writes it as ONNX or as a program for `torch.export.load`."""
 
 from __future__ import annotations
 
@@ -24,43 +24,23 @@ if TYPE_CHECKING:
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
-FILE_NAMES = {"onnx": "model.onnx", "torch-export": "model.pt2"}
-OPSET = 20  # of ONNX: what torch 2.15 writes without converting
-MAX_BATCH, MAX_SIDE = 256, 8192  # of a dynamic graph, for the solver that proves its shapes
-FOLDED_BYTES = 2**31  # the largest constant that is computed at export: all
-EXAMPLE = (2, 3 * CANVAS_STEP + 1, 4 * CANVAS_STEP + 3)  # batch and sides that a dynamic graph is traced with
+OPSET = 20  # the ONNX opset that torch 2.15 writes without conversion
+MAX_BATCH, MAX_SIDE = 256, 8192  # bounds for the shape solver of a dynamic graph
+FOLDED_BYTES = 2**31  # fold constants of any size
+EXAMPLE = (2, 3 * CANVAS_STEP + 1, 4 * CANVAS_STEP + 3)  # batch, height and width for tracing a dynamic graph
 
 
 def trace(
-    model: DetrPanopticForSegmentation,
-    processor: DetrPanopticImageProcessor,
-    options: GraphOptions,
-    *,
-    batch: int = 1,
-    canvas: tuple[int, int] | None = None,
-    half: bool = False,
+    model: DetrPanopticForSegmentation, processor: DetrPanopticImageProcessor, options: GraphOptions
 ) -> ExportedProgram:
-    """The model as a graph of PyTorch's operations, without Python.
-
-    Args:
-        model: stays as it is.
-        processor: its image processor.
-        options: what the graph takes and returns; with `any_size` batch, height and width are free.
-        batch: images of a graph of one size.
-        canvas: (height, width) of a graph of one size, padding included.
-        half: compute in float16.
-
-    Raises:
-        ValueError: sizes are missing, or given for a graph that takes any.
-    """
-    if (canvas is None) != options.any_size:
-        raise ValueError(f"`canvas` must be given unless the graph takes any size, got {canvas}.")
+    """Traces a copy of a model to a graph of PyTorch operations, without Python."""
     model = copy.deepcopy(model).cpu().eval()
-    # Written out: the fused kernel stands for a graph with more steps, which guard against what is not possible here.
+    # The fused kernel is traced as a graph with more steps, which handle cases that cannot occur here.
     model.set_attn_implementation("eager")
     pad_in_whole_numbers(model)
-    graph = ExportGraph(model.half() if half else model, processor, options)
-    batch, height, width = EXAMPLE if canvas is None else (batch, *canvas)
+    graph = ExportGraph(model.half() if options.half else model.float(), processor, options)
+    options = graph.options
+    batch, height, width = EXAMPLE if options.size is None else (options.batch_size, *options.size)
     shape = (batch, height, width, 3) if options.uint8 else (batch, 3, height, width)
     pixels = torch.zeros(shape, dtype=torch.uint8 if options.uint8 else torch.float32)
     mask = torch.ones(batch, height, width, dtype=torch.int64)
@@ -68,24 +48,24 @@ def trace(
         return torch.export.export(
             graph,
             (pixels, mask),
-            dynamic_shapes=_free_dimensions(options) if options.any_size else None,
-            prefer_deferred_runtime_asserts_over_guards=options.any_size,
+            dynamic_shapes=_free_dimensions(options) if options.dynamic else None,
+            prefer_deferred_runtime_asserts_over_guards=options.dynamic,
         )
 
 
 def write_torch(program: ExportedProgram, file: Path) -> None:
-    """Writes a program that `torch.export.load` reads, anywhere where PyTorch is."""
+    """Writes a program for `torch.export.load`."""
     torch.export.save(program, file)
 
 
 def write_onnx(program: ExportedProgram, file: Path, options: GraphOptions, *, labels: Mapping[Any, str]) -> None:
-    """Writes a program as ONNX, with everything computed that does not depend on the images.
+    """Writes a program as ONNX, with all constants folded.
 
     Args:
-        program: what `trace` returned.
-        file: `.onnx`, weights inside.
-        options: of the graph; they name its inputs and outputs.
-        labels: names by label id; they are written into the file, as JSON under `id2label`.
+        program: the result of `trace`.
+        file: the `.onnx` file, which contains the weights.
+        options: those of the graph; they name its inputs and outputs.
+        labels: names by label id, written to the file's metadata as JSON under `id2label`.
 
     Raises:
         ImportError: the extra `export` is not installed.
@@ -100,11 +80,11 @@ def write_onnx(program: ExportedProgram, file: Path, options: GraphOptions, *, l
             opset_version=OPSET,
             optimize=False,
             verbose=False,
-            dynamic_shapes=_free_dimensions(options) if options.any_size else None,  # for the names of the axes
+            dynamic_shapes=_free_dimensions(options) if options.dynamic else None,  # for the names of the axes
         )
         optimizer.optimize(written.model)
-        # That leaves large constants alone, and with them the frozen norms: the graph would scale the weights of its
-        # convolutions anew at every image.
+        # The optimizer keeps large constants, and with them the frozen norms: the graph would scale the weights of
+        # its convolutions again for every image.
         optimizer.fold_constants(
             written.model, input_size_limit=FOLDED_BYTES, output_size_limit=FOLDED_BYTES, should_fold=_is_worth_folding
         )
@@ -114,7 +94,7 @@ def write_onnx(program: ExportedProgram, file: Path, options: GraphOptions, *, l
 
 
 def _free_dimensions(options: GraphOptions) -> tuple[dict[int, Any], dict[int, Any]]:
-    """Names of the axes that are free, of both inputs."""
+    """Returns the free axes of both inputs by name."""
     batch = Dim("batch", min=1, max=MAX_BATCH)
     height, width = (Dim(name, min=CANVAS_STEP + 1, max=MAX_SIDE) for name in ("height", "width"))
     first = 1 if options.uint8 else 2
@@ -122,13 +102,13 @@ def _free_dimensions(options: GraphOptions) -> tuple[dict[int, Any], dict[int, A
 
 
 def _is_worth_folding(node: Any) -> bool | None:
-    """False for maps filled with one number, which would be megabytes of the file; None: by its size."""
+    """Returns False for maps filled with one number, which would add megabytes. None: decide by size."""
     return False if node.op_type in ("Expand", "ConstantOfShape") else None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the notes of the libraries: operations that are not folded, axes that share a name as they should."""
+    """Silences notes about operations that are not folded and about axes that share a name on purpose."""
     logger = logging.getLogger("onnxscript")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,10 +1,10 @@
 """The paper's merging as a graph over a batch: `merge_paper` of `panoptic_merging.py` without lists and Python loops.
 
-The same steps in the same order, at the processed size, and so the same map, to rounding where two masks are equal:
-queries above the threshold, mask logits resized bilinearly, one argmax per pixel, stuff fused into the first query of
-its class, segments of up to `MIN_SEGMENT_AREA` pixels dropped and everything again until none is dropped. That last
-loop is a `while_loop`, which ONNX has as Loop; as a pass over an image that has settled changes nothing, all images of
-a batch go on until the last has settled.
+The steps and their order are the same, at the processed size, so the map is the same except where two masks are
+equal to rounding: keep queries above the threshold, resize mask logits bilinearly, take one argmax per pixel, fuse
+stuff into the first query of its class, drop segments of up to `MIN_SEGMENT_AREA` pixels, and repeat until none is
+dropped. The repetition is a `while_loop` (ONNX's Loop). All images of a batch repeat until the last one has settled,
+since another pass does not change a settled image.
 
 Legend: B images, N queries with a mask, K labels, (h, w) map of the masks, (H, W) canvas.
 """
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-MASK_STRIDE = 4  # pixels of the canvas per cell of a mask
-NO_SEGMENT = -1  # label id of the table's empty places
+MASK_STRIDE = 4  # canvas pixels per mask cell
+NO_SEGMENT = -1  # label id of empty table entries
 
 
 class SegmentTables(NamedTuple):
-    """A map of each image, and what its segments are; place i of a table tells of id i + 1.
+    """The map of each image and tables of its segments. Entry i of a table describes the segment with id i + 1.
 
     Args:
-        segmentation: (B, H, W) int32, 0 is void (padding included), ids from 1.
+        segmentation: (B, H, W) int32, 0 is void and padding, ids start at 1.
         label_ids: (B, N) int64, -1 where there is no segment.
         scores: (B, N) float32, 0 where there is none.
-        areas: (B, N) int64, pixels of the map.
+        areas: (B, N) int64, in pixels.
     """
 
     segmentation: Tensor
@@ -45,14 +45,14 @@ class SegmentTables(NamedTuple):
 def merge_batch(
     logits: Tensor, masks: Tensor, pixel_mask: Tensor, *, threshold: float, stuff_label_ids: Collection[int]
 ) -> SegmentTables:
-    """Merges the masks of each image, at the size at which the model saw it.
+    """Merges the masks of each image at its processed size.
 
     Args:
         logits: (B, N, K + 1), the last class is "no object".
-        masks: (B, N, h, w) mask logits of the canvas, of stride 4.
-        pixel_mask: (B, H, W), 1 on the image, which is at the upper left.
+        masks: (B, N, h, w) mask logits of the canvas, stride 4.
+        pixel_mask: (B, H, W), 1 on the image, which is at the top left.
         threshold: a query is kept if its best class is not "no object" and its probability is above this.
-        stuff_label_ids: labels of which an image has at most one segment.
+        stuff_label_ids: labels with at most one segment per image.
     """
     scores, labels = logits.softmax(-1).max(-1)  # (B, N)
     kept = (labels != logits.shape[-1] - 1) & (scores > threshold)
@@ -62,7 +62,7 @@ def merge_batch(
     values = _resized_to_image(masks, pixel_mask)
     inside = pixel_mask.bool()
     owner, kept, areas = _settle(values, inside, kept, labels, is_stuff)
-    number = torch.where(kept, kept.long().cumsum(1), 0)  # (B, N), the id of each query's segment
+    number = torch.where(kept, kept.long().cumsum(1), 0)  # (B, N) segment id of each query
     segmentation = torch.where(inside, _of_owner(number, owner), 0).int()
     return SegmentTables(segmentation, *_tables(kept, labels, scores, areas))
 
@@ -70,7 +70,7 @@ def merge_batch(
 def _settle(
     values: Tensor, inside: Tensor, kept: Tensor, labels: Tensor, is_stuff: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Assigns pixels until no segment is too small: the owner of each pixel, who is left, and their areas.
+    """Assigns pixels to queries until no segment is too small.
 
     Args:
         values: (B, H, W, N) resized mask logits.
@@ -78,13 +78,16 @@ def _settle(
         kept: (B, N) bool, queries above the threshold.
         labels: (B, N) int64.
         is_stuff: (B, N) bool.
+
+    Returns:
+        The owner of each pixel (B, H, W), the queries that are left (B, N), and their areas (B, N).
     """
     own = torch.arange(labels.shape[1], device=labels.device)
     same_stuff = is_stuff[:, :, None] & (labels[:, :, None] == labels[:, None])  # (B, N, N)
     counted = inside.long().flatten(1)
 
     def unsettled(_owner: Tensor, _areas: Tensor, _kept: Tensor, changed: Tensor) -> Tensor:
-        return changed.clone()  # what goes in may not come out, says `while_loop`
+        return changed.clone()  # `while_loop` refuses to return an input
 
     def assign(_owner: Tensor, _areas: Tensor, kept: Tensor, _changed: Tensor) -> tuple[Tensor, ...]:
         owner = values.masked_fill(~kept[:, None, None], float("-inf")).argmax(-1)
@@ -94,7 +97,7 @@ def _settle(
         large = kept & (areas > MIN_SEGMENT_AREA)
         return owner, areas, large, (large != kept).any()
 
-    # The first pass is in the loop as well: OpenVINO 2026.4 returns garbage from a loop that does not run once.
+    # The first pass is in the loop, too: OpenVINO 2026.4 returns garbage from a loop that never runs.
     start = (
         torch.zeros_like(inside, dtype=torch.int64),
         torch.zeros_like(labels),
@@ -106,10 +109,10 @@ def _settle(
 
 
 def _tables(kept: Tensor, labels: Tensor, scores: Tensor, areas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Label ids, scores and areas (B, N) of the queries that are left, in their order, at the front."""
+    """Moves label ids, scores and areas (B, N) of the remaining queries to the front, in order."""
     count = kept.shape[1]
     place = torch.arange(count, device=kept.device)
-    # Different numbers, so that the order does not hang on how a runtime sorts equal ones.
+    # Distinct keys: runtimes sort equal ones differently.
     order = torch.where(kept, place, place + count).topk(count, dim=1, largest=False).indices
     label_ids = torch.where(kept, labels, NO_SEGMENT)
     return tuple(  # type: ignore[return-value]  # three, as there are three here
@@ -119,21 +122,21 @@ def _tables(kept: Tensor, labels: Tensor, scores: Tensor, areas: Tensor) -> tupl
 
 
 def _of_owner(table: Tensor, owner: Tensor) -> Tensor:
-    """The entry of each pixel's owner: (B, N) and (B, H, W) to (B, H, W)."""
+    """Looks up each pixel's owner: (B, N) and (B, H, W) to (B, H, W)."""
     return table.gather(1, owner.flatten(1)).view_as(owner)
 
 
 def _resized_to_image(masks: Tensor, pixel_mask: Tensor) -> Tensor:
-    """Mask logits (B, N, h, w) at each image's own pixels, (B, H, W, N); on its padding they mean nothing.
+    """Resizes mask logits (B, N, h, w) to each image's own pixels, (B, H, W, N). Values on padding are undefined.
 
-    The part of the map that shows the image alone is resized to the image, as `merge_paper` does it.
+    Only the part of the map that shows the image is resized, as in `merge_paper`.
     """
     batch, num_queries, height, width = masks.shape
     real = pixel_mask.bool()
     rows = _taps(real.any(2).sum(1), pixel_mask.shape[1])
     columns = _taps(real.any(1).sum(1), pixel_mask.shape[2])
     first_row = torch.arange(batch, device=masks.device)[:, None] * height
-    # Queries last: what is copied are whole runs of them.
+    # Queries last, so that gathering copies contiguous runs.
     maps = masks.permute(0, 2, 3, 1).reshape(batch * height, width * num_queries)
     tall = _mix(maps, first_row + rows.low, first_row + rows.high, rows.weight)  # (B, H, w * N)
     first_cell = torch.arange(batch * pixel_mask.shape[1], device=masks.device).view(batch, -1, 1) * width
@@ -142,7 +145,7 @@ def _resized_to_image(masks: Tensor, pixel_mask: Tensor) -> Tensor:
 
 
 class _Taps(NamedTuple):
-    """Linear interpolation of one axis of each image: (B, n) indices of two cells, and the second one's weight."""
+    """Linear interpolation along one axis: (B, n) indices of two cells and the weight of the second."""
 
     low: Tensor
     high: Tensor
@@ -150,7 +153,7 @@ class _Taps(NamedTuple):
 
 
 def _taps(processed: Tensor, canvas: int) -> _Taps:
-    """Where the pixels of images of `processed` (B,) pixels read on an axis of the map."""
+    """Returns the taps for images that are `processed` (B,) pixels long on an axis."""
     cells = (processed + MASK_STRIDE - 1) // MASK_STRIDE
     centers = torch.arange(canvas, device=processed.device).float() + 0.5
     source = (centers * cells[:, None].float() / processed[:, None].float() - 0.5).clamp(min=0)
@@ -160,6 +163,6 @@ def _taps(processed: Tensor, canvas: int) -> _Taps:
 
 
 def _mix(cells: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
-    """cells[low] * (1 - weight) + cells[high] * weight, of rows (n, C) of cells."""
+    """Returns cells[low] * (1 - weight) + cells[high] * weight for rows (n, C) of cells."""
     weight = weight[..., None]
     return cells[low] * (1 - weight) + cells[high] * weight

@@ -2,33 +2,26 @@
 
 import copy
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from timm.layers import Conv2dSame
 from torch import nn
 from torch.export import Dim
 
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
-from detr_panoptic.cli import main
-from detr_panoptic.export import (
-    ExportGraph,
-    GraphOptions,
-    for_canvas,
-    graph_inputs,
-    quantize_dynamic,
-    quantize_static,
-    trace,
-    write_onnx,
-    write_torch,
-)
-from detr_panoptic.export.graph import CANVAS_STEP, PREDICTIONS, _missing
-from detr_panoptic.export.merging import merge_batch
-from detr_panoptic.export.same_padding import pad_in_whole_numbers
+from detr_panoptic.exporting import GraphOptions, export, graph_inputs
+from detr_panoptic.exporting.graph import CANVAS_STEP, PREDICTIONS, ExportGraph, missing_pixels
+from detr_panoptic.exporting.inputs import calibration_images, fitted_to_canvas
+from detr_panoptic.exporting.merging import merge_batch
+from detr_panoptic.exporting.quantization import quantize_file
+from detr_panoptic.exporting.same_padding import pad_in_whole_numbers
+from detr_panoptic.exporting.writing import trace, write_onnx, write_torch
 from detr_panoptic.panoptic_merging import ImageSizes, merge_paper
-
-from .conftest import build_tiny
+from tests.conftest import build_tiny
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -92,11 +85,10 @@ def program(model, processor):
     """Traces each kind of graph once, which takes seconds."""
     traced = {}
 
-    def program(options, *, canvas, half):
-        key = (options, canvas, half)
-        if key not in traced:
-            traced[key] = trace(model, processor, options, canvas=canvas, half=half)
-        return traced[key]
+    def program(options):
+        if options not in traced:
+            traced[options] = trace(model, processor, options)
+        return traced[options]
 
     return program
 
@@ -106,14 +98,13 @@ def write(tmp_path_factory, model, program):
     """Writes an ONNX file, each kind once."""
     written = {}
 
-    def write(*, canvas=None, half=False, **settings):
-        options = GraphOptions(mask_queries=MASKS, any_size=canvas is None, **settings)
-        key = (options, canvas, half)
-        if key not in written:
+    def write(**settings):
+        options = GraphOptions(mask_queries=MASKS, **settings)
+        if options not in written:
             file = tmp_path_factory.mktemp("onnx") / "model.onnx"
-            write_onnx(program(options, canvas=canvas, half=half), file, options, labels=model.config.id2label)
-            written[key] = file
-        return written[key]
+            write_onnx(program(options), file, options, labels=model.config.id2label)
+            written[options] = file
+        return written[options]
 
     return write
 
@@ -134,7 +125,7 @@ def run_openvino(file, *arrays):
 def test_a_graph_of_one_size_equals_the_model(model, write, run):
     images, mask = batch(1, *CANVAS)
     mask[:, -9:], mask[:, :, -11:] = 0, 0
-    outputs = run(write(canvas=CANVAS), images.numpy(), mask.numpy())
+    outputs = run(write(size=CANVAS), images.numpy(), mask.numpy())
     assert_close(outputs, predictions(model, images, mask))
 
 
@@ -144,12 +135,12 @@ def test_a_graph_of_any_size_equals_the_model_on_the_padded_canvas(model, write,
     images, mask = batch(*shape)
     logits, boxes, masks = predictions(model, *padded(images, mask))
     masks = masks[..., : -(-shape[1] // 4), : -(-shape[2] // 4)]
-    assert_close(run(write(), images.numpy(), mask.numpy()), (logits, boxes, masks))
+    assert_close(run(write(dynamic=True), images.numpy(), mask.numpy()), (logits, boxes, masks))
 
 
 def test_an_exported_program_of_any_size_equals_the_model(tmp_path, model, program):
     file = tmp_path / "model.pt2"
-    write_torch(program(GraphOptions(mask_queries=MASKS, any_size=True), canvas=None, half=False), file)
+    write_torch(program(GraphOptions(mask_queries=MASKS, dynamic=True)), file)
     run = torch.export.load(file).module()
     for shape in ANY_SIZE:
         images, mask = batch(*shape)
@@ -160,7 +151,7 @@ def test_an_exported_program_of_any_size_equals_the_model(tmp_path, model, progr
 
 def test_nothing_is_folded_at_run_time(write):
     """What the backbone and the mask head do to their weights is done: convolutions read constants."""
-    graph = onnx.load(write(canvas=CANVAS)).graph
+    graph = onnx.load(write(size=CANVAS)).graph
     constants = {value.name for value in graph.initializer}
     convolutions = [node for node in graph.node if node.op_type in ("Conv", "ConvTranspose")]
     assert {node.op_type for node in convolutions} == {"Conv", "ConvTranspose"}
@@ -188,7 +179,7 @@ def test_tensorflow_s_padding_is_a_constant_of_a_graph_of_any_size():
             self.stages = nn.Sequential(*(Conv2dSame(3, 3, kernel, stride=2) for kernel in (3, 5, 3)))
 
         def forward(self, images):
-            margins = [side for length in images.shape[:1:-1] for side in (0, _missing(length))]
+            margins = [side for length in images.shape[:1:-1] for side in (0, missing_pixels(length))]
             return self.stages(nn.functional.pad(images, margins))
 
     stages = Stages()
@@ -200,8 +191,9 @@ def test_tensorflow_s_padding_is_a_constant_of_a_graph_of_any_size():
     assert paddings[1:] == [[0, 1, 0, 1], [1, 2, 1, 2], [0, 1, 0, 1]]
 
 
+@pytest.mark.slow  # the other graphs test the same code in float32
 def test_half_precision_computes_in_float16_and_takes_float32(model, write):
-    file = write(canvas=CANVAS, half=True)
+    file = write(size=CANVAS, half=True)
     graph = onnx.load(file).graph
     large = [value.data_type for value in graph.initializer if np.prod(value.dims) > 1000]
     assert set(large) == {onnx.TensorProto.FLOAT16}
@@ -215,8 +207,11 @@ def test_half_precision_computes_in_float16_and_takes_float32(model, write):
 
 def test_pictures_are_normalized_inside_as_the_processor_does_it(model, processor):
     pictures = [np.random.default_rng(i).integers(256, size=(65 - 5 * i, 97, 3), dtype=np.uint8) for i in range(2)]
-    fitted = for_canvas(processor, CANVAS)
-    graphs = [ExportGraph(model, fitted, GraphOptions(mask_queries=MASKS, uint8=uint8)) for uint8 in (False, True)]
+    fitted = fitted_to_canvas(processor, CANVAS)
+    graphs = [
+        ExportGraph(model, fitted, GraphOptions(size=CANVAS, mask_queries=MASKS, uint8=uint8))
+        for uint8 in (False, True)
+    ]
     outputs = []
     for graph in graphs:
         inputs = graph_inputs(pictures, fitted, graph.options)
@@ -260,7 +255,7 @@ def test_a_merging_graph_equals_post_processing(model, processor, write, run):
     segments = 0
     for seed in range(3):
         images, mask = batch(1, *CANVAS, seed=seed)
-        segmentation, labels, _, areas = run(write(canvas=CANVAS, with_merging=True), images.numpy(), mask.numpy())
+        segmentation, labels, _, areas = run(write(size=CANVAS, with_merging=True), images.numpy(), mask.numpy())
         with torch.no_grad():
             output = model(images, mask, mask_queries=MASKS)
         (expected,) = processor.post_process_panoptic_segmentation(output)
@@ -273,26 +268,12 @@ def test_a_merging_graph_equals_post_processing(model, processor, write, run):
     assert segments > 3
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory, model, processor):
-    folder = tmp_path_factory.mktemp("model")
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
-def run_command(*words) -> int:
-    return main(["export", *map(str, words)])
-
-
 @pytest.mark.parametrize(("kind", "axes"), [("dynamic", 2), ("static", 4)])  # of weights: of linear layers, of Conv
 def test_an_int8_graph_is_close(tmp_path, model, write, kind, axes):
-    source, target = write(canvas=CANVAS), tmp_path / "int8.onnx"
+    target = shutil.copy(write(size=CANVAS), tmp_path / "int8.onnx")
     images, mask = batch(1, *CANVAS)
-    if kind == "dynamic":
-        quantize_dynamic(source, target)
-    else:
-        quantize_static(source, target, [{"pixel_values": images.numpy(), "pixel_mask": mask.numpy()}])
+    quantize_file(target, kind, [{"pixel_values": images.numpy(), "pixel_mask": mask.numpy()}])
+    assert list(tmp_path.iterdir()) == [target]
     weights = [value for value in onnx.load(target).graph.initializer if np.prod(value.dims) > 1000]
     assert {len(value.dims) for value in weights if value.data_type == onnx.TensorProto.INT8} == {axes}
     logits, _, _ = run_onnxruntime(target, images.numpy(), mask.numpy())
@@ -301,45 +282,64 @@ def test_an_int8_graph_is_close(tmp_path, model, write, kind, axes):
     assert 0 < difference < 0.2 * np.abs(expected).max()
 
 
-def test_the_command_writes_a_folder_that_tells_how_to_use_the_graph(tmp_path, model_folder, capsys):
-    words = ["--size", "65x97", "--uint8", "--quantize", "static", "--calibration", "scenes", "--mask-queries", MASKS]
-    assert run_command(model_folder, tmp_path, *words) == 0
-    assert "65x97" in capsys.readouterr().out
-    names = ["config.json", "model.onnx", "preprocessor_config.json"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == names
+def test_export_writes_a_folder_that_says_how_to_use_the_graph(tmp_path, model, processor):
+    exported = export((model, processor), tmp_path, format="torch", size="65x97", uint8=True, mask_queries=MASKS)
+    assert "65x97" in str(exported)
+    names = ["config.json", "model.pt2", "preprocessor_config.json"]
+    assert sorted(path.name for path in exported.folder.iterdir()) == names
     fitted = DetrPanopticImageProcessor.from_pretrained(tmp_path)
     for size in ((50, 20), (20, 50), (300, 200)):
         inputs = fitted(np.zeros((*size, 3), dtype=np.uint8), return_tensors="pt")
         assert tuple(inputs["pixel_values"].shape) == (1, 3, *CANVAS)
         shown = inputs["pixel_mask"].sum(1).max(), inputs["pixel_mask"].sum(2).max()
         assert shown[0] == CANVAS[0] or shown[1] == CANVAS[1]
-    config = json.loads((tmp_path / "config.json").read_text())
-    written = {entry.key: entry.value for entry in onnx.load(tmp_path / "model.onnx").metadata_props}
-    assert json.loads(written["id2label"]) == config["id2label"]
     picture = np.random.default_rng(0).integers(256, size=(200, 300, 3), dtype=np.uint8)
-    inputs = graph_inputs([picture], fitted, GraphOptions(mask_queries=MASKS, uint8=True))
-    logits, _, masks = run_onnxruntime(tmp_path / "model.onnx", *inputs.values())
+    inputs = [torch.from_numpy(value) for value in graph_inputs([picture], fitted, exported.options).values()]
+    logits, _, masks = torch.export.load(exported.file).module()(*inputs)
     assert logits.shape == (1, QUERIES, 4)
     assert masks.shape == (1, QUERIES, 17, 25)
 
 
+@pytest.mark.slow  # its parts have tests of their own
+def test_export_writes_int8_onnx_with_the_names_of_the_labels(tmp_path, model, processor):
+    settings = {"size": CANVAS, "quantize": "static", "calibration": "scenes", "mask_queries": MASKS}
+    exported = export((model, processor), tmp_path, **settings)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "config.json",
+        "model.onnx",
+        "preprocessor_config.json",
+    ]
+    written = {entry.key: entry.value for entry in onnx.load(exported.file).metadata_props}
+    assert json.loads(written["id2label"]) == json.loads((tmp_path / "config.json").read_text())["id2label"]
+
+
+def test_calibration_reads_folders_files_and_pictures(tmp_path):
+    for i in range(3):
+        Image.new("L", (7 + i, 5)).save(tmp_path / f"{i}.png")
+    sources = {"folder": tmp_path, "mixed": [tmp_path, tmp_path / "1.png", Image.new("RGB", (9, 9))]}
+    images = {name: list(calibration_images(source)) for name, source in sources.items()}
+    assert [image.width for image in images["folder"]] == [7, 8, 9]
+    assert [image.width for image in images["mixed"]] == [7, 8, 9, 8, 9]
+    assert {image.mode for image in images["mixed"]} == {"RGB"}
+
+
 @pytest.mark.parametrize(
-    ("words", "part"),
+    ("settings", "part"),
     [
-        (["--dynamic", "--size", "64x64"], "leave out"),
-        (["--size", "64"], "HxW"),
-        (["--size", "0x64"], "HxW"),
-        ([], "--size"),
-        (["--size", "64x64", "--mask-queries", "12"], "from 1 to 11"),
-        (["--size", "64x64", "--batch-size", "0"], "at least 1"),
-        (["--size", "64x64", "--quantize", "static"], "--calibration"),
-        (["--size", "64x64", "--calibration", "scenes"], "--calibration"),
-        (["--size", "64x64", "--quantize", "dynamic", "--half"], "float32"),
-        (["--size", "64x64", "--quantize", "dynamic", "--format", "torch-export"], "onnx"),
+        ({"dynamic": True, "size": (64, 64)}, "leave out"),
+        ({"size": "64"}, "HEIGHTxWIDTH"),
+        ({"size": "0x64"}, "positive"),
+        ({}, "`size`"),
+        ({"size": (64, 64), "mask_queries": 12}, "from 1 to 11"),
+        ({"size": (64, 64), "batch_size": 0}, "at least 1"),
+        ({"size": (64, 64), "quantize": "static"}, "`calibration`"),
+        ({"size": (64, 64), "calibration": "scenes"}, "`calibration`"),
+        ({"size": (64, 64), "quantize": "dynamic", "half": True}, "float32"),
+        ({"size": (64, 64), "quantize": "dynamic", "format": "torch"}, "onnx"),
+        ({"size": (64, 64), "format": "tflite"}, "tflite"),
     ],
 )
-def test_a_mistake_costs_one_line(tmp_path, model_folder, capsys, words, part):
-    assert run_command(model_folder, tmp_path / "out", *words) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert part in line
+def test_wrong_options_are_refused_before_anything_is_written(tmp_path, model, processor, settings, part):
+    with pytest.raises(ValueError, match=part):
+        export((model, processor), tmp_path / "out", **settings)
     assert not (tmp_path / "out").exists()

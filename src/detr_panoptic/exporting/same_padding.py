@@ -1,9 +1,8 @@
-"""Convolutions with TensorFlow's padding (timm's `tf_` models) in a form whose shapes can be traced.
+"""TensorFlow's "same" padding (timm's `tf_` models) in a form whose shapes can be traced.
 
-timm divides a length by the stride as a fraction and rounds it up. Of a free length PyTorch's solver of shapes cannot
-simplify that: the shape behind each convolution holds the one before it, several times over, and an EfficientNet takes
-so long to trace that nobody waits for it. In whole numbers everything cancels: on a canvas of a multiple of the
-coarsest stride the padding of each layer is a constant.
+timm divides a length by the stride as a float and rounds up. PyTorch's shape solver cannot simplify that for a free
+length: the shape after each convolution contains the shape before it several times, and an EfficientNet takes too
+long to trace. In integers everything cancels: on a canvas of a multiple of 32 the padding of each layer is a constant.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 
 
 class WholeNumberConv2dSame(Conv2dSame):
-    """timm's `Conv2dSame`, bit for bit."""
+    """Computes the same bits as timm's `Conv2dSame`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, h, w) to (B, out, ceil(h / stride), ceil(w / stride))."""
+        """Maps (B, in, h, w) to (B, out, ceil(h / stride), ceil(w / stride))."""
         rows, columns = (
             _missing(length, *sizes)
             for length, *sizes in zip(x.shape[-2:], self.kernel_size, self.stride, self.dilation, strict=True)
@@ -28,12 +27,12 @@ class WholeNumberConv2dSame(Conv2dSame):
 
 
 def pad_in_whole_numbers(model: nn.Module) -> None:
-    """Makes each `Conv2dSame` of a model one that can be traced, in place; weights and their names stay."""
+    """Replaces each `Conv2dSame` of a model in place by one that can be traced. Weights keep their names."""
     for module in model.modules():
         if type(module) is Conv2dSame:
             module.__class__ = WholeNumberConv2dSame
 
 
 def _missing(length: int, kernel: int, stride: int, dilation: int) -> int:
-    """Cells that an axis lacks, so that a kernel of that width has one place for every `stride` cells."""
+    """Returns the padding of an axis with which a kernel has one position for every `stride` cells."""
     return max((-(length // -stride) - 1) * stride + (kernel - 1) * dilation + 1 - length, 0)

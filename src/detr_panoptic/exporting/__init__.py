@@ -1,0 +1,7 @@
+"""Export to ONNX, `torch.export` and transformers' own DETR."""
+
+from .exported import ExportedModel, export
+from .graph import GraphOptions
+from .inputs import graph_inputs
+
+__all__ = ["ExportedModel", "GraphOptions", "export", "graph_inputs"]

@@ -1,0 +1,174 @@
+"""`export`: a model as files for programs without this package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..inference.loading import load
+from .graph import GraphOptions, parse_size
+from .inputs import calibration_batches, fitted_to_canvas
+from .quantization import quantize_file
+from .writing import trace, write_onnx, write_torch
+
+if TYPE_CHECKING:
+    from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
+    from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+
+FILE_NAMES = {"onnx": "model.onnx", "torch": "model.pt2"}
+FORMATS = (*FILE_NAMES,)
+QUANTIZATIONS = ("dynamic", "static")
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """The files that `export` wrote.
+
+    Args:
+        file: the graph or the weights; `config.json` and `preprocessor_config.json` are beside it.
+        format: "onnx", "torch" or "transformers".
+        options: inputs and outputs of the graph. None for "transformers".
+    """
+
+    file: Path
+    format: str
+    options: GraphOptions | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder that `export` wrote to."""
+        return self.file.parent
+
+    def __str__(self) -> str:
+        """Describes the file in one line."""
+        text = f"{self.file}, {self.file.stat().st_size / 1e6:.1f} MB"
+        if self.options is None:
+            return text
+        options = self.options
+        size = (
+            "any size"
+            if options.size is None
+            else f"{options.batch_size} x {options.size[0]}x{options.size[1]} pixels"
+        )
+        return (
+            f"{text}, for {size}: {', '.join(options.input_names)} to {', '.join(options.output_names)}, "
+            f"{options.mask_queries} masks"
+        )
+
+
+def export(  # noqa: PLR0913  every option of a graph, each with a default
+    model: Any,
+    output: str | Path,
+    *,
+    format: str = "onnx",  # noqa: A002  the usual name, as in other exporters
+    size: tuple[int, int] | str | None = None,
+    dynamic: bool = False,
+    batch_size: int = 1,
+    half: bool = False,
+    mask_queries: int | None = None,
+    uint8: bool = False,
+    with_merging: bool = False,
+    quantize: str | None = None,
+    calibration: Any = None,
+) -> ExportedModel:
+    """Writes a model as files for programs without this package.
+
+    The folder gets the graph, `config.json` (label names and stuff) and `preprocessor_config.json` (how to prepare
+    images for this graph).
+
+    Args:
+        model: a folder, a name on the Hub, a `Predictor`, or a (model, image processor) pair. It stays as it is.
+        output: the folder to write to.
+        format: "onnx" for ONNX Runtime, OpenVINO and TensorRT, or "torch" for `torch.export.load`.
+        size: height and width of the padded canvas in pixels, as a pair or as "800x1066". None takes the size of the
+            image processor if it makes square images.
+        dynamic: accept any batch size, height and width. The graph pads the canvas to a multiple of 32.
+        batch_size: images per call, if the size is fixed.
+        half: compute in float16, for GPUs. Inputs and outputs stay float32.
+        mask_queries: masks per image, those of the most confident queries. None: 20, or all queries if there are
+            fewer.
+        uint8: take images as decoded, (B, H, W, 3) uint8, and normalize them inside the graph. Otherwise the input is
+            `pixel_values` (B, 3, H, W) float32.
+        with_merging: return the merged map and its segments in place of logits, boxes and masks.
+        quantize: int8 weights for ONNX. "dynamic" quantizes the linear layers, "static" the convolutions.
+        calibration: for "static": "scenes", a folder of images, a dataset, or a list of images, files and folders.
+            The value ranges are measured on the first 64 images.
+
+    Raises:
+        ValueError: an option is wrong, or options exclude each other. Nothing is written then.
+        ImportError: the extra `export` is not installed.
+
+    Example:
+        ```python
+        from detr_panoptic import export
+        from detr_panoptic.checkpoints import BUNDLED
+
+        exported = export(BUNDLED, "exported", size=(320, 320))
+        print(exported)
+        ```
+    """
+    output = Path(output)
+    options = GraphOptions(
+        size=parse_size(size) if isinstance(size, str) else size,
+        dynamic=dynamic,
+        batch_size=batch_size,
+        half=half,
+        mask_queries=mask_queries,
+        uint8=uint8,
+        with_merging=with_merging,
+    )
+    _check(output, format, quantize, calibration, half=half)
+    loaded, processor = _model_and_processor(model)
+    options = options.resolved(loaded, processor)
+    if format == "onnx":
+        _require_onnx(quantizes=quantize is not None)
+    program = trace(loaded, processor, options)
+    if options.size is not None:
+        processor = fitted_to_canvas(processor, options.size)
+    output.mkdir(parents=True, exist_ok=True)
+    file = output / FILE_NAMES[format]
+    if format == "torch":
+        write_torch(program, file)
+    else:
+        write_onnx(program, file, options, labels=loaded.config.id2label or {})
+        if quantize is not None:
+            quantize_file(file, quantize, calibration_batches(calibration, processor, options))
+    # Not `save_pretrained`, which would write the code for the Hub as well.
+    loaded.config.to_json_file(output / "config.json")
+    processor.to_json_file(output / "preprocessor_config.json")
+    return ExportedModel(file, format, options)
+
+
+def _check(output: Path, format: str, quantize: str | None, calibration: Any, *, half: bool) -> None:  # noqa: A002
+    """Refuses options that exclude each other before anything is loaded.
+
+    Raises:
+        ValueError: names the options.
+    """
+    if output.is_file():
+        raise ValueError(f"`output` must be a folder, got the file {output}.")
+    if format not in FORMATS:
+        raise ValueError(f"`format` must be one of {', '.join(FORMATS)}, got {format!r}.")
+    if quantize is not None and quantize not in QUANTIZATIONS:
+        raise ValueError(f"`quantize` must be one of {', '.join(QUANTIZATIONS)}, got {quantize!r}.")
+    if quantize is not None and (format != "onnx" or half):
+        raise ValueError(f'`quantize` needs `format="onnx"` in float32, got {format!r}{" with `half`" * half}.')
+    if (quantize == "static") != (calibration is not None):
+        raise ValueError('`quantize="static"` and `calibration` need each other.')
+
+
+def _model_and_processor(model: Any) -> tuple[DetrPanopticForSegmentation, DetrPanopticImageProcessor]:
+    """Returns the two parts of what `export` takes as a model."""
+    if isinstance(model, tuple):
+        return model
+    return load(model, device="cpu") if isinstance(model, (str, Path)) else (model.model, model.processor)
+
+
+def _require_onnx(*, quantizes: bool) -> None:
+    """Raises ImportError that names what to install, before the model is traced."""
+    needed = ("onnx", "onnxscript", "onnxruntime") if quantizes else ("onnx", "onnxscript")
+    missing = [name for name in needed if find_spec(name) is None]
+    if missing:
+        raise ImportError(f"ONNX needs {', '.join(missing)}: pip install 'detr-panoptic[export]'")

@@ -1,0 +1,145 @@
+"""Filling the void of an annotation with the segments that a model predicts there."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..data.categories import Categories, match_labels
+from ..data.checks import TINY_AREA
+from ..data.records import measure_segments
+from ..segment_ids import VOID_ID, segment_extents
+
+MIN_VISIBLE_SHARE = 0.5  # of a thing; otherwise it is mostly an annotated thing that the model takes for another class
+
+
+class LabelMatch(NamedTuple):
+    """The labels of a model that may be added to data.
+
+    Args:
+        categories: those of the completed data: the data's own first, then new ones.
+        labels: the completed data's label for each label of the model that may be added.
+    """
+
+    categories: Categories
+    labels: dict[int, int]
+
+
+class Filled(NamedTuple):
+    """A map whose void was filled.
+
+    Args:
+        ids: (H, W).
+        segments_info: its segments.
+        added: number of new pixels by label.
+    """
+
+    ids: np.ndarray
+    segments_info: list[dict[str, Any]]
+    added: dict[int, int]
+
+
+def match_stuff(data: Categories, model: Categories, *, with_things: bool) -> LabelMatch:
+    """Finds the labels of a model that may be added to data.
+
+    Stuff may be added, and `with_things` also things of classes that the data lacks: of the classes that it has, every
+    thing is annotated. Classes that are things in the data are never added as stuff. `match_labels` says which classes
+    are the same.
+
+    Args:
+        data: labels of the data.
+        model: labels of the model.
+        with_things: whether things may be added.
+
+    Returns:
+        A new class keeps the model's category id, unless the data uses that id for another class. Then it gets an id
+        that neither uses.
+    """
+    known = match_labels(data, model)
+    taken = {*data.category_ids, *model.category_ids}
+    completed, labels = data, {}
+    for label, (name, is_thing) in enumerate(zip(model.names, model.is_thing, strict=True)):
+        if label in known:
+            own = known[label]
+            if not is_thing and not data.is_thing[own]:
+                labels[label] = own
+            continue
+        if is_thing and not with_things:
+            continue
+        category_id = model.category_ids[label]
+        if category_id in data.category_ids:
+            category_id = max(taken) + 1
+            taken.add(category_id)
+        labels[label] = len(completed)
+        completed = replace(
+            completed,
+            names=(*completed.names, name),
+            is_thing=(*completed.is_thing, is_thing),
+            category_ids=(*completed.category_ids, category_id),
+        )
+    return LabelMatch(completed, labels)
+
+
+def fill_void(
+    ids: np.ndarray,
+    segments_info: Sequence[Mapping[str, Any]],
+    seen: np.ndarray,
+    seen_segments: Sequence[Mapping[str, Any]],
+    match: LabelMatch,
+) -> Filled:
+    """Fills the void of a map.
+
+    Annotated pixels stay as they are. Stuff that is annotated in a part of the image grows, since stuff has one
+    segment per class; everything else becomes a new segment. Tiny segments are left out, and things of which less
+    than half is visible.
+
+    Args:
+        ids: (H, W) annotated map.
+        segments_info: its segments, as in records.
+        seen: (H, W) map of the model's segments, 0 where there is none or where the model is not sure.
+        seen_segments: their `id` and `label_id` (the model's).
+        match: labels that may be added.
+    """
+    free = np.where(ids == VOID_ID, seen, VOID_ID)
+    stuff = {s["label_id"]: s["id"] for s in segments_info if not match.categories.is_thing[s["label_id"]]}
+    taken = {segment["id"] for segment in segments_info}
+    unused = (new_id for new_id in count(1) if new_id not in taken)
+    new_ids: dict[int, int] = {}
+    new_segments = []
+    added: dict[int, int] = {}
+    for seen_id, label, area in _fitting(seen, free, seen_segments, match):
+        is_thing = match.categories.is_thing[label]
+        if is_thing or label not in stuff:
+            new_segments.append({"id": next(unused), "label_id": label, "iscrowd": 0})
+            new_ids[seen_id] = new_segments[-1]["id"]
+            stuff |= {} if is_thing else {label: new_ids[seen_id]}
+        else:
+            new_ids[seen_id] = stuff[label]
+        added[label] = added.get(label, 0) + area
+    result = ids.copy()
+    for seen_id, new_id in new_ids.items():
+        result[free == seen_id] = new_id
+    grown = set(new_ids.values())
+    old = [measure_segments(result, [s])[0] if s["id"] in grown else dict(s) for s in segments_info]
+    return Filled(result, old + measure_segments(result, new_segments), added)
+
+
+def _fitting(
+    seen: np.ndarray, free: np.ndarray, seen_segments: Sequence[Mapping[str, Any]], match: LabelMatch
+) -> Iterator[tuple[int, int, int]]:
+    """Yields id, new label and free pixels of the segments that may be added."""
+    whole, fitting = _areas(seen), _areas(free)
+    for segment in seen_segments:
+        label = match.labels.get(segment["label_id"])
+        area = fitting.get(segment["id"], 0)
+        if label is None or area <= TINY_AREA:
+            continue
+        if not match.categories.is_thing[label] or area >= MIN_VISIBLE_SHARE * whole[segment["id"]]:
+            yield segment["id"], label, area
+
+
+def _areas(ids: np.ndarray) -> dict[int, int]:
+    found = segment_extents(ids)
+    return dict(zip(found.ids.tolist(), found.areas.tolist(), strict=True))

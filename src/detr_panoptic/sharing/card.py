@@ -1,0 +1,299 @@
+"""Model cards: Markdown with a metadata block, written from what is known about a model.
+
+The metadata tell the Hub the model's task, license, datasets and quality (https://huggingface.co/docs/hub/model-cards).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..data.hub_names import hub_name
+from ..data.plain_text import markdown, one_line
+
+if TYPE_CHECKING:
+    from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+
+CARD = "README.md"
+METADATA: dict[str, Any] = {
+    "library_name": "transformers",
+    "pipeline_tag": "image-segmentation",
+    "license": "apache-2.0",  # of the code, which every repository contains
+    "tags": ["panoptic-segmentation", "detr", "detr_panoptic"],
+    "metrics": ["panoptic_quality"],
+}
+QUALITY_TITLE = "Panoptic quality"
+UNKNOWN = "Not recorded."
+TEXT = """
+# {name}
+
+DETR for panoptic segmentation ([arXiv 2005.12872](https://arxiv.org/abs/2005.12872)), made with the package
+`detr-panoptic`: {architecture}.
+
+{picture}
+
+## Use
+
+```python
+from transformers import pipeline
+
+segmenter = pipeline("image-segmentation", model="{repository}", trust_remote_code=True)
+segmenter("photo.jpg")
+```
+
+With `pip install detr-panoptic` and `import detr_panoptic`, `trust_remote_code` is not needed.
+
+## Classes
+
+{classes}
+
+## Data
+
+{data}
+
+## Recipe
+
+{recipe}
+
+## {quality_title}
+
+{quality}
+
+## Limits
+
+- The model knows the classes above, on images like those it was trained on.
+- Each pixel belongs to the query with the largest mask value, so thin and small objects are lost first.
+- Scores are class probabilities of queries, not calibrated probabilities of pixels.
+- Differences in quality between places, cameras or groups of people were not measured.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredQuality:
+    """The PQ of a model on a dataset, as `evaluate` measures it.
+
+    Args:
+        dataset: name of the dataset.
+        hub_dataset: its name on the Hub, if it is there.
+        how: other circumstances, such as the number of images and the threshold.
+        groups: PQ, SQ and RQ in [0, 1] of "all", "things" and "stuff".
+        classes: PQ in [0, 1] of each class that occurred.
+        on_training_images: whether the images were used for training. The card says so, and the metadata, which the
+            Hub ranks models by, do not list the numbers.
+    """
+
+    dataset: str
+    hub_dataset: str | None = None
+    how: str = ""
+    groups: Mapping[str, tuple[float, float, float]]
+    classes: Mapping[str, float]
+    on_training_images: bool = False
+
+    @classmethod
+    def read(cls, path: str | Path) -> MeasuredQuality:
+        """Reads the `metrics.json` that `evaluate` wrote, or that file in its output folder.
+
+        Raises:
+            ValueError: there is no such file, or it is not from `evaluate`.
+        """
+        path = Path(path) / "metrics.json" if Path(path).is_dir() else Path(path)
+        try:
+            metrics = json.loads(path.read_text(encoding="utf-8"))
+            dataset, skipped = metrics["dataset"], len(metrics["skipped"])
+            return cls(
+                dataset=dataset,
+                hub_dataset=hub_name(dataset.split(" ")[0]),
+                how=f"{metrics['images']} images, threshold {metrics['settings']['threshold']}"
+                + (f", {skipped} unreadable ones left out" if skipped else ""),
+                groups={
+                    name: (row["pq"], row["sq"], row["rq"])
+                    for name, row in metrics["panoptic_quality"].items()
+                    if row["n"]
+                },
+                classes={row["name"]: row["pq"] for row in metrics["per_class"] if row["tp"] + row["fp"] + row["fn"]},
+            )
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"`evaluation` must be an output folder of `evaluate`, got {path}: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What is known about a model besides its configuration.
+
+    Args:
+        name: of the model.
+        repository: name on the Hub, or a path, for the example code.
+        data: a description of each set of images.
+        recipe: lines about the training.
+        quality: what was measured.
+        picture: a file beside the card that shows predictions.
+        datasets: names on the Hub of the training data.
+        base_model: name on the Hub of the model that training started from.
+        license: identifier, as in https://huggingface.co/docs/hub/repositories-licenses.
+    """
+
+    name: str
+    repository: str = "PATH_OR_NAME_OF_THIS_REPOSITORY"
+    data: Mapping[str, str] = field(default_factory=dict)
+    recipe: Sequence[str] = ()
+    quality: MeasuredQuality | None = None
+    picture: str | None = None
+    datasets: Sequence[str] = ()
+    base_model: str | None = None
+    license: str = METADATA["license"]
+
+
+def build_card(model: DetrPanopticForSegmentation, facts: CardFacts) -> ModelCard:
+    """Returns the card of a model.
+
+    Example:
+        ```python
+        quality = MeasuredQuality.read("evaluation")
+        card = build_card(model, CardFacts(name="harbors", data={"training": "500 photographs"}, quality=quality))
+        card.save("my_model/README.md")
+        ```
+    """
+    config, stuff = model.config, set(model.config.stuff_label_ids)
+    is_thing = {name: int(label) not in stuff for label, name in (config.id2label or {}).items()}
+    architecture = (
+        f"{config.backbone}{' (DC5)' if config.dilation else ''}, {config.encoder_layers} encoder and "
+        f"{config.decoder_layers} decoder layers, {config.num_queries} queries, "
+        f"{model.num_parameters() / 1e6:.1f} M parameters"
+    )
+    metadata = ModelCardData(
+        base_model=facts.base_model,
+        datasets=list(facts.datasets) or None,
+        model_name=facts.name,
+        eval_results=evaluation_results(facts.quality),
+        **METADATA | {"license": facts.license},
+    )
+    data = [f"- {markdown(name)}: {markdown(words)}" for name, words in facts.data.items()]
+    text = TEXT.format(
+        name=markdown(facts.name),
+        architecture=markdown(architecture),
+        picture=f"![image, annotation and prediction of held-out images]({facts.picture})" if facts.picture else "",
+        repository=facts.repository,
+        classes=_describe_classes(is_thing),
+        data="\n".join(data) or UNKNOWN,
+        recipe="\n".join(("```", *map(one_line, facts.recipe), "```")) if facts.recipe else UNKNOWN,
+        quality_title=QUALITY_TITLE,
+        quality=_describe_quality(facts.quality),
+    )
+    text = re.sub(r"\n{3,}", "\n\n", text)
+    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n{text}")
+
+
+def write_card(folder: str | Path, model: DetrPanopticForSegmentation, **facts: Any) -> Path:
+    """Writes `README.md` beside a saved model.
+
+    Args:
+        folder: that of the model. Its name is the model's, unless the facts have one.
+        model: the model.
+        **facts: fields of `CardFacts`.
+
+    Returns:
+        The file.
+    """
+    path = Path(folder) / CARD
+    card = build_card(model, CardFacts(**{"name": path.resolve().parent.name, **facts}))
+    path.write_text(str(card), encoding="utf-8")
+    return path
+
+
+def complete_card(text: str, facts: CardFacts, *, license_name: str | None = None) -> ModelCard:
+    """Prepares an existing card for a repository: fills in missing metadata and replaces the measured quality.
+
+    Args:
+        text: the card.
+        facts: name, repository and quality are used. Without a quality, the card keeps its own.
+        license_name: replaces the card's license.
+    """
+    card = ModelCard(text.replace(CardFacts.repository, facts.repository), ignore_metadata_errors=True)
+    for key, value in METADATA.items():
+        if not card.data.get(key):
+            card.data[key] = value
+    if license_name is not None:
+        card.data["license"] = license_name
+    if facts.quality is not None:
+        card.data["model_name"] = facts.name
+        card.data["eval_results"] = evaluation_results(facts.quality)
+        card.text = _replace_section(card.text, QUALITY_TITLE, _describe_quality(facts.quality))
+    return card
+
+
+def evaluation_results(quality: MeasuredQuality | None) -> list[EvalResult] | None:
+    """Returns the numbers in percent as the Hub lists them. None if nothing was measured on held-out images."""
+    if quality is None or quality.on_training_images:
+        return None
+    names = {"all": "PQ", "things": "PQ of things", "stuff": "PQ of stuff"}
+    return [
+        EvalResult(
+            task_type="image-segmentation",
+            task_name="Panoptic segmentation",
+            dataset_type=quality.hub_dataset or re.sub(r"[^\w./-]+", "-", quality.dataset),
+            dataset_name=quality.dataset,
+            metric_type="panoptic_quality",
+            metric_name=names[group],
+            metric_value=round(100 * values[0], 2),
+        )
+        for group, values in quality.groups.items()
+    ]
+
+
+def class_table(classes: Mapping[str, float]) -> list[str]:
+    """Returns the lines of a Markdown table with the PQ of each class, the best first."""
+    ordered = sorted(classes.items(), key=lambda item: -item[1])
+    return format_table(["class", "PQ"], [[name, percent(value)] for name, value in ordered]).splitlines()
+
+
+def public_name(source: str, split: str | None = None) -> str:
+    """Returns the name of a dataset or model for readers: its name on the Hub, or its folder's without the path."""
+    name = source if hub_name(source) else Path(source).resolve().name
+    return name if split is None else f"{name} {split}"
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a Markdown table."""
+    lines = [list(header), ["---"] * len(header), *([markdown(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def percent(value: float) -> str:
+    """Returns a fraction in percent with one decimal."""
+    return f"{100 * value:.1f}"
+
+
+def _describe_classes(is_thing: Mapping[str, bool]) -> str:
+    lines = []
+    for kind, wanted in (("Things", True), ("Stuff", False)):
+        names = [markdown(name) for name, thing in is_thing.items() if thing is wanted]
+        lines.append(f"{kind} ({len(names)}): {', '.join(names)}.")
+    return "\n\n".join(lines)
+
+
+def _describe_quality(quality: MeasuredQuality | None) -> str:
+    if quality is None:
+        return "Not measured."
+    training = "**training images** of " if quality.on_training_images else ""
+    how = ", ".join(filter(None, (quality.dataset, quality.how)))
+    groups = format_table(["", "PQ", "SQ", "RQ"], [[name, *map(percent, row)] for name, row in quality.groups.items()])
+    classes = "\n".join(class_table(quality.classes))
+    return (
+        f"Measured with `detr_panoptic.evaluate` on {training}{markdown(how)}, in percent:\n\n{groups}\n\n"
+        f"<details><summary>by class</summary>\n\n{classes}\n\n</details>"
+    )
+
+
+def _replace_section(text: str, title: str, body: str) -> str:
+    """Replaces the text below a second-level title, or appends the section."""
+    section = f"## {title}\n\n{body}\n"
+    found = re.search(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    if found is None:
+        return f"{text.rstrip()}\n\n{section}"
+    return f"{text[: found.start()]}{section}\n{text[found.end() :]}".rstrip() + "\n"
