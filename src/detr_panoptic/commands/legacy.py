@@ -8,13 +8,13 @@ import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from . import data, demo, evaluate, export, push, train
+from . import data_check, data_convert, train
 from .frame import EXIT_CODES, PROGRAM, USER_ERROR, CommandParser, HelpFormatter, error_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = (demo, train, evaluate, data, export, push)
+COMMANDS = (train,)
 INTERRUPTED, CLOSED_PIPE = 130, 141  # as a shell has them after SIGINT and SIGPIPE
 DESCRIPTION = "DETR for panoptic segmentation: every pixel of a photograph gets its thing or stuff."
 EPILOG = f"""`{PROGRAM} COMMAND --help` explains a command and shows examples.
@@ -82,6 +82,9 @@ def build_parser() -> CommandParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=CommandParser)
     for command in COMMANDS:
         command.register(subparsers)
+    group = subparsers.add_parser("data").add_subparsers(dest="data_command", parser_class=CommandParser)
+    for data_command in (data_check, data_convert):
+        data_command.register(group)
     return parser
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import traceback
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,15 @@ from cyclopts import App, CycloptsError, Parameter
 
 from .. import __version__
 from ..data.plain_text import one_line
+from .app import app
+from .convert import convert
+from .data import complete_stuff
+from .demo import demo
+from .evaluate import evaluate
+from .explain import explain
+from .export import export
+from .predict import predict
+from .push import push
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +30,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "detr-panoptic"
 DATA_ERRORS, USER_ERROR, INTERRUPTED, CLOSED_PIPE, STOPPED = 1, 2, 130, 141, 143
-LEGACY = {"demo", "train", "evaluate", "export", "push", "data"}
+LEGACY = ({"train"}, {"data", "check"}, {"data", "convert"})
 HELP = f"""DETR for panoptic segmentation: assigns every pixel of an image to an object or a
 background region.
 
@@ -35,13 +44,8 @@ Exit codes:
     {INTERRUPTED}  interrupted (Ctrl-C)
     {CLOSED_PIPE}  the reader of the output went away (`| head`)
     {STOPPED}  SIGTERM: `train` saved a checkpoint to continue from"""
-COMMANDS: dict[str, str] = {
-    "app": "app:app",
-    "predict": "predict:predict",
-    "explain": "explain:explain",
-    "convert": "convert:convert",
-}
-DATA_COMMANDS: dict[str, str] = {}
+COMMANDS: tuple[Callable[..., Any], ...] = (demo, predict, explain, app, evaluate, convert, export, push)
+DATA_COMMANDS: tuple[Callable[..., Any], ...] = (complete_stuff,)
 WORKER_FAILED = ("Caught ", " in DataLoader worker process ")  # how torch passes an error on, with a traceback
 EXPECTED_ERRORS = (CycloptsError, OSError, ValueError, TypeError, FloatingPointError, ImportError)
 """Errors whose text is enough; any other is shown with its type."""
@@ -73,11 +77,14 @@ def _run(words: list[str]) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        if not words or words == ["--help"] or words[0] in LEGACY:
+        if any(old <= set(words[:2]) for old in LEGACY):
             from .legacy import main as legacy
 
             return legacy([*words, "--debug"] if debug else words)
         program = build_program(words)
+        if words in ([], ["data"]):
+            program.help_print(words, console=program.error_console)
+            return USER_ERROR
         command, bound, _ = program.parse_args(words, print_error=False, exit_on_error=False, verbose=False)
         return _call(command, bound)
     except BrokenPipeError:
@@ -98,8 +105,14 @@ def _call(command: Callable[..., Any], bound: BoundArguments) -> int:
     if command.__module__.startswith("cyclopts"):
         command(*bound.args, **bound.kwargs)
         return 0
+    if sys.stderr.isatty():
+        print("loading libraries …", file=sys.stderr)
     _prepare()
-    with _log_on_stderr():
+    is_first = os.environ.get("RANK", "0") == "0"
+    with (
+        _log_on_stderr(logging.INFO if is_first else logging.WARNING),
+        redirect_stdout(sys.stdout if is_first else None),
+    ):
         return command(*bound.args, **bound.kwargs) or 0
 
 
@@ -117,22 +130,24 @@ def build_program(words: Sequence[str] = ()) -> App:
         version=__version__,
         default_parameter=Parameter(negative=()),
     )
-    data = App(name="data", help="Checks and converts datasets.", help_epilogue="")
+    data = App(name="data", help="Checks, converts and completes datasets.", help_epilogue="", sort_key=len(COMMANDS))
+    for group, commands in ((program, COMMANDS), (data, DATA_COMMANDS)):
+        for place, command in enumerate(commands):
+            group.command(command, sort_key=place, help_epilogue="")
     program.command(data)
     del words
-    for group, commands in ((program, COMMANDS), (data, DATA_COMMANDS)):
-        for name, place in commands.items():
-            group.command(f"{__package__}.{place}", name=name, help_epilogue="")
     return program
 
 
 def _prepare() -> None:
     """Limits images to the formats that are documented, and hides progress bars and broken names on the terminal."""
     from datasets import disable_progress_bars
+    from PIL import Image
 
-    from ..image_reading import refuse_other_formats
+    from ..image_reading import FORMATS
 
-    refuse_other_formats()
+    Image.init()
+    Image.ID[:] = [name for name in Image.ID if name in FORMATS]  # `datasets` opens images, too
     if not sys.stderr.isatty():
         disable_progress_bars()
     for stream in (sys.stdout, sys.stderr):
@@ -149,18 +164,18 @@ class _PlainFormatter(logging.Formatter):
 
 
 @contextmanager
-def _log_on_stderr() -> Iterator[None]:
-    """Shows what the package logs, in the first of several processes."""
+def _log_on_stderr(level: int) -> Iterator[None]:
+    """Shows what the package logs."""
     logger, handler = logging.getLogger("detr_panoptic"), logging.StreamHandler()
     handler.setFormatter(_PlainFormatter())
-    level = logger.level
+    before = logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+    logger.setLevel(level)
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(level)
+        logger.setLevel(before)
 
 
 def error_line(error: Exception, *, debug: bool = False) -> str:
