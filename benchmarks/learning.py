@@ -43,20 +43,19 @@ from detr_panoptic.checkpoints.conversion import convert_state_dict
 from detr_panoptic.data import PanopticCollator
 from detr_panoptic.data.augmentation import RandomAugmentation
 from detr_panoptic.data.categories import Categories
-from detr_panoptic.evaluation import evaluate_model
-from detr_panoptic.evaluation.panoptic_quality import panoptic_quality
+from detr_panoptic.evaluation import PanopticQuality
 from detr_panoptic.scenes import SCENE_CATEGORIES
 from detr_panoptic.scenes.dataset import scenes_dataset
 from detr_panoptic.training.aids import attach_training_aids
-from detr_panoptic.training.arguments import OptimizationArguments
 from detr_panoptic.training.backbone_weights import EFFICIENTNET_LITE0, load_backbone_weights
 from detr_panoptic.training.calibration import calibrate
 from detr_panoptic.training.optimization import build_schedule
+from detr_panoptic.training.settings import OptimizationSettings
 
 BACKBONE = "tf_efficientnet_lite0"
 CALIBRATION_IMAGES = 8
 HELD_OUT_SEED = 55_000_000  # added to the seed of the scenes: no scene is in both
-PARTS = {"pq": "All", "pq_things": "Things", "pq_stuff": "Stuff"}
+PARTS = ("pq", "pq_things", "pq_stuff")
 # The transfer's classes: other names, other borders. Two kinds of things become one, two kinds of stuff as well.
 COARSE = {
     "building": ("house",),
@@ -131,16 +130,24 @@ class Trial:
             collator.set_epoch(epoch)
             yield from loader
 
+    @torch.no_grad()
     def quality(self, model: Any, processor: DetrPanopticImageProcessor) -> dict[str, float]:
-        """PQ on the held-out scenes."""
-        stats = evaluate_model(model, processor, self.held_out, self.categories)
-        result = panoptic_quality(stats, category_ids=self.categories.category_ids, is_thing=self.categories.is_thing)
-        return {name: result[part]["pq"] for name, part in PARTS.items()}
+        """PQ on the held-out scenes, of models of either kind."""
+        quality = PanopticQuality(self.categories)
+        model.eval()
+        for record in self.held_out:
+            outputs = model(**processor(record["image"], return_tensors="pt").to(model.device))
+            sizes = [(record["image"].height, record["image"].width)]
+            (found,) = processor.post_process_panoptic_segmentation(outputs, target_sizes=sizes)
+            quality.update(record, {**found, "segmentation": found["segmentation"].cpu()})
+        model.train()
+        result = quality.compute()
+        return {"pq": result.pq, "pq_things": result.things.pq, "pq_stuff": result.stuff.pq}
 
     def run(self, name: str, model: nn.Module, ours: DetrPanopticForSegmentation) -> list[Point]:
         """Trains a contestant and measures it now and then; `ours` says what the processor has to know."""
         settings = self.arguments
-        optimization = OptimizationArguments(
+        optimization = OptimizationSettings(
             learning_rate=settings.rate,
             backbone_learning_rate=settings.rate / 2,
             max_grad_norm=5.0,
@@ -171,7 +178,7 @@ class Trial:
         return points
 
 
-def optimizer_of(model: nn.Module, arguments: OptimizationArguments) -> AdamW:
+def optimizer_of(model: nn.Module, arguments: OptimizationSettings) -> AdamW:
     """AdamW with the package's two rates, for models of either kind."""
     rates = {True: arguments.backbone_learning_rate, False: arguments.learning_rate}
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}

@@ -24,16 +24,13 @@ from typing import Any
 
 import psutil
 import pytest
-
 from detr_panoptic.cli import main
 from detr_panoptic.commands.frame import PROGRAM
 
 PATIENCE = 300  # seconds; a process takes three on a free core
 OPERATIONS = ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate")
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    [f"detr_panoptic.commands.{name}" for name in ("training_run", "prediction_writers", "evaluation_report")]
-)
+PROCESSES.set_forkserver_preload(["detr_panoptic.training.run", "detr_panoptic.inference", "detr_panoptic.evaluation"])
 
 
 @dataclass(frozen=True)

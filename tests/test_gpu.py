@@ -124,7 +124,20 @@ def test_the_pipeline_runs_there_in_batches():
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_training_runs_in_every_precision_and_goes_on(tmp_path, precision):
-    flags = ["--data", "scenes", "--limit", "6", "--short-side", "64", "--long-side", "64", "--augmentation", "flip"]
+    flags = [
+        "--recipe",
+        "none",
+        "--data",
+        "scenes",
+        "--limit",
+        "6",
+        "--short-side",
+        "64",
+        "--long-side",
+        "64",
+        "--augmentation",
+        "flip",
+    ]
     flags += ["--backbone", "test_resnet", "--hidden-size", "32", "--num-heads", "4", "--ffn-dim", "48", "--aids"]
     flags += ["--mixed-precision", precision, "--epochs", "2", "--workers", "0", "--output", str(tmp_path / "model")]
     for _ in range(2):  # the second finds the run finished: nothing is left to do, and nothing is lost

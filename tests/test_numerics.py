@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from detr_panoptic.commands.demo import UNSEEN_SEED, load_shipped_model
-from detr_panoptic.data import PanopticCollator
-from detr_panoptic.evaluation import evaluate_model
-from detr_panoptic.evaluation.panoptic_quality import panoptic_quality
+from detr_panoptic.data import PanopticCollator, PanopticData
+from detr_panoptic.evaluation import evaluate
 from detr_panoptic.scenes import SCENE_CATEGORIES, scenes_dataset
 from tests.conftest import build_tiny
 
@@ -72,9 +71,8 @@ def test_half_precision_reaches_the_pq_of_float32(dtype, shipped):
     model, processor, scenes, *_ = shipped
     quality = []
     for precise in (model, copy.deepcopy(model).to(dtype)):
-        stats = evaluate_model(precise, processor, scenes, SCENE_CATEGORIES)
-        found = panoptic_quality(stats, category_ids=SCENE_CATEGORIES.category_ids, is_thing=SCENE_CATEGORIES.is_thing)
-        quality.append(found["All"]["pq"])
+        data = PanopticData(scenes, SCENE_CATEGORIES)
+        quality.append(evaluate((precise, processor), data, average_precision=False, progress=False).pq)
     assert quality[0] > 0.4
     assert abs(quality[0] - quality[1]) < PQ_BOUND
 

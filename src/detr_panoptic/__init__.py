@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .checkpoints.conversion import convert_checkpoint
     from .configuration_detr_panoptic import DetrPanopticConfig
+    from .data.checking import DataCheck, check_data
+    from .data.converting import DataConversion, convert_data
     from .data.reading import PanopticData, read_panoptic
     from .evaluation.model_evaluation import evaluate
     from .evaluation.panoptic_quality import PanopticQuality
@@ -27,10 +29,13 @@ if TYPE_CHECKING:
     from .modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticModel
     from .pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline
     from .sharing import push
+    from .training.run import TrainingResult, train
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DataCheck",
+    "DataConversion",
     "DetrPanopticConfig",
     "DetrPanopticForSegmentation",
     "DetrPanopticImageProcessor",
@@ -44,13 +49,17 @@ __all__ = [
     "Prediction",
     "PredictionFolder",
     "Predictor",
+    "TrainingResult",
+    "check_data",
     "complete_stuff",
     "convert_checkpoint",
+    "convert_data",
     "evaluate",
     "explain",
     "export",
     "push",
     "read_panoptic",
+    "train",
 ]
 
 _NAMES = {
@@ -60,12 +69,15 @@ _NAMES = {
     "pipeline_detr_panoptic": ("DetrPanopticImageSegmentationPipeline",),
     "inference": ("Prediction", "PredictionFolder", "Predictor"),
     "explanation": ("Explanation", "explain"),
+    "data.checking": ("DataCheck", "check_data"),
+    "data.converting": ("DataConversion", "convert_data"),
     "data.reading": ("PanopticData", "read_panoptic"),
     "evaluation.model_evaluation": ("evaluate",),
     "evaluation.panoptic_quality": ("PanopticQuality",),
     "evaluation.report": ("Evaluation",),
     "evaluation.results": ("PanopticQualityResult",),
     "checkpoints.conversion": ("convert_checkpoint",),
+    "training.run": ("TrainingResult", "train"),
     "exporting": ("export",),
     "labeling": ("complete_stuff",),
     "sharing": ("push",),

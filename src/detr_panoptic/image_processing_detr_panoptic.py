@@ -10,7 +10,8 @@ Names and defaults follow transformers' `DetrImageProcessor`, with these differe
 """
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 from typing import Any, ClassVar
 
@@ -22,9 +23,16 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import get_size_with_aspect_ratio
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling, SizeDict
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    PILImageResampling,
+    SizeDict,
+)
 from transformers.models.detr.image_processing_detr import convert_segmentation_to_rle
 from transformers.processing_utils import ImagesKwargs
+from transformers.utils import logging
 
 from .box_ops import cxcywh_to_xyxy
 from .image_reading import (
@@ -44,11 +52,16 @@ from .panoptic_merging import (
     semantic_scores,
 )
 from .panoptic_targets import panoptic_target
-from .pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline  # noqa: F401  so that its file is saved too
+from .pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline  # so that its file is saved too
+
+logger = logging.get_logger(__name__)
 
 Sizes = Sequence[Sequence[int]] | Tensor
 MERGING_MODES = ("paper", "score_weighted")
 THRESHOLDS = ("threshold", "mask_threshold", "overlap_mask_area_threshold")
+SAVED_BESIDES = {"image_processor_type", "processor_class", "feature_extractor_type", "auto_map"}  # not settings
+RGB = 3  # channels
+SKIPPED_MASK_LOGIT = -1e4  # of queries that the mask head did not run for
 MASK_STRIDE = 4  # pixels of the canvas per element of `pred_masks`, along each side
 
 
@@ -107,7 +120,9 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
 
     def __init__(self, **kwargs: Any) -> None:
         """Checks and keeps the settings; the class's arguments."""
+        _refuse_unknown(set(kwargs) - SAVED_BESIDES)
         super().__init__(**kwargs)
+        self._validate_preprocess_kwargs(**{n: getattr(self, n) for n in ("do_center_crop", "data_format")})
         self.stuff_label_ids = _checked_ids("stuff_label_ids", self.stuff_label_ids)
         if self.category_ids is not None:
             self.category_ids = _checked_ids("category_ids", self.category_ids)
@@ -122,9 +137,23 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
 
     @classmethod
     def for_model(cls, config: PreTrainedConfig, **kwargs: Any) -> "DetrPanopticImageProcessor":
-        """Returns a processor with a model's stuff, category ids and threshold; `kwargs` override them."""
+        """Returns a processor with a model's stuff, category ids and threshold; `kwargs` override them.
+
+        Raises:
+            ValueError: the model's images do not have three channels.
+        """
+        if getattr(config, "num_channels", RGB) != RGB:
+            raise ValueError(
+                f"`num_channels` must be {RGB}: this processor makes RGB images, got {config.num_channels}."
+            )
         names = ("stuff_label_ids", "category_ids", "threshold")
         return cls(**{name: getattr(config, name) for name in names} | kwargs)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Builds a processor as the base class does, but refuses misspelled settings among `kwargs`."""
+        _refuse_unknown(kwargs, only_misspelled=True)  # `pipeline` hands the model's arguments to every class
+        return super().from_dict(image_processor_dict, **kwargs)
 
     @classmethod
     def get_image_processor_dict(
@@ -215,8 +244,21 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
             batch["labels"] = [BatchFeature(target, tensor_type=tensor_type) for target in targets]
         return batch
 
+    def _validate_preprocess_kwargs(self, *args: Any, do_center_crop: bool | None = None, **kwargs: Any) -> None:
+        data_format = kwargs.get("data_format")
+        if do_center_crop:
+            raise ValueError("`do_center_crop` must be False: segments are those of the whole image, got True.")
+        if data_format not in (None, ChannelDimension.FIRST):
+            raise ValueError(f'`data_format` must be "channels_first", got {data_format!r}.')
+        super()._validate_preprocess_kwargs(*args, **kwargs)
+
     def _process_pixels(self, image: Tensor, **settings: Any) -> Tensor:
         """Resizes and normalizes one image (3, H, W) as the settings say."""
+        if settings["do_rescale"] and image.is_floating_point() and 0 < image.max() <= 1:
+            logger.warning_once(
+                "An image of floats has no value above 1, and is rescaled again by `rescale_factor`. Pass "
+                "`do_rescale=False` if its values are from 0 to 1."
+            )
         if settings["do_resize"]:
             image = self.resize(image, settings["size"], settings["resample"])
         if not settings["do_normalize"]:
@@ -277,8 +319,9 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         run-length code per value in it.
         """
         thresholds = self._thresholds(threshold, mask_threshold, overlap_mask_area_threshold)
-        merge = partial(merge_score_weighted, label_ids_to_fuse=(), left_out=self.stuff_label_ids, **thresholds)
-        results: list[dict[str, Any]] = [{**merge(*i)} for i in _images(outputs, target_sizes)]
+        merge: Callable[..., Segmentation] = partial(merge_score_weighted, label_ids_to_fuse=(), **thresholds)
+        found = [merge(*i, left_out=self.stuff_label_ids) for i in _images(outputs, target_sizes)]
+        results: list[dict[str, Any]] = [{**result} for result in found]
         if not return_coco_annotation:
             return results
         return [{**result, "segmentation": convert_segmentation_to_rle(result["segmentation"])} for result in results]
@@ -288,10 +331,21 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Returns the label of each pixel, per image.
 
+        A semantic map needs the masks of all queries: call the model with `mask_queries="all"`.
+
         Returns:
             (H, W) int64 maps; or, with `return_segmentation_scores`, outputs with such a `segmentation` and
             `segmentation_scores` (K, H, W).
+
+        Raises:
+            ValueError: `outputs` lack the masks of some queries.
         """
+        skipped = (outputs.pred_masks.flatten(2).amax(-1) <= SKIPPED_MASK_LOGIT / 2).sum().item()
+        if skipped:
+            raise ValueError(
+                f"`outputs` must have masks of all queries, but {skipped} queries lack theirs: call the model with "
+                'mask_queries="all".'
+            )
         images = _images(outputs, target_sizes)
         if not return_segmentation_scores:
             return [semantic_map(*image) for image in images]
@@ -365,6 +419,16 @@ def _pairs(name: str, sizes: Sizes, count: int) -> list[tuple[int, int]]:
     return [(int(height), int(width)) for height, width in rows]
 
 
+def _refuse_unknown(names: Iterable[str], *, only_misspelled: bool = False) -> None:
+    """Raises a ValueError about the first name that is not a setting, and names the nearest one."""
+    known = DetrPanopticImageProcessorKwargs.__annotations__
+    for name in names:
+        near = get_close_matches(name, known, n=1, cutoff=0.8)
+        if name not in known and (near or not only_misspelled):
+            hint = f"; did you mean `{near[0]}`?" if near else "."
+            raise ValueError(f"`{name}` is not a setting of DetrPanopticImageProcessor{hint}")
+
+
 def _checked_ids(name: str, ids: Collection[int]) -> list[int]:
     """Returns distinct whole numbers from 0 as a list."""
     values = list(ids)
@@ -373,4 +437,5 @@ def _checked_ids(name: str, ids: Collection[int]) -> list[int]:
     return values
 
 
+DetrPanopticImageSegmentationPipeline.image_processor_class = DetrPanopticImageProcessor
 __all__ = ["DetrPanopticImageProcessor"]

@@ -11,7 +11,7 @@ Differences from transformers' own `ImageSegmentationPipeline`:
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,12 +19,14 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 from transformers.pipelines import PIPELINE_REGISTRY, ImageSegmentationPipeline, Pipeline
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .image_reading import read_picture, stack_padded
 
 TASK = "image-segmentation"
 MODEL_TYPE, MODEL_NAME = "detr_panoptic", "DetrPanopticForSegmentation"
+FOREIGN_MODEL_TYPE = "detr"
+logger = logging.get_logger(__name__)
 
 # Pipelines log an error unless they find a model's name here. The table loads no class.
 MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES.setdefault(MODEL_TYPE, MODEL_NAME)
@@ -47,6 +49,27 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
     # `pipeline` would try to load both, and ask whether to trust the code of a repository that has some.
     _load_tokenizer = False  # type: ignore[assignment]
     _load_video_processor = False  # type: ignore[assignment]
+
+    image_processor_class: ClassVar[Any] = None
+    """Set by the image processor's file, which imports this one."""
+
+    @classmethod
+    def from_pretrained(cls, model: str | os.PathLike[str], **kwargs: Any) -> "DetrPanopticImageSegmentationPipeline":
+        """Builds the pipeline of one of our checkpoints, or of transformers' DETR, which is converted.
+
+        Args:
+            model: a folder, or OWNER/NAME on the Hub.
+            kwargs: other arguments of a pipeline, such as `device`.
+
+        Example:
+            >>> Segment = DetrPanopticImageSegmentationPipeline
+            >>> segment = Segment.from_pretrained("facebook/detr-resnet-50-panoptic")  # doctest: +SKIP
+        """
+        from .modeling_detr_panoptic import DetrPanopticForSegmentation
+
+        processor = cls.image_processor_class.from_pretrained(model)
+        loaded = DetrPanopticForSegmentation.from_pretrained(model)
+        return cls(model=loaded, image_processor=processor, task=TASK, **kwargs)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
@@ -165,6 +188,11 @@ def _choosing_pipeline(other: type[Pipeline]) -> type[Pipeline]:
         _load_video_processor = False  # as above; a tokenizer is loaded if the other's models want one
 
         def __new__(cls, model: Any, **kwargs: Any) -> Any:
+            if model.config.model_type == FOREIGN_MODEL_TYPE:
+                logger.warning(
+                    "This is the DETR of transformers, which does not fuse stuff and has no names for COCO's labels. "
+                    "`DetrPanopticImageSegmentationPipeline.from_pretrained` loads the same checkpoint as our model."
+                )
             chosen = DetrPanopticImageSegmentationPipeline if model.config.model_type == MODEL_TYPE else other
             return chosen(model=model, **kwargs)
 

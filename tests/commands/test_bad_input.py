@@ -15,7 +15,7 @@ CASES: dict[str, dict[str, Case]] = {
     "settings": datasets_and_settings.SETTINGS,
     "python": datasets_and_settings.IN_PYTHON,
 }
-NAMES = re.compile(r"`[^`]+`|'[^']+'|\"[^\"]+\"|--\w+|\w+\.\w{3,8}\b|\bimage \d+|\w/\w|, got ")
+NAMES = re.compile(r"`[^`]+`|'[^']+'|\"[^\"]+\"|--\w+|\w+\.\w{3,8}\b|\bimage \d+|\w/\w|, got |^[\w.]+: ")
 """An argument, a quoted value, an option, a file, an image, a path, what came."""
 
 

@@ -7,8 +7,7 @@ from PIL import Image
 
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.data import PanopticCollator, read_panoptic
-from detr_panoptic.evaluation import evaluate_model
-from detr_panoptic.evaluation.panoptic_quality import panoptic_quality
+from detr_panoptic.evaluation import evaluate
 from detr_panoptic.visualization import draw_segments
 
 
@@ -41,8 +40,7 @@ def train_step(model: DetrPanopticForSegmentation, processor: DetrPanopticImageP
 
 
 def measure(model: DetrPanopticForSegmentation, processor: DetrPanopticImageProcessor, data: Path) -> float:
-    """PQ of all classes."""
-    records, categories = read_panoptic(data)
-    stats = evaluate_model(model.eval(), processor, records, categories, batch_size=4)
-    quality = panoptic_quality(stats, category_ids=categories.category_ids, is_thing=categories.is_thing)
-    return float(quality["All"]["pq"])
+    """PQ of one class and RQ of things."""
+    evaluation = evaluate((model.eval(), processor), data, average_precision="box", batch_size=4)
+    (data / "quality.md").write_text(evaluation.table())
+    return evaluation.per_class["boat"].pq + evaluation.things.rq

@@ -9,13 +9,12 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation, DetrPanopticImageProcessor
-from detr_panoptic.data import PanopticCollator
-from detr_panoptic.evaluation import evaluate_model
-from detr_panoptic.evaluation.panoptic_quality import panoptic_quality
+from detr_panoptic.data import PanopticCollator, PanopticData
+from detr_panoptic.evaluation import evaluate
 from detr_panoptic.evaluation.trainer_metrics import TrainerPanopticQuality
 from detr_panoptic.scenes import SCENE_CATEGORIES, scenes_dataset
 from tests.conftest import build_tiny
-from tests.test_training_wrong_input import write_data
+from tests.training.runs import write_data
 
 SIDE = 64
 GUIDE = Path(__file__).parents[2] / "docs" / "training.md"
@@ -76,15 +75,12 @@ def test_trainer_takes_steps_and_measures_quality(trainer, tmp_path):
     assert {"class_head.weight", "mask_head.predictor.weight", "model.query_embeddings.weight"} <= moved
 
     metrics = trainer.evaluate()
-    expected = evaluate_model(
-        trainer.model, trainer.processing_class, trainer.eval_dataset, SCENE_CATEGORIES, batch_size=2
-    )
-    assert int((expected.tp + expected.fp).sum()) > 0
-    quality = panoptic_quality(
-        expected, category_ids=SCENE_CATEGORIES.category_ids, is_thing=SCENE_CATEGORIES.is_thing
-    )
-    assert metrics["eval_pq"] == pytest.approx(quality["All"]["pq"])
-    assert metrics["eval_pq_stuff"] == pytest.approx(quality["Stuff"]["pq"])
+    data = PanopticData(trainer.eval_dataset, SCENE_CATEGORIES)
+    parts = (trainer.model, trainer.processing_class)
+    expected = evaluate(parts, data, average_precision=False, batch_size=2, progress=False)
+    assert sum(row.tp + row.fp for row in expected.per_class.values()) > 0
+    assert metrics["eval_pq"] == pytest.approx(expected.pq)
+    assert metrics["eval_pq_stuff"] == pytest.approx(expected.stuff.pq)
 
     trainer.save_model(str(tmp_path))
     loaded = DetrPanopticForSegmentation.from_pretrained(tmp_path)

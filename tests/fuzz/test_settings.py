@@ -1,21 +1,15 @@
-"""Configurations and training arguments: round trips, and wrong values that are refused by name."""
+"""Model configurations: round trips, and wrong values that are refused by name."""
 
 import json
 import math
 import tempfile
-from dataclasses import fields, is_dataclass
-from pathlib import Path
-from typing import get_type_hints
 
 import pytest
-import yaml
 from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from detr_panoptic import DetrPanopticConfig
-from detr_panoptic.training.arguments import TrainingArguments, section_types, value_type
-from detr_panoptic.training.options import read_yaml
 from tests.fuzz import examples, message_of
 
 pytestmark = pytest.mark.fuzz
@@ -89,67 +83,3 @@ def test_any_value_of_a_field_is_taken_or_refused_by_name(name, value):
     assert found == value or (isinstance(value, float) and math.isnan(value))
     assert not (isinstance(value, float) and not math.isfinite(value)), "a number that is none was taken"
     json.loads(taken[0].to_json_string())
-
-
-def sections():
-    return {
-        name: {f.name: get_type_hints(kind)[f.name] for f in fields(kind)} for name, kind in section_types().items()
-    }
-
-
-def value_for(annotation):
-    expected, optional = value_type(annotation)
-    values = {
-        int: st.integers(-1, 2000),
-        float: st.floats(-0.1, 2, allow_nan=False),
-        bool: st.booleans(),
-        str: st.text(max_size=4) | st.sampled_from(["all", "cosine", "paper", "no", "bf16", "sqrt"]),
-    }[expected]
-    return (values | st.none()) if optional else values
-
-
-@examples(80)
-@given(st.data())
-def test_training_arguments_survive_yaml_or_are_refused_by_name(data):
-    settings = {
-        section: {
-            name: data.draw(value_for(annotation))
-            for name, annotation in keys.items()
-            if data.draw(st.integers(0, 9)) == 0
-        }
-        for section, keys in sections().items()
-    }
-    taken = []
-    message = message_of(lambda: taken.append(TrainingArguments.from_dict(settings)), ValueError)
-    names = [name for keys in settings.values() for name in keys]
-    if message is not None:
-        assert any(f"`{name}`" in message for name in names), message
-        return
-    (arguments,) = taken
-    assert is_dataclass(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "run.yaml"
-        file.write_text(yaml.safe_dump(arguments.to_dict(), allow_unicode=True), encoding="utf-8")
-        again = TrainingArguments.from_dict(read_yaml(file))
-    assert again == arguments
-    assert again.differences(arguments) == []
-
-
-@examples(80)
-@given(st.data())
-def test_any_value_of_a_training_argument_is_taken_or_refused_by_name(data):
-    section = data.draw(st.sampled_from(sorted(sections())))
-    name = data.draw(st.sampled_from(sorted(sections()[section])))
-    value = data.draw(ANYTHING)
-    message = message_of(lambda: TrainingArguments.from_dict({section: {name: value}}), ValueError)
-    assert message is None or f"`{name}`" in message
-
-
-@examples(40)
-@given(st.binary(max_size=40) | st.text(max_size=40).map(lambda text: text.encode(errors="surrogatepass")))
-def test_any_file_is_settings_or_refused_by_name(contents):
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "run.yaml"
-        file.write_bytes(contents)
-        message = message_of(lambda: read_yaml(file), ValueError)
-    assert message is None or str(file) in message

@@ -12,12 +12,14 @@ from detr_panoptic.commands import main
 from detr_panoptic.data.plain_text import markdown, one_line
 from detr_panoptic.evaluation.report import Evaluation
 from detr_panoptic.evaluation.results import ClassQuality, GroupQuality, PanopticQualityResult
-from detr_panoptic.training.summary import write_model_card, write_summary
+from detr_panoptic.sharing.card import CardFacts, build_card
+from detr_panoptic.training.data import DataSummary, TrainingData
+from detr_panoptic.training.summary import measured_quality, write_summary
 from detr_panoptic.visualization import draw_segments
 from detr_panoptic.visualization.labels import label_text
 from detr_panoptic.visualization.report import escaped, gallery, heading, paragraph, table, write_page
 from tests.conftest import build_tiny, photo
-from tests.data_folders import coco_panoptic
+from tests.data_folders import CATEGORIES, coco_panoptic
 
 NASTY = {
     "script": "<script>alert(1)</script>",
@@ -137,7 +139,7 @@ def test_an_evaluation_shows_names_as_they_are(tmp_path):
     row = ClassQuality(1, True, 0.5, 0.5, 0.5, 1, 0, 0)
     quality = PanopticQualityResult(group, group, group, dict.fromkeys(NAMES, row))
     settings = {"data": "a|b\n<c>"}
-    evaluation = Evaluation(quality, {}, 1, NAMES, dataset="", settings=settings, categories=None)
+    evaluation = Evaluation(quality, {}, 1, NAMES, dataset="", settings=settings)
     assert_only_table_cells((evaluation.save(tmp_path) / "metrics.md").read_text(), NAMES)
 
 
@@ -145,13 +147,14 @@ def test_what_a_training_leaves_shows_names_as_they_are(tmp_path):
     line = {"step": 1, "epoch": 1} | dict.fromkeys(("pq", "sq", "rq"), 0.5)
     line |= {f"{name}_{kind}": 0.5 for name in ("pq", "sq", "rq") for kind in ("things", "stuff")}
     line |= {f"pq/{name}": 0.5 for name in NAMES}
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     data = {"training": "; ".join(NAMES), "validation": NASTY["break"]}
     plan = ["recipe: none", "```\n<script>alert(1)</script>"]
-    write_summary(tmp_path, plan, data)
+    write_summary(tmp_path, [line], plan, data)
     assert_only_table_cells((tmp_path / "training_summary.md").read_text(), NAMES)
-    write_model_card(tmp_path, build_tiny(), data=data, recipe=plan, measured_on=NASTY["script"], picture=None)
-    card = (tmp_path / "README.md").read_text().partition("\n---\n")[2]
+    trained = TrainingData([], [], CATEGORIES, "a", NASTY["script"], DataSummary(0, 0, (), 0))
+    quality = measured_quality(line, trained)
+    card = str(build_card(build_tiny(), CardFacts(name="a", data=data, recipe=plan, quality=quality)))
+    card = card.partition("\n---\n")[2]
     body = card.partition("## Data")[2]
     for own in ("<details><summary>by class</summary>", "</details>", "`detr_panoptic.evaluate`"):
         assert own in body

@@ -30,12 +30,15 @@ def check(
         detr-panoptic data check my_data --queries 200 --limit 500
     """
     from .. import check_data
+    from ..scenes import SCENES, read_source
+    from ..visualization.data_report import save_data_sheets
 
-    result = check_data(source, num_queries=queries, workers=workers, **reading.arguments())
+    data = read_source(source, limit=reading.limit) if source == SCENES else source
+    result = check_data(data, num_queries=queries, workers=workers, **reading.arguments())
     print(result)
     if report is not None:
-        result.save(report)
-        print(f"The report is in {report}")
+        print(f"The report is {result.save(report)}")
+        save_data_sheets(result, report)
     return 1 if result.has_errors else 0
 
 
@@ -44,7 +47,9 @@ def convert(
     output: NewFolder,
     /,
     *,
-    to: Annotated[Literal["coco", "dataset", "parquet"], Parameter(help="Format of the output.")] = "coco",
+    to: Annotated[
+        Literal["coco-panoptic", "dataset", "parquet"], Parameter(help="Format of the output.")
+    ] = "coco-panoptic",
     seed: Annotated[int, Parameter(help="Of `scenes`: another number gives other scenes.")] = 0,
     workers: Annotated[int, Parameter(help="Processes that paint `scenes`; 0: this one.")] = 0,
     on_error: OnError = "stop",
@@ -52,9 +57,9 @@ def convert(
 ) -> None:
     """Writes a dataset in another format; image files are copied byte by byte.
 
-        --to coco     images/, panoptic/ and panoptic.json
-        --to dataset  a folder for load_from_disk of `datasets`
-        --to parquet  data/SPLIT-….parquet, the layout of datasets on the Hub
+        --to coco-panoptic  images/, panoptic/ and panoptic.json
+        --to dataset        a folder for load_from_disk of `datasets`
+        --to parquet        data/SPLIT-….parquet, the layout of the Hub
 
     For example:
 
@@ -63,10 +68,15 @@ def convert(
         detr-panoptic data convert scenes my_scenes --limit 30000 --workers 16
     """
     from .. import convert_data
-    from ..scenes import read_source
+    from ..scenes import SCENES, read_source
 
-    data = read_source(source, scene_seed=seed, scene_workers=workers, **reading.arguments())
-    print(convert_data(data, output, to=to, split=reading.split, on_error=on_error))
+    options = reading.arguments()
+    data = (
+        read_source(source, limit=reading.limit, scene_seed=seed, scene_workers=workers)
+        if source == SCENES
+        else source
+    )
+    print(convert_data(data, output, to=to, on_error=on_error, **options))
 
 
 @Parameter(name="*")

@@ -16,13 +16,15 @@ from .. import __version__
 from ..data.plain_text import one_line
 from .app import app
 from .convert import convert
-from .data import complete_stuff
+from .data import check, complete_stuff
+from .data import convert as convert_data
 from .demo import demo
 from .evaluate import evaluate
 from .explain import explain
 from .export import export
 from .predict import predict
 from .push import push
+from .train import train, train_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
 PROGRAM = "detr-panoptic"
 DATA_ERRORS, USER_ERROR, INTERRUPTED, CLOSED_PIPE, STOPPED = 1, 2, 130, 141, 143
-LEGACY = ({"train"}, {"data", "check"}, {"data", "convert"})
 HELP = f"""DETR for panoptic segmentation: assigns every pixel of an image to an object or a
 background region.
 
@@ -44,8 +45,8 @@ Exit codes:
     {INTERRUPTED}  interrupted (Ctrl-C)
     {CLOSED_PIPE}  the reader of the output went away (`| head`)
     {STOPPED}  SIGTERM: `train` saved a checkpoint to continue from"""
-COMMANDS: tuple[Callable[..., Any], ...] = (demo, predict, explain, app, evaluate, convert, export, push)
-DATA_COMMANDS: tuple[Callable[..., Any], ...] = (complete_stuff,)
+COMMANDS: tuple[Callable[..., Any], ...] = (demo, predict, explain, app, train, evaluate, convert, export, push)
+DATA_COMMANDS: tuple[Callable[..., Any], ...] = (check, convert_data, complete_stuff)
 WORKER_FAILED = ("Caught ", " in DataLoader worker process ")  # how torch passes an error on, with a traceback
 EXPECTED_ERRORS = (CycloptsError, OSError, ValueError, TypeError, FloatingPointError, ImportError)
 """Errors whose text is enough; any other is shown with its type."""
@@ -77,10 +78,6 @@ def _run(words: list[str]) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        if any(old <= set(words[:2]) for old in LEGACY):
-            from .legacy import main as legacy
-
-            return legacy([*words, "--debug"] if debug else words)
         program = build_program(words)
         if words in ([], ["data"]):
             program.help_print(words, console=program.error_console)
@@ -133,9 +130,9 @@ def build_program(words: Sequence[str] = ()) -> App:
     data = App(name="data", help="Checks, converts and completes datasets.", help_epilogue="", sort_key=len(COMMANDS))
     for group, commands in ((program, COMMANDS), (data, DATA_COMMANDS)):
         for place, command in enumerate(commands):
-            group.command(command, sort_key=place, help_epilogue="")
+            with_settings = command is train and words[:1] == ["train"]
+            group.command(train_command(words[1:]) if with_settings else command, sort_key=place, help_epilogue="")
     program.command(data)
-    del words
     return program
 
 
@@ -143,9 +140,11 @@ def _prepare() -> None:
     """Limits images to the formats that are documented, and hides progress bars and broken names on the terminal."""
     from datasets import disable_progress_bars
     from PIL import Image
+    from transformers.utils.logging import disable_progress_bar
 
     from ..image_reading import FORMATS
 
+    disable_progress_bar()  # for a file or two
     Image.init()
     Image.ID[:] = [name for name in Image.ID if name in FORMATS]  # `datasets` opens images, too
     if not sys.stderr.isatty():

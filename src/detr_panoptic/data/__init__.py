@@ -14,9 +14,13 @@ if TYPE_CHECKING:
     from .categories import COCO_PANOPTIC as COCO_PANOPTIC
     from .categories import Categories as Categories
     from .categories import match_labels as match_labels
+    from .checking import DataCheck as DataCheck
+    from .checking import check_data as check_data
     from .coco import CocoPanopticPaths as CocoPanopticPaths
     from .coco import find_coco_panoptic as find_coco_panoptic
     from .collation import PanopticCollator as PanopticCollator
+    from .converting import DataConversion as DataConversion
+    from .converting import convert_data as convert_data
     from .files import written_whole as written_whole
     from .folders import IMAGE_SUFFIXES as IMAGE_SUFFIXES
     from .folders import read_categories as read_categories
@@ -38,8 +42,10 @@ if TYPE_CHECKING:
 _NAMES = {
     "augmentation": ("Augmentation", "LargeScaleJitter", "RandomAugmentation", "sample_seed"),
     "categories": ("COCO_PANOPTIC", "Categories", "match_labels"),
+    "checking": ("DataCheck", "check_data"),
     "coco": ("CocoPanopticPaths", "find_coco_panoptic"),
     "collation": ("PanopticCollator",),
+    "converting": ("DataConversion", "convert_data"),
     "files": ("written_whole",),
     "folders": ("IMAGE_SUFFIXES", "read_categories"),
     "images": ("read_images",),

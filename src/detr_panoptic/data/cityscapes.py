@@ -1,8 +1,9 @@
-"""Reader of Cityscapes: `leftImg8bit/SPLIT/CITY/*_leftImg8bit.png` and `gtFine/SPLIT/CITY/*_gtFine_instanceIds.png`.
+"""Reader and validator of Cityscapes.
 
-Follows createPanopticImgs.py of mcordts/cityscapesScripts: ids are those of the map; a value below 1000 is a whole
-class, which of things is a group that could not be told apart, a crowd; values from 1000 are class * 1000 + instance;
-classes that are not evaluated are void. Label ids are the official train ids, category ids the label ids of the files.
+Images are `leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`, maps `gtFine/SPLIT/CITY/*_gtFine_instanceIds.png`. As in
+createPanopticImgs.py of mcordts/cityscapesScripts, ids are those of the map; a value below 1000 is a whole class, and
+a crowd if the class is a thing; values from 1000 are class * 1000 + instance; classes that are not evaluated are void.
+Label ids are the official train ids, category ids the label ids of the files.
 """
 
 from pathlib import Path
@@ -10,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from .categories import Categories
+from .findings import raising
 from .folders import first_existing, pictures_below
 from .label_maps import rows_of_files
-from .lazy_records import RawRecords, make_record, name_of, opened
+from .lazy_records import RawRecords, ReadOptions, make_record, opened, row_error
 from .records import Record, measure_segments
 
 IMAGES_FOLDER, MAPS_FOLDER = "leftImg8bit", "gtFine"
@@ -32,30 +34,34 @@ CITYSCAPES = Categories.from_coco(
 )
 
 
-def raw_cityscapes(folder: Path, *, split: str | None, limit: int | None) -> RawRecords:
-    """The pictures of a split that have a map, in the order of their names.
+def raw_cityscapes(folder: Path, options: ReadOptions) -> RawRecords:
+    """Reads the images of a split that have a map, in the order of their names.
 
     Raises:
-        ValueError: a folder is missing, there are several splits and none is named, or a map has no picture.
+        ValueError: a folder is missing, there are several splits and none is named, or a map has no image.
     """
-    maps = first_existing([folder / MAPS_FOLDER])
+    maps, split = first_existing([folder / MAPS_FOLDER]), options.split
     splits = sorted(path.name for path in maps.iterdir() if path.is_dir())
     if split is None and len(splits) == 1:
         split = splits[0]
     if split not in splits:
         raise ValueError(f"`split` must be one of {', '.join(splits)} in {maps}, got {split!r}.")
     maps, images = maps / split, first_existing([folder / IMAGES_FOLDER / split])
+    report = options.report or raising()
     pairs = []
-    for name in [name for name in pictures_below(maps) if name.endswith(MAP_ENDING)][:limit]:
+    for name in [name for name in pictures_below(maps) if name.endswith(MAP_ENDING)][: options.limit]:
         image = name.removesuffix(MAP_ENDING) + IMAGE_ENDING
-        if not (images / image).is_file():
-            raise ValueError(f"Expected the picture {images / image} of {maps / name}, which does not exist.")
-        pairs.append((image, name))
+        if (images / image).is_file():
+            pairs.append((image, name))
+        else:
+            report(
+                "unreadable-image", str(images / image), f"expected the image of {maps / name}, which does not exist"
+            )
     return RawRecords(rows_of_files(images, maps, pairs), CITYSCAPES, decode_cityscapes)
 
 
 def decode_cityscapes(row: Record) -> Record:
-    """Make a record of a picture and its map of instance ids.
+    """Makes a record of an image and its map of instance ids.
 
     Raises:
         ValueError: the map is not 16-bit grayscale, or has a class that Cityscapes does not know.
@@ -63,21 +69,18 @@ def decode_cityscapes(row: Record) -> Record:
     picture = opened(row["segmentation"])
     values = np.asarray(picture)
     if values.ndim != 2 or picture.mode == "P":
-        raise ValueError(
-            f"{name_of(row)}: instanceIds must be a grayscale picture of 16 bits, got mode {picture.mode}."
-        )
+        raise row_error(row, f"instanceIds must be a 16-bit grayscale image, got mode {picture.mode}")
     segments, void = [], []
     for value in np.unique(values).tolist():
         is_group = value < FIRST_INSTANCE_ID
         label = value if is_group else value // FIRST_INSTANCE_ID
+        if label > MAX_LABEL:
+            raise row_error(row, f"expected labels up to {MAX_LABEL}, got the id {value}", kind="unknown-category")
         if label not in CITYSCAPES.category_ids:
-            if label > MAX_LABEL:
-                raise ValueError(f"{name_of(row)}: expected Cityscapes' labels up to {MAX_LABEL}, got the id {value}.")
             void.append(value)
             continue
         label_id = CITYSCAPES.label_id(label)
-        segments.append(
-            {"id": value, "label_id": label_id, "iscrowd": int(is_group and CITYSCAPES.is_thing[label_id])}
-        )
+        is_crowd = is_group and CITYSCAPES.is_thing[label_id]
+        segments.append({"id": value, "label_id": label_id, "iscrowd": int(is_crowd)})
     ids = np.where(np.isin(values, void), 0, values).astype(np.int64)
     return make_record(row, ids, measure_segments(ids, segments))

@@ -1,10 +1,9 @@
-"""Reader of COCO panoptic folders.
+"""Reader and validator of COCO panoptic folders, and what it shares with COCO instances.
 
-Images and annotations are matched by `image_id`: their orders differ, in the official files too.
+Images and annotations are matched by `image_id`: their order differs, also in the official files.
 """
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +11,10 @@ from datasets import Dataset
 
 from ..segment_ids import MAX_ID, VOID_ID
 from .categories import Categories
-from .contained_paths import file_inside
-from .folders import excerpt, first_existing, named_categories, read_json
-from .lazy_records import RawRecords, image_id_of, opened
+from .contained_paths import path_inside
+from .findings import Report, raising
+from .folders import excerpt, first_existing, read_json
+from .lazy_records import RawRecords, ReadOptions, image_id_of, opened
 from .records import Record, fill_measures, panoptic_features, segmentation_ids
 
 BOX_LENGTH = 4
@@ -22,13 +22,12 @@ MAX_WHOLE = 2**53  # JSON readers with floats for numbers still read it exactly
 KEY = (int, str)  # image ids may be either
 IMAGE_KEYS = {"id": KEY, "file_name": (str,)}
 ANNOTATION_KEYS = {"image_id": KEY, "file_name": (str,), "segments_info": (list,)}
-SEGMENT_KEYS = {"id": (int,), "category_id": (int,)}
 LISTS = ("images", "annotations", "categories")
-TYPE_NAMES = {int: "a whole number", str: "a text", list: "a list"}
+TYPE_NAMES = {int: "an integer", str: "a string", list: "a list"}
 
 
 class CocoPanopticPaths(NamedTuple):
-    """Where the three parts of a COCO panoptic dataset lie."""
+    """The three parts of a COCO panoptic dataset."""
 
     json_path: Path
     image_dir: Path
@@ -36,147 +35,174 @@ class CocoPanopticPaths(NamedTuple):
 
 
 def find_coco_panoptic(folder: str | Path, *, split: str | None = None) -> CocoPanopticPaths:
-    """Find the parts of a COCO panoptic dataset.
+    """Finds the parts of a COCO panoptic dataset.
 
     Args:
-        folder: a folder with `panoptic.json`, `images/` and `panoptic/`; with `split`, one in COCO's own layout, or
-            one with a folder of that name which holds the three parts.
+        folder: a folder with `panoptic.json`, `images/` and `panoptic/`; with `split`, one in the official layout, or
+            one with a subfolder of that name which holds the three parts.
         split: such as "val2017", for `annotations/panoptic_val2017.json`, `annotations/panoptic_val2017/` (or
-            `panoptic_val2017/`, as older unpacking guides have it) and `val2017/`.
+            `panoptic_val2017/`) and `val2017/`.
 
     Raises:
-        ValueError: if a part is missing; the message names the paths looked for.
+        ValueError: a part is missing; names the paths that were tried.
     """
     folder = Path(folder)
     if split is None:
-        json_paths, image_dirs = [folder / "panoptic.json"], [folder / "images"]
         segmentation_dirs = [folder / "panoptic"]
-        hint = splits_hint(folder, "panoptic")
     else:
-        json_paths = json_candidates(folder, split, "panoptic")
-        image_dirs = image_dir_candidates(folder, split)
-        segmentation_dirs = [
-            folder / split / "panoptic",
-            folder / "annotations" / f"panoptic_{split}",
-            folder / f"panoptic_{split}",
-        ]
-        hint = ""
+        names = (Path(split, "panoptic"), Path("annotations", f"panoptic_{split}"), Path(f"panoptic_{split}"))
+        segmentation_dirs = [folder / name for name in names]
+    hint = splits_hint(folder, "panoptic") if split is None else ""
     return CocoPanopticPaths(
-        first_existing(json_paths, hint=hint), first_existing(image_dirs), first_existing(segmentation_dirs)
+        first_existing(json_candidates(folder, split, "panoptic"), hint=hint),
+        first_existing(image_dir_candidates(folder, split)),
+        first_existing(segmentation_dirs),
     )
 
 
 def json_candidates(folder: Path, split: str | None, kind: str) -> list[Path]:
-    """Where the annotations of a split may lie, `kind` being "panoptic" or "instances"."""
+    """Returns where the annotations of a split may lie; `kind` is "panoptic" or "instances"."""
     if split is None:
         return [folder / f"{kind}.json"]
-    return [
-        folder / split / f"{kind}.json",
-        folder / "annotations" / f"{kind}_{split}.json",
-        folder / f"{kind}_{split}.json",
-    ]
+    names = (Path(split, f"{kind}.json"), Path("annotations", f"{kind}_{split}.json"), Path(f"{kind}_{split}.json"))
+    return [folder / name for name in names]
 
 
 def image_dir_candidates(folder: Path, split: str | None) -> list[Path]:
-    """Where the pictures of a split may lie."""
+    """Returns where the images of a split may lie."""
     if split is None:
         return [folder / "images"]
     return [folder / split / "images", folder / "images" / split, folder / split]
 
 
 def splits_hint(folder: Path, kind: str) -> str:
-    """End of an error: the splits that the folder has after all."""
+    """Returns the end of an error message that lists the splits of a folder, if there are any."""
     names = {path.stem.removeprefix(f"{kind}_") for path in folder.glob(f"annotations/{kind}_*.json")}
     names |= {path.parent.name for path in folder.glob(f"*/{kind}.json")}
     return f" There are splits, name one with `split`: {', '.join(sorted(names))}." if names else ""
 
 
-def raw_coco_panoptic(
-    paths: CocoPanopticPaths, *, limit: int | None = None, files_may_be_missing: bool = False
-) -> RawRecords:
-    """Read a COCO panoptic dataset.
+def raw_coco_panoptic(folder: Path, options: ReadOptions) -> RawRecords:
+    """Reads a COCO panoptic dataset.
 
     Args:
-        paths: the file with `images`, `annotations` and `categories`, and the folders of photographs and of id maps.
-        limit: number of annotations to read, from the first.
-        files_may_be_missing: as of `read_panoptic`.
+        folder: as of `find_coco_panoptic`.
+        options: of reading. If they collect findings, invalid entries are left out, files are not looked for, and
+            missing areas and boxes stay None.
 
     Returns:
-        Rows in the order of `annotations`, and the labels, in the order of `categories`. Areas and boxes that the file
-        does not give are measured when a row is asked for.
+        Rows in the order of `annotations`. Missing areas and boxes are measured when a row is used.
 
     Raises:
-        ValueError: if a picture is missing, an annotation names an unknown image or category, an id is there twice, or
-            a path leaves its folder.
+        ValueError: an entry is invalid or repeated, an annotation names an unknown image or category, or a file is
+            missing.
     """
-    contents = read_coco_json(paths.json_path)
-    categories = named_categories(contents["categories"], paths.json_path)
-    images = by_unique_id(contents["images"], paths.json_path, "images")
-    annotations = contents["annotations"][:limit]
-    by_unique_id(annotations, paths.json_path, "annotations")
+    paths = find_coco_panoptic(folder, split=options.split)
+    file = CocoFile.read(paths.json_path, options)
+    categories = checked_categories(file.contents["categories"], file.name, file.report)
+    images = file.images()
     columns: dict[str, list[Any]] = {name: [] for name in panoptic_features()}
-    existing = partial(file_inside, may_be_missing=files_may_be_missing)
-    for annotation in annotations:
+    seen: set[int | str] = set()
+    for place, annotation in file.entries("annotations", ANNOTATION_KEYS, limit=options.limit):
         image_id = annotation["image_id"]
-        where = f"{paths.json_path}, annotation of image {image_id}"
         if image_id not in images:
-            raise ValueError(f"{where}: `images` must hold this id, but has only {len(images)} others.")
-        file_name = images[image_id]["file_name"]
-        columns["image"].append(str(existing(paths.image_dir, file_name, where)))
+            file.report("unknown-image", file.name, f"{place}: image {image_id!r} is not among {len(images)} images")
+            continue
+        if image_id in seen:
+            file.report("repeated-annotation", file.name, f"{place}: image {image_id!r}")
+            continue
+        seen.add(image_id)
+        name = images[image_id]["file_name"]
+        image = file.path(paths.image_dir, name, name, "unreadable-image")
+        segmentation = file.path(paths.segmentation_dir, annotation["file_name"], name, "unreadable-map")
+        segments = [checked_segment(entry, categories, name, file.report) for entry in annotation["segments_info"]]
+        columns["image"].append(image)
         columns["image_id"].append(image_id_of(image_id))
-        columns["file_name"].append(file_name)
-        columns["segmentation"].append(str(existing(paths.segmentation_dir, annotation["file_name"], where)))
-        columns["segments_info"].append([_segment(entry, categories, where) for entry in annotation["segments_info"]])
+        columns["file_name"].append(name)
+        columns["segmentation"].append(segmentation)
+        columns["segments_info"].append([segment for segment in segments if segment is not None])
+    if options.limit is None:
+        for image_id in images.keys() - seen:
+            file.report("unannotated-image", images[image_id]["file_name"], f"image {image_id!r}")
     rows = Dataset.from_dict(columns, features=panoptic_features(categories))
     complete = all(None not in segment.values() for segments in columns["segments_info"] for segment in segments)
-    return RawRecords(rows, categories, None if complete else _measure_missing)
+    return RawRecords(rows, categories, None if complete or options.report else _measure_missing)
 
 
-def read_coco_json(path: Path) -> dict[str, list[Any]]:
-    """A COCO file.
+class CocoFile(NamedTuple):
+    """The contents of a COCO file and where its findings go."""
 
-    Raises:
-        ValueError: if it lacks one of its three lists.
-    """
-    contents = read_json(path)
+    contents: dict[str, list[Any]]
+    name: str
+    report: Report
+    files_may_be_missing: bool
+
+    @classmethod
+    def read(cls, path: Path, options: ReadOptions) -> "CocoFile":
+        """Reads a file.
+
+        Raises:
+            ValueError: it is not JSON or lacks one of its three lists.
+        """
+        contents = read_json(path)
+        if not isinstance(contents, dict) or any(not isinstance(contents.get(key), list) for key in LISTS):
+            lists = ", ".join(f"`{key}`" for key in LISTS)
+            raise ValueError(f"{path} must have the lists {lists}, {_lacks(contents)}.")
+        report = options.report or raising(path)
+        return cls(contents, path.name, report, options.files_may_be_missing or options.report is not None)
+
+    def entries(
+        self, name: str, keys: Mapping[str, tuple[type, ...]], *, limit: int | None = None
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yields the place and contents of each valid entry of a list."""
+        for index, entry in enumerate(self.contents[name][:limit]):
+            place = f"`{name}`, entry {index}"
+            problem = entry_problem(entry, keys)
+            if problem:
+                self.report("broken-entry", self.name, f"{place}: {problem}")
+            else:
+                yield place, entry
+
+    def images(self) -> dict[int | str, dict[str, Any]]:
+        """Returns the entries of `images` by id."""
+        images: dict[int | str, dict[str, Any]] = {}
+        for place, entry in self.entries("images", IMAGE_KEYS):
+            if entry["id"] in images:
+                self.report("repeated-image", self.name, f"{place}: id {entry['id']!r} occurs twice")
+            images.setdefault(entry["id"], entry)
+        return images
+
+    def path(self, folder: Path, file_name: str, where: str, kind: str) -> str | None:
+        """Returns the absolute path of a file name, or None after reporting that it is invalid or missing.
+
+        Args:
+            folder: must contain the file.
+            file_name: relative to the folder.
+            where: place of a finding.
+            kind: of the finding if the file is missing.
+        """
+        try:
+            path = path_inside(folder, file_name)
+        except ValueError as error:
+            self.report("unsafe-path", where, str(error))
+            return None
+        if not self.files_may_be_missing and not path.is_file():
+            self.report(kind, where, f"expected the file {path}, which does not exist")
+            return None
+        return str(path)
+
+
+def _lacks(contents: Any) -> str:
     if not isinstance(contents, dict):
-        raise ValueError(f"{path} must hold an object, got {excerpt(contents)}.")
-    missing = [key for key in LISTS if key not in contents]
-    if missing:
-        raise ValueError(f"{path} must hold `images`, `annotations` and `categories`, {missing} not found.")
-    for key in LISTS:
-        if not isinstance(contents[key], list):
-            raise ValueError(f"{path}: `{key}` must be a list, got {excerpt(contents[key])}.")
-    return contents
-
-
-def by_unique_id(entries: list[Any], path: Path, name: str) -> dict[Any, dict[str, Any]]:
-    """Entries of `images` or `annotations` by the image's id.
-
-    Args:
-        entries: all of them, or the first.
-        path: of the file.
-        name: of the list.
-
-    Raises:
-        ValueError: if an entry lacks something, or two have the same id.
-    """
-    key, keys = ("id", IMAGE_KEYS) if name == "images" else ("image_id", ANNOTATION_KEYS)
-    found: dict[Any, dict[str, Any]] = {}
-    for index, entry in enumerate(entries):
-        problem = entry_problem(entry, keys)
-        if problem:
-            raise ValueError(f"{path}, `{name}`, entry {index}: {problem}.")
-        if entry[key] in found:
-            raise ValueError(f"{path}: expected each `{key}` once, got {entry[key]!r} twice.")
-        found[entry[key]] = entry
-    return found
+        return f"got {excerpt(contents)}"
+    key = next(key for key in LISTS if not isinstance(contents.get(key), list))
+    return f"got {excerpt(contents[key])} as `{key}`" if key in contents else f"`{key}` not found"
 
 
 def entry_problem(entry: Any, keys: Mapping[str, tuple[type, ...]]) -> str | None:
-    """What keeps an entry of a JSON file from being read: a key that is missing, or a value of another type."""
+    """Returns what is wrong with an entry of a JSON file: a missing key or a value of another type."""
     if not isinstance(entry, Mapping):
-        return f"expected an object, got {type(entry).__name__}"
+        return f"expected an object, got {excerpt(entry)}"
     for key, types in keys.items():
         value = entry.get(key)
         if not isinstance(value, types) or isinstance(value, bool):
@@ -185,67 +211,87 @@ def entry_problem(entry: Any, keys: Mapping[str, tuple[type, ...]]) -> str | Non
     return None
 
 
-def _measure_missing(record: Record) -> Record:
-    ids = segmentation_ids(opened(record["segmentation"]))
-    return {**record, "segments_info": fill_measures(ids, record["segments_info"])}
-
-
-def _segment(entry: Any, categories: Categories, where: str) -> dict[str, Any]:
-    missing = [key for key in SEGMENT_KEYS if key not in entry] if isinstance(entry, Mapping) else []
-    if missing:
-        raise ValueError(f"{where}: a segment must have `id` and `category_id`, {missing} not found in {entry}.")
-    problem = entry_problem(entry, SEGMENT_KEYS)
-    if problem:
-        raise ValueError(f"{where}, `segments_info`: {problem}.")
-    where = f"{where}, segment {entry['id']}"
-    if not VOID_ID < entry["id"] <= MAX_ID:
-        raise ValueError(f"{where}: `id` must be from 1 to {MAX_ID}.")
+def checked_categories(entries: list[Any], where: str, report: Report) -> Categories:
+    """Returns the categories of a COCO file; after reporting a problem, those that can be told apart."""
     try:
-        label_id = categories.label_id(entry["category_id"])
+        return Categories.from_coco(entries)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    return {
-        "id": entry["id"],
-        "label_id": label_id,
-        "iscrowd": crowd_flag(entry, where),
-        "area": whole(entry.get("area"), f"{where}: `area`"),
-        "bbox": whole_box(entry.get("bbox"), f"{where}: `bbox`"),
-    }
+        report("bad-categories", where, str(error).rstrip("."))
+    kept: dict[int, dict[str, Any]] = {}
+    for entry in entries:
+        if isinstance(entry, Mapping) and isinstance(entry.get("id"), int):
+            name = str(entry.get("name"))
+            name = f"{name} ({entry['id']})" if name in [other["name"] for other in kept.values()] else name
+            kept.setdefault(entry["id"], {"id": entry["id"], "name": name, "isthing": bool(entry.get("isthing", 1))})
+    return Categories.from_coco(kept.values())
 
 
-def crowd_flag(entry: Mapping[str, Any], where: str) -> int:
-    """`iscrowd` of an entry, 0 if it does not say.
+def checked_segment(entry: Any, categories: Categories, where: str, report: Report) -> dict[str, Any] | None:
+    """Returns an entry of `segments_info` with the keys of a canonical record.
 
-    Raises:
-        ValueError: it is neither 0 nor 1.
+    Args:
+        entry: with `id`, `category_id` or `label_id`, and optionally `iscrowd`, `area` and `bbox`.
+        categories: of the dataset.
+        where: place of a finding.
+        report: takes findings.
+
+    Returns:
+        None if it cannot be used; `label_id` is None for an unknown category; `area` and `bbox` may be None.
     """
+    labeled = isinstance(entry, Mapping) and entry.get("label_id") is not None
+    category_key = "label_id" if labeled else "category_id"
+    problem = entry_problem(entry, {"id": (int,), category_key: (int,)})
+    if problem:
+        report("broken-entry", where, f"`segments_info`: {problem}")
+        return None
+    place = f"segment {entry['id']}"
+    try:
+        segment = {"iscrowd": crowd_flag(entry), "area": whole(entry, "area"), "bbox": whole_box(entry)}
+    except ValueError as error:
+        report("broken-entry", where, f"{place}: {error}")
+        return None
+    if not VOID_ID < entry["id"] <= MAX_ID:
+        report("impossible-id", where, f"{place}: `id` must be from 1 to {MAX_ID}")
+        return None
+    known = range(len(categories)) if labeled else categories.category_ids
+    label_id = None
+    if entry[category_key] not in known:
+        report("unknown-category", where, f"{place}: `{category_key}` {entry[category_key]} is unknown")
+    else:
+        label_id = entry["label_id"] if labeled else categories.label_id(entry["category_id"])
+    return {"id": entry["id"], "label_id": label_id, **segment}
+
+
+def crowd_flag(entry: Mapping[str, Any]) -> int:
+    """Returns `iscrowd` of an entry, 0 by default; raises ValueError unless it is 0 or 1."""
     flag = entry.get("iscrowd") or 0
     if flag not in (0, 1):
-        raise ValueError(f"{where}: `iscrowd` must be 0 or 1, got {excerpt(flag)}.")
+        raise ValueError(f"`iscrowd` must be 0 or 1, got {excerpt(flag)}")
     return int(flag)
 
 
-def whole(value: Any, where: str) -> int | None:
-    """A whole number, such as one of pixels, or None.
-
-    Raises:
-        ValueError: it is something else, or larger than any picture.
-    """
-    if value is None:
-        return None
-    if not isinstance(value, int | float) or not abs(value) <= MAX_WHOLE or int(value) != value:  # NaN is not, either
-        raise ValueError(f"{where} must be in whole pixels, got {excerpt(value)}.")
-    return int(value)
+def whole(entry: Mapping[str, Any], key: str) -> int | None:
+    """Returns a number of pixels of an entry, or None; raises ValueError for fractions and other values."""
+    value = entry.get(key)
+    return None if value is None else _whole(value, key)
 
 
-def whole_box(box: Any, where: str) -> list[int | None] | None:
-    """A box [x, y, width, height] in whole pixels, or None.
-
-    Raises:
-        ValueError: it is something else.
-    """
+def whole_box(entry: Mapping[str, Any]) -> list[int] | None:
+    """Returns `bbox` [x, y, width, height] of an entry in pixels, or None; raises ValueError for other values."""
+    box = entry.get("bbox")
     if box is None:
         return None
     if not isinstance(box, list | tuple) or len(box) != BOX_LENGTH:
-        raise ValueError(f"{where} must be [x, y, width, height], got {excerpt(box)}.")
-    return [whole(value, where) for value in box]
+        raise ValueError(f"`bbox` must be [x, y, width, height], got {excerpt(box)}")
+    return [_whole(value, "bbox") for value in box]
+
+
+def _whole(value: Any, key: str) -> int:
+    if not isinstance(value, int | float) or not abs(value) <= MAX_WHOLE or int(value) != value:  # NaN is not, either
+        raise ValueError(f"`{key}` must be in whole pixels, got {excerpt(value)}")
+    return int(value)
+
+
+def _measure_missing(record: Record) -> Record:
+    ids = segmentation_ids(opened(record["segmentation"]))
+    return {**record, "segments_info": fill_measures(ids, record["segments_info"])}

@@ -1,45 +1,45 @@
-"""Names of files that other files give, such as annotations or an index of shards: none leads out of its folder."""
+"""File names from annotation files and indices: none may lead out of its folder."""
 
 from pathlib import Path, PureWindowsPath
 
-HUB_REPOSITORIES = ("datasets--", "models--", "spaces--")  # beginnings of folders in the Hub's cache
+HUB_REPOSITORIES = ("datasets--", "models--", "spaces--")  # prefixes of folders in the Hub's cache
 
 
-def path_inside(folder: Path, file_name: str, where: str) -> Path:
-    """Absolute path of a name in a folder.
+def path_inside(folder: Path, file_name: str, where: str = "") -> Path:
+    """Returns the absolute path of a file name in a folder.
 
-    The folder itself may be a symbolic link, what is below it may not lead out of it by one. The Hub's cache is made
-    of links, from a repository's snapshots to its blobs: these are followed.
+    The folder itself may be a symbolic link, but links below it may not lead out of it. Links of the Hub's cache from
+    a snapshot to the blobs of the same repository are followed.
 
     Args:
-        folder: that must not be left.
-        file_name: with either kind of slash.
-        where: of the error.
+        folder: must contain the file.
+        file_name: relative, with either kind of slash.
+        where: the beginning of the error message, such as the file that gives the name.
 
     Raises:
-        ValueError: the name is absolute, empty, climbs, or is a link that leads out.
+        ValueError: the name is absolute, empty, contains "..", or is a link that leads out of the folder.
+
+    Example:
+        >>> path_inside(Path("/data"), "images/1.jpg").as_posix()
+        '/data/images/1.jpg'
+        >>> path_inside(Path("/data"), "../1.jpg")
+        Traceback (most recent call last):
+        ValueError: expected a file name inside /data, got '../1.jpg'
     """
+    prefix = f"{where}: " if where else ""
     name = PureWindowsPath(file_name)  # reads both kinds of slash
     if name.anchor or not name.name or ".." in name.parts or "\0" in file_name:
-        raise ValueError(f"{where}: expected a file name inside {folder}, got {file_name!r}.")
+        raise ValueError(f"{prefix}expected a file name inside {folder}, got {file_name!r}")
     path = (folder / file_name).absolute()
     below = [path, *path.parents][: len((folder / file_name).parts) - len(folder.parts)]
-    if any(part.is_symlink() for part in below):  # without a link there is nothing to resolve, which takes far longer
+    if any(part.is_symlink() for part in below):  # resolving a path takes much longer than this
         target, root = path.resolve(), folder.resolve()
         if not (target.is_relative_to(root) or _is_blob_of(root, target)):
-            raise ValueError(f"{where}: expected a file inside {folder}, got the link {file_name!r} to {target}.")
-    return path
-
-
-def file_inside(folder: Path, file_name: str, where: str, *, may_be_missing: bool = False) -> Path:
-    """`path_inside` of a file that must exist, unless what reads it later says that it does not."""
-    path = path_inside(folder, file_name, where)
-    if not may_be_missing and not path.is_file():
-        raise ValueError(f"{where}: expected the file {path}, which does not exist.")
+            raise ValueError(f"{prefix}expected a file inside {folder}, got the link {file_name!r} to {target}")
     return path
 
 
 def _is_blob_of(root: Path, target: Path) -> bool:
-    """Whether a file is where the Hub's cache keeps the contents of the repository that a folder belongs to."""
+    """Returns whether a file is a blob of the cached Hub repository that a folder belongs to."""
     repository = next((path for path in root.parents if path.name.startswith(HUB_REPOSITORIES)), None)
     return repository is not None and target.is_relative_to(repository / "blobs")

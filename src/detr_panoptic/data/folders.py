@@ -1,4 +1,4 @@
-"""Files of datasets: pictures and maps of the same name, JSON, lists of categories."""
+"""Files of datasets: images and maps of the same name, JSON, lists of categories."""
 
 import json
 import logging
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .categories import Categories
+from .findings import Report, raising
 
 IMAGE_SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".j2k", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
@@ -24,10 +25,10 @@ _logger = logging.getLogger(__name__)
 
 
 def first_existing(paths: Sequence[Path], *, hint: str = "") -> Path:
-    """The first of some paths that exists.
+    """Returns the first of some paths that exists.
 
     Raises:
-        ValueError: none does; names them all, and adds the hint.
+        ValueError: none exists; names them all, followed by the hint.
     """
     for path in paths:
         if path.exists():
@@ -55,66 +56,59 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
-def paired_by_name(image_names: Iterable[str], map_names: Iterable[str], *, where: str) -> list[tuple[str, str]]:
-    """Pictures and maps whose names differ in the ending only, in the order of the maps.
+def paired_by_name(
+    image_names: Iterable[str], map_names: Iterable[str], *, where: str, report: Report | None = None
+) -> list[tuple[str, str]]:
+    """Pairs images and maps whose names differ only in the suffix, in the order of the maps.
 
     Raises:
-        ValueError: a map has no picture, or two pictures share a name.
+        ValueError: a map has no image, or two images share a name.
     """
+    report = report or raising(Path(where))
     images: dict[str, str] = {}
     for name in image_names:
         stem = name.rpartition(".")[0]
         if stem in images:
-            raise ValueError(f"{where}: expected one picture of each name, got {images[stem]!r} and {name!r}.")
+            report("repeated-image", name, f"expected one image of each name, got {images[stem]!r} and {name!r}")
         images[stem] = name
     pairs = []
     for name in map_names:
         image = images.pop(name.rpartition(".")[0], None)
         if image is None:
-            raise ValueError(f"{where}: expected a picture for each map, found none for {name!r}.")
-        pairs.append((image, name))
+            report("unreadable-image", name, "expected an image for each map, found none")
+        else:
+            pairs.append((image, name))
     if images:
-        _logger.warning("%s: %d pictures have no map and are left out, %r first.", where, len(images), min(images))
+        _logger.warning("%s: %d images have no map and are left out, first %r.", where, len(images), min(images))
     return pairs
 
 
 def read_categories(path: Path, *, kind_needed: bool = True) -> Categories:
-    """Labels of a JSON file: a list of {id, name, isthing}, or one under the key `categories`, as COCO's files have.
+    """Reads categories from a JSON file: a list of {id, name, isthing}, or one under the key `categories`.
 
     Args:
         path: the file.
-        kind_needed: False: what has no `isthing` is stuff.
+        kind_needed: if False, an entry without `isthing` is stuff.
 
     Raises:
-        ValueError: the file is missing or something else; names it.
+        ValueError: the file is missing or invalid; names it.
     """
     entries = read_json(path)
     if isinstance(entries, dict):
         entries = entries.get("categories")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{path} must hold a list of categories {{id, name, isthing}}, got {excerpt(entries)}.")
-    if not kind_needed:
-        entries = [{"isthing": 0, **entry} for entry in entries]
-    return named_categories(entries, path)
-
-
-def named_categories(entries: list[Any], path: Path) -> Categories:
-    """`Categories.from_coco`; its errors name the file.
-
-    Raises:
-        ValueError: as it.
-    """
     try:
-        return Categories.from_coco(entries)
+        return Categories.from_coco(entries if kind_needed else [{"isthing": 0, **entry} for entry in entries])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Reads a JSON file.
 
     Raises:
-        ValueError: it is missing, or no JSON; names it.
+        ValueError: it is missing or not JSON; names it.
     """
     if not path.is_file():
         raise ValueError(f"Expected the file {path}, which does not exist.")
@@ -127,5 +121,5 @@ def read_json(path: Path) -> Any:
 
 
 def excerpt(value: Any) -> str:
-    """The beginning of a value from a file, for an error; it may be huge."""
+    """Returns the beginning of a value from a file, which may be huge, for an error message."""
     return _SHORT.repr(value)

@@ -1,4 +1,4 @@
-"""The pictures of a dataset alone, annotated or not: what `predict` takes."""
+"""Images of a dataset without annotations."""
 
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
@@ -23,21 +23,29 @@ def read_images(
     limit: int | None = None,
     files_may_be_missing: bool = False,
 ) -> Dataset:
-    """The pictures of a dataset.
+    """Reads the images of a dataset, annotated or not.
 
     Args:
-        source: what `read_panoptic` takes; or a dataset of `datasets` with a column of pictures, whatever else it
-            has; or a folder with pictures in it and in its subfolders.
-        split: where the source has splits.
-        data_format: as of `read_panoptic`; None recognizes it.
-        limit: number of pictures, from the first.
+        source: anything that `read_panoptic` takes; a dataset of `datasets` with one column of images; or a folder
+            with images in it and its subfolders.
+        split: name of the split, if the source has splits.
+        data_format: as of `read_panoptic`. By default it is recognized.
+        limit: maximum number of images, from the first.
         files_may_be_missing: as of `read_panoptic`.
 
     Returns:
-        Rows with `image`, `image_id` and `file_name` (None where nothing tells).
+        Rows with `image`, `image_id` and `file_name` (None if unknown).
 
     Raises:
-        ValueError: as `read_panoptic`, or there is no picture, or there are several columns of pictures.
+        ValueError: as `read_panoptic`; there is no image, or there are several columns of images.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> folder = tempfile.mkdtemp()
+        >>> Image.new("RGB", (4, 3)).save(f"{folder}/7.png")
+        >>> read_images(folder)[0]["image_id"]
+        7
     """
     source = str(source)
     check_limit(limit)
@@ -61,7 +69,7 @@ def read_images(
 
 
 def _folder_rows(folder: Path, names: list[str]) -> Dataset:
-    """Picture files by their names in a folder."""
+    """Returns rows of image files, named relative to a folder."""
     columns = {
         "image": [{"path": str((folder / name).absolute()), "bytes": None} for name in names],
         "image_id": [file_image_id(name) for name in names],
@@ -72,14 +80,14 @@ def _folder_rows(folder: Path, names: list[str]) -> Dataset:
 
 
 def _picture_rows(rows: Dataset, source: str) -> Dataset:
-    """Any rows with a column of pictures; their paths are names where no `file_name` is."""
+    """Returns the column of images of any rows; without `file_name`, the stored paths are the names."""
     columns = [name for name, feature in rows.features.items() if is_picture_column(feature)]
     if "image" in columns:
         columns = ["image"]
     if len(columns) != 1:
         found = ", ".join(f"{name}: {feature}" for name, feature in rows.features.items())
         raise ValueError(
-            f"`data` {source!r} must have a column `image`, or another one that alone holds pictures, got {found}."
+            f"`source` {source!r} must have a column `image` or exactly one other column of images, got {found}."
         )
     known = [name for name in ("image_id", "file_name") if name in rows.column_names]
     rows = rows.select_columns([*columns, *known]).rename_columns({columns[0]: "image"})
@@ -88,7 +96,7 @@ def _picture_rows(rows: Dataset, source: str) -> Dataset:
 
 
 def _stored_names(rows: Dataset) -> Iterator[str | None]:
-    """Names of the picture files, without a look at their contents."""
+    """Yields the names of the image files without reading their contents."""
     for table in rows.select_columns("image").with_format("arrow").iter(ROWS_AT_ONCE):
         for path in pc.struct_field(table["image"], "path").to_pylist():
             yield PureWindowsPath(path).name if path else None  # either kind of slash

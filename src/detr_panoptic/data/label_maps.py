@@ -1,9 +1,9 @@
-"""Readers of maps whose pixels hold classes: with instances in a second channel, or without.
+"""Readers and validators of maps whose pixels hold classes, with instances in a second channel or without.
 
-  two-channel   red is the class, green tells instances of one class apart, blue is 0 (or two channels: LA pictures)
-  semantic      one channel; each class of a picture is one segment, so that things cannot be told apart
+- two-channel: red is the class, green tells instances of a class apart, blue is 0 (or two channels: LA images);
+- semantic: one channel; each class of an image is one segment, so that things cannot be told apart.
 
-The values are category ids of `categories.json`; 0 and 255 are void where they are none of them.
+The values are category ids of `categories.json`; 0 and 255 are void unless they are category ids.
 """
 
 from dataclasses import dataclass
@@ -16,69 +16,76 @@ from PIL import Image as PILImage
 
 from .categories import Categories
 from .folders import CATEGORIES_FILE, first_existing, paired_by_name, pictures_below, read_categories
-from .lazy_records import RawRecords, file_image_id, make_record, name_of, opened
+from .lazy_records import RawRecords, ReadOptions, file_image_id, make_record, opened, row_error
 from .records import Record, measure_segments
 
 TWO_CHANNEL, SEMANTIC = "two-channel", "semantic"
 MAP_FOLDERS = ("maps", "annotations", "labels", "masks")
 VOID_VALUES = (0, 255)  # what annotation tools write where there is no class
 MAP_FEATURES = Features(
-    # The map keeps its mode: as RGB, a palette's colors would be taken for values.
+    # The map keeps its mode: as RGB, the colors of a palette would be taken for values.
     {"image": Image(mode="RGB"), "image_id": Value("int64"), "file_name": Value("string"), "segmentation": Image()}
 )
 
 
 def find_maps(folder: Path, split: str | None) -> tuple[Path, Path] | None:
-    """The folders of pictures and of maps: `images/` and one of `MAP_FOLDERS`; None if there are none.
+    """Returns the folders of images and of maps, `images/` and one of `MAP_FOLDERS`, or None.
 
     With a split, `images/SPLIT` and `maps/SPLIT`, or `SPLIT/images` and `SPLIT/maps`.
     """
     for name in MAP_FOLDERS:
-        pairs = [(folder / "images", folder / name)]
+        images, maps = folder / "images", folder / name
+        pairs = [(images, maps)]
         if split is not None:
-            images, maps = pairs[0]
             pairs = [(images / split, maps / split), (folder / split / "images", folder / split / name)]
-        for images, maps in pairs:
-            if images.is_dir() and maps.is_dir():
-                return images, maps
+        for pair in pairs:
+            if all(part.is_dir() for part in pair):
+                return pair
     return None
 
 
 def kind_of_maps(maps: Path) -> str:
-    """`TWO_CHANNEL` or `SEMANTIC`, after the first map of a folder.
+    """Returns `TWO_CHANNEL` or `SEMANTIC`, judged by the first map of a folder.
 
     Raises:
         ValueError: there is no map.
     """
     names = pictures_below(maps)
     if not names:
-        raise ValueError(f"Expected maps in {maps}, found no picture.")
+        raise ValueError(f"Expected maps in {maps}, found no image.")
     with PILImage.open(maps / names[0]) as picture:
         if picture.mode == "LA":
             return TWO_CHANNEL
         return SEMANTIC if picture.mode != "RGB" or _is_gray(np.asarray(picture)) else TWO_CHANNEL
 
 
-def raw_label_maps(folder: Path, *, split: str | None, limit: int | None, kind: str) -> RawRecords:
-    """Pictures and maps of the same name, in the order of their names.
+def raw_label_maps(folder: Path, options: ReadOptions, kind: str) -> RawRecords:
+    """Reads images and maps of the same name, in the order of their names.
+
+    Args:
+        folder: as of `find_maps`.
+        options: of reading.
+        kind: `TWO_CHANNEL` or `SEMANTIC`.
 
     Raises:
-        ValueError: folders or categories are missing, or a map has no picture.
+        ValueError: folders or categories are missing, or a map has no image.
     """
-    found = find_maps(folder, split)
+    found = find_maps(folder, options.split)
     if found is None:
+        split = options.split
         below = "" if split is None else f" with a folder {split!r} in each, or both in {folder / split}"
         raise ValueError(f"Expected {folder / 'images'} and one of {', '.join(MAP_FOLDERS)} beside it{below}.")
     images, maps = found
     categories = read_categories(
         first_existing([parent / CATEGORIES_FILE for parent in (folder, images.parent)]), kind_needed=kind != SEMANTIC
     )
-    pairs = paired_by_name(pictures_below(images), pictures_below(maps)[:limit], where=str(folder))
+    names = pictures_below(maps)[: options.limit]
+    pairs = paired_by_name(pictures_below(images), names, where=str(folder), report=options.report)
     return RawRecords(rows_of_files(images, maps, pairs), categories, LabelMapDecoder(categories, kind))
 
 
 def rows_of_files(images: Path, maps: Path, pairs: list[tuple[str, str]]) -> Dataset:
-    """Raw rows of pictures and maps, named relative to their folders."""
+    """Returns raw rows of images and maps, named relative to their folders."""
     columns: dict[str, list[Any]] = {
         "image": [str((images / image).absolute()) for image, _ in pairs],
         "image_id": [file_image_id(image) for image, _ in pairs],
@@ -90,7 +97,7 @@ def rows_of_files(images: Path, maps: Path, pairs: list[tuple[str, str]]) -> Dat
 
 @dataclass(frozen=True)
 class LabelMapDecoder:
-    """Makes a record of a picture and its map of classes.
+    """Makes a record of an image and its map of classes; segment ids run from 1, by class and instance.
 
     Args:
         categories: their category ids are the values of the map.
@@ -101,10 +108,10 @@ class LabelMapDecoder:
     kind: str
 
     def __call__(self, row: Record) -> Record:
-        """Make the record; ids run from 1, by class and instance.
+        """Makes the record.
 
         Raises:
-            ValueError: the map is of another kind, or has an unknown class; names the picture.
+            ValueError: the map is of another kind, or has an unknown class; names the image.
         """
         read = _two_channels if self.kind == TWO_CHANNEL else _one_channel
         ids, segments = label_segments(*read(opened(row["segmentation"]), row), self.categories, row)
@@ -114,11 +121,11 @@ class LabelMapDecoder:
 def label_segments(
     classes: np.ndarray, instances: np.ndarray, categories: Categories, row: Record
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Id map and segments: one for each class and instance of things, one for each class of stuff.
+    """Makes an id map and segments: one for each class and instance of things, one for each class of stuff.
 
     Args:
         classes: (H, W) category ids.
-        instances: (H, W) numbers that tell the instances of a class apart; of stuff they mean nothing.
+        instances: (H, W) numbers that tell the instances of a class apart; ignored for stuff.
         categories: of the values.
         row: the raw row, for the error.
 
@@ -132,12 +139,10 @@ def label_segments(
     present = np.unique(classes).tolist()
     unknown = [value for value in present if value not in labels and value not in VOID_VALUES]
     if unknown:
-        raise ValueError(
-            f"{name_of(row)}: the map has the classes {unknown[:8]}, expected category ids out of "
-            f"{sorted(labels)[:40]}; {' and '.join(map(str, VOID_VALUES))} are void."
-        )
+        message = f"the map has the classes {unknown[:8]}, expected category ids out of {sorted(labels)[:40]}"
+        raise row_error(row, f"{message}; 0 and 255 are void", kind="unknown-category")
     void = np.isin(classes, [value for value in present if value not in labels])
-    is_stuff = np.isin(classes, [labels_id for labels_id, label in labels.items() if not categories.is_thing[label]])
+    is_stuff = np.isin(classes, [categories.category_ids[label] for label in categories.stuff_label_ids])
     # int64: a 16-bit class and a 32-bit instance in one number.
     codes = (classes.astype(np.int64) + 1) << 32 | np.where(is_stuff, 0, instances)
     values, inverse = np.unique(np.where(void, 0, codes), return_inverse=True)
@@ -152,15 +157,10 @@ def label_segments(
 
 def _two_channels(picture: PILImage.Image, row: Record) -> tuple[np.ndarray, np.ndarray]:
     values = np.asarray(picture)
-    if picture.mode == "RGB" and not values[..., 2].any():
-        return values[..., 0], values[..., 1]
-    if picture.mode == "LA":
+    if picture.mode == "LA" or (picture.mode == "RGB" and not values[..., 2].any()):
         return values[..., 0], values[..., 1]
     got = f"mode {picture.mode}" + (" with blue" if picture.mode == "RGB" else "")
-    raise ValueError(
-        f"{name_of(row)}: a two-channel map must be RGB, red for the class, green for the instance and no blue, "
-        f"got {got}."
-    )
+    raise row_error(row, f"a two-channel map must be RGB (red: class, green: instance, blue: 0) or LA, got {got}")
 
 
 def _one_channel(picture: PILImage.Image, row: Record) -> tuple[np.ndarray, np.ndarray]:
@@ -168,10 +168,7 @@ def _one_channel(picture: PILImage.Image, row: Record) -> tuple[np.ndarray, np.n
     if picture.mode == "RGB" and _is_gray(values):
         values = values[..., 0]
     if values.ndim != 2 or values.dtype.kind not in "iub":
-        raise ValueError(
-            f"{name_of(row)}: a semantic map must hold one class per pixel, in one channel or as a palette picture, "
-            f"got colors (mode {picture.mode})."
-        )
+        raise row_error(row, f"a semantic map must have one class per pixel, got colors (mode {picture.mode})")
     return values, np.zeros_like(values)
 
 

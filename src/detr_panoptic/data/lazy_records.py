@@ -1,10 +1,11 @@
-"""From the raw rows of a reader to canonical records: each row is worked on when it is asked for.
+"""From the raw rows of a reader to canonical records: each row is decoded when it is used.
 
-`datasets` does the rest: `records.shard`, `split_dataset_by_node` and the workers of a DataLoader divide both kinds.
+`records.shard`, `split_dataset_by_node` and the workers of a DataLoader divide map-style and streamed records alike.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import PurePosixPath
@@ -16,6 +17,7 @@ from PIL import Image as PILImage
 
 from ..segment_ids import ids_to_rgb
 from .categories import Categories, match_labels
+from .findings import DataError, Report
 from .plain_text import first_line
 from .records import Record, panoptic_features
 
@@ -29,13 +31,34 @@ Decode = Callable[[Record], Record]
 Batch = dict[str, list[Any]]
 
 
+@dataclass(frozen=True)
+class ReadOptions:
+    """How a format is read; the first four fields are arguments of `read_panoptic`.
+
+    Args:
+        split: name of the split.
+        limit: maximum number of records.
+        streaming: do not download and prepare rows first.
+        files_may_be_missing: do not look for the files of COCO datasets.
+        categories: what category ids mean if the source does not say.
+        report: collects the findings of the validator. None: the first error is raised.
+    """
+
+    split: str | None = None
+    limit: int | None = None
+    streaming: bool = False
+    files_may_be_missing: bool = False
+    categories: Categories | None = None
+    report: Report | None = None
+
+
 class RawRecords(NamedTuple):
     """What a reader of one format returns.
 
     Args:
         rows: with the columns `image`, `image_id`, `file_name`, and what `decode` needs.
         categories: of the label ids.
-        decode: makes one raw row a canonical record; None: the rows are canonical.
+        decode: makes a canonical record of a raw row. None: the rows are canonical.
     """
 
     rows: Dataset | IterableDataset
@@ -44,7 +67,7 @@ class RawRecords(NamedTuple):
 
 
 def map_style_records(raw: RawRecords) -> Dataset:
-    """Records by index; pictures are opened, and maps made, for the rows that are asked for."""
+    """Returns records by index; images are opened and maps made for the rows that are used."""
     if raw.decode is None:
         return raw.rows
     earlier = raw.rows.format["format_kwargs"].get("transform")  # of records that were read before
@@ -52,7 +75,7 @@ def map_style_records(raw: RawRecords) -> Dataset:
 
 
 def streamed_records(raw: RawRecords) -> IterableDataset:
-    """The same records in the same order, one after the other."""
+    """Returns the same records in the same order as a stream."""
     rows = raw.rows
     if isinstance(rows, Dataset):
         rows = rows.to_iterable_dataset(num_shards=min(len(rows), MAX_SHARDS))
@@ -60,7 +83,7 @@ def streamed_records(raw: RawRecords) -> IterableDataset:
         return rows
     features = panoptic_features(raw.categories)
     extra = [name for name in rows.column_names if name not in features]
-    # With `features` given, `map` hands decoded pictures on as they are; without, it would write them as new files.
+    # With `features`, `map` passes decoded images on; without, it would write them as new files.
     return rows.map(raw.decode, remove_columns=extra, features=features)
 
 
@@ -72,23 +95,28 @@ def _decode_batch(decode: Decode, earlier: Callable[[Batch], Batch] | None, batc
 
 
 class NamedRecords:
-    """Canonical records by index; whatever is wrong with one is raised with its name.
+    """Canonical records by index, whose errors name the image.
 
     Args:
-        records: canonical ones.
+        records: map-style canonical records.
+
+    Example:
+        >>> from detr_panoptic.scenes import scenes_dataset
+        >>> NamedRecords(scenes_dataset(2))[1]["image_id"]
+        1
     """
 
     def __init__(self, records: Dataset) -> None:
-        """Keep the records, and a view of them that opens no picture."""
+        """Keeps the records, and a view of their names that opens no image."""
         self._records = records
         self._names = records.with_format(None).select_columns(["image_id", "file_name"])
 
     def __len__(self) -> int:
-        """How many."""
+        """Returns the number of records."""
         return len(self._records)
 
     def __getitem__(self, index: int) -> Record:
-        """A record.
+        """Returns a record.
 
         Raises:
             ValueError: it cannot be read; names the image.
@@ -96,11 +124,15 @@ class NamedRecords:
         try:
             return self._records[index]
         except Exception as error:  # broken files raise anything from SyntaxError to struct.error
-            name, text = name_of(self._names[index]), first_line(error)
-            raise ValueError(text if name in text else f"{name}: {text}") from error
+            raise ValueError(self.describe(index, error)) from error
+
+    def describe(self, index: int, error: Exception) -> str:
+        """Returns the first line of an error, with the name of the image."""
+        name, text = name_of(self._names[index]), first_line(error)
+        return text if name in text else f"{name}: {text}"
 
     def __iter__(self) -> Iterator[Record]:
-        """One record after the other."""
+        """Yields one record after the other."""
         return (self[index] for index in range(len(self)))
 
 
@@ -126,16 +158,16 @@ def _decode_and_relabel(decode: Decode | None, table: dict[int, int], row: Recor
 
 
 def make_record(row: Record, ids: np.ndarray, segments_info: list[dict[str, Any]]) -> Record:
-    """A canonical record out of a raw row, its id map (H, W) and its segments, measured.
+    """Makes a canonical record of a raw row, its (H, W) id map and its measured segments.
 
     Raises:
-        ValueError: the map and the picture differ in size, or an id is too large.
+        ValueError: the map and the image differ in size, or an id is too large.
     """
     check_size(row, ids.shape[::-1])
     try:
         colors = ids_to_rgb(ids)
     except ValueError as error:
-        raise ValueError(f"{name_of(row)}: {error}") from error
+        raise row_error(row, str(error).rstrip("."), kind="impossible-id") from error
     return {
         "image": row["image"],
         "image_id": row["image_id"],
@@ -146,29 +178,32 @@ def make_record(row: Record, ids: np.ndarray, segments_info: list[dict[str, Any]
 
 
 def check_size(row: Record, size: tuple[int, ...]) -> None:
-    """Raises ValueError unless a map of `size` (width, height) fits the row's picture, upright."""
+    """Raises ValueError unless a map of `size` (width, height) has the size of the row's upright image."""
     expected = upright_size(row["image"])
     if expected == tuple(size):
         return
     hint = ""
     if expected == tuple(size)[::-1]:
-        hint = "; if an EXIF tag turns the picture, the map must be turned too (docs/data.md)"
-    raise ValueError(
-        f"{name_of(row)}: the map must be as large as the picture, {expected[0]}x{expected[1]}, "
-        f"got {size[0]}x{size[1]}{hint}."
-    )
+        hint = "; if an EXIF tag rotates the image, the map must be rotated too (docs/data.md)"
+    message = f"the map must have the size of the image, {expected[0]}x{expected[1]}, got {size[0]}x{size[1]}{hint}"
+    raise row_error(row, message, kind="size-mismatch")
+
+
+def row_error(row: Record, message: str, *, kind: str = "unreadable-record") -> DataError:
+    """Returns the error for a row whose files do not follow the format."""
+    return DataError(kind, name_of(row), message)
 
 
 def name_of(row: Record) -> str:
-    """How errors call a record."""
+    """Returns the name of a record for messages."""
     return f"Image {row['image_id']}" + (f" ({row['file_name']})" if row.get("file_name") else "")
 
 
 def upright_size(image: PILImage.Image | dict[str, Any]) -> tuple[int, int]:
-    """(width, height) of a picture as it is shown, after the turn that its EXIF tag asks for.
+    """Returns (width, height) of an image after the rotation of its EXIF tag.
 
     Args:
-        image: decoded, hence upright already; or as `datasets` stores it, `bytes` or `path`: only its head is read.
+        image: decoded, hence upright already; or as `datasets` stores it, `bytes` or `path`: only its header is read.
     """
     if isinstance(image, PILImage.Image):
         return image.size
@@ -178,22 +213,32 @@ def upright_size(image: PILImage.Image | dict[str, Any]) -> tuple[int, int]:
 
 
 def opened(picture: PILImage.Image | dict[str, Any]) -> PILImage.Image:
-    """A picture that may still be as `datasets` stores it, in its file's own mode."""
-    if isinstance(picture, PILImage.Image):
-        return picture
-    return Image().decode_example(picture)
+    """Returns an image in the mode of its file, decoded or as `datasets` stores it."""
+    return picture if isinstance(picture, PILImage.Image) else Image().decode_example(picture)
+
+
+def undecoded(records: Dataset) -> Dataset:
+    """Returns the records with images as the files they are stored in; maps that a reader makes stay images."""
+    columns = ("image",) if records.format["type"] == "custom" else ("image", "segmentation")
+    for column in columns:
+        records = records.cast_column(column, Image(decode=False))
+    return records
 
 
 def image_id_of(name: int | str) -> int:
-    """The number of an image: itself; of text, what its digits say or else a hash, the same wherever it is read."""
+    """Returns the number of an image: a number itself, the value of digits, or a hash of any other text."""
     if isinstance(name, str) and name.isdecimal() and int(name) <= MAX_IMAGE_ID:
         return int(name)
     if isinstance(name, int) and 0 <= name <= MAX_IMAGE_ID:
         return name
-    digest = hashlib.blake2b(str(name).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % MAX_HASHED_ID
+    return hashed_id(str(name).encode())
+
+
+def hashed_id(contents: bytes) -> int:
+    """Returns a number that depends on the contents alone."""
+    return int.from_bytes(hashlib.blake2b(contents, digest_size=8).digest(), "big") % MAX_HASHED_ID
 
 
 def file_image_id(file_name: str) -> int:
-    """`image_id_of` a file's name without its ending."""
+    """Returns `image_id_of` a file name without its suffix."""
     return image_id_of(str(PurePosixPath(file_name).with_suffix("")))

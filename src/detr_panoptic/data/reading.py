@@ -1,5 +1,7 @@
-"""One door for every format: what lies at a source is recognized, or named, and comes out as canonical records."""
+"""Reads datasets of every format as canonical records."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,10 +9,10 @@ from datasets import Dataset, IterableDataset
 
 from .categories import Categories
 from .cityscapes import MAPS_FOLDER, raw_cityscapes
-from .coco import find_coco_panoptic, json_candidates, raw_coco_panoptic, splits_hint
-from .coco_instances import ROBOFLOW_FILE, find_coco_instances, raw_coco_instances
+from .coco import json_candidates, raw_coco_panoptic, splits_hint
+from .coco_instances import ROBOFLOW_FILE, raw_coco_instances
 from .label_maps import MAP_FOLDERS, SEMANTIC, TWO_CHANNEL, find_maps, kind_of_maps, raw_label_maps
-from .lazy_records import RawRecords, map_style_records, relabeled, streamed_records
+from .lazy_records import RawRecords, ReadOptions, map_style_records, relabeled, streamed_records
 from .rows import first_rows, holds_rows, is_hub_id, raw_rows
 
 COCO_PANOPTIC_FORMAT, COCO_INSTANCES, CITYSCAPES_FORMAT, ROWS = "coco-panoptic", "coco-instances", "cityscapes", "rows"
@@ -105,17 +107,15 @@ def read_panoptic(
         >>> data.records[0]["image"].size, data.categories.names[:3]
         ((256, 256), ('house', 'tree', 'sheep'))
     """
-    if data_format is not None and data_format not in FORMATS:
-        raise ValueError(f"`data_format` must be one of {', '.join(FORMATS)}, got {data_format!r}.")
     check_limit(limit)
     if isinstance(source, PanopticData):
         if split is not None or data_format is not None or streaming:
             raise ValueError("`split`, `data_format` and `streaming` do not apply to a `PanopticData`.")
         raw = RawRecords(source.records, source.categories)
+        raw = raw if limit is None else raw._replace(rows=first_rows(raw.rows, limit))
     else:
-        raw = _raw_records(str(source), split, data_format, limit, categories, streaming, files_may_be_missing)
-    if limit is not None:
-        raw = raw._replace(rows=first_rows(raw.rows, limit))
+        options = ReadOptions(split, limit, streaming, files_may_be_missing, categories)
+        raw = raw_records(str(source), data_format, options)
     if isinstance(raw.rows, Dataset) and len(raw.rows) == 0:
         raise ValueError(f"`source` {str(source)!r} holds no annotated image.")
     if categories is not None:
@@ -130,41 +130,32 @@ def check_limit(limit: int | None) -> None:
         raise ValueError(f"`limit` must be at least 1, got {limit}.")
 
 
-def _raw_records(
-    source: str,
-    split: str | None,
-    data_format: str | None,
-    limit: int | None,
-    categories: Categories | None,
-    streaming: bool,
-    files_may_be_missing: bool,
-) -> RawRecords:
-    name = data_format or recognize(source, split=split)
+def raw_records(source: str, data_format: str | None, options: ReadOptions) -> RawRecords:
+    """Reads a dataset with the reader of its format; decodes nothing.
+
+    Raises:
+        ValueError: as `read_panoptic`.
+    """
+    if data_format is not None and data_format not in FORMATS:
+        raise ValueError(f"`data_format` must be one of {', '.join(FORMATS)}, got {data_format!r}.")
+    name = data_format or recognize(source, split=options.split)
     if name == ROWS or (name in (TWO_CHANNEL, SEMANTIC) and (holds_rows(source) or not Path(source).exists())):
-        map_kind = None if name == ROWS else name
-        return raw_rows(source, split=split, streaming=streaming, categories=categories, map_kind=map_kind)
-    return _read_folder(Path(source), name, split, limit, files_may_be_missing)
-
-
-def _read_folder(
-    folder: Path, name: str, split: str | None, limit: int | None, files_may_be_missing: bool
-) -> RawRecords:
-    if name == COCO_PANOPTIC_FORMAT:
-        paths = find_coco_panoptic(folder, split=split)
-        return raw_coco_panoptic(paths, limit=limit, files_may_be_missing=files_may_be_missing)
-    if name == COCO_INSTANCES:
-        instance_paths = find_coco_instances(folder, split=split)
-        return raw_coco_instances(instance_paths, limit=limit, files_may_be_missing=files_may_be_missing)
-    if name == CITYSCAPES_FORMAT:
-        return raw_cityscapes(folder, split=split, limit=limit)
-    return raw_label_maps(folder, split=split, limit=limit, kind=name)
+        return raw_rows(source, options, map_kind=None if name == ROWS else name)
+    readers: dict[str, Callable[[Path, ReadOptions], RawRecords]] = {
+        COCO_PANOPTIC_FORMAT: raw_coco_panoptic,
+        COCO_INSTANCES: raw_coco_instances,
+        CITYSCAPES_FORMAT: raw_cityscapes,
+        TWO_CHANNEL: partial(raw_label_maps, kind=TWO_CHANNEL),
+        SEMANTIC: partial(raw_label_maps, kind=SEMANTIC),
+    }
+    return readers[name](Path(source), options)
 
 
 def recognize(source: str, *, split: str | None = None) -> str:
-    """Which of `FORMATS` lies at a source.
+    """Returns which of `FORMATS` a source has.
 
     Raises:
-        ValueError: none of them; says what was looked for.
+        ValueError: none of them; names what was looked for.
     """
     folder = Path(source)
     if is_hub_id(source):
@@ -193,4 +184,4 @@ def recognize(source: str, *, split: str | None = None) -> str:
         "*.parquet",
         "dataset_info.json",
     ]
-    raise ValueError(f"`data` {source!r} {what}: looked for {', '.join(looked_for)}.{hint}")
+    raise ValueError(f"`source` {source!r} {what}: looked for {', '.join(looked_for)}.{hint}")

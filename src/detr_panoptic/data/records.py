@@ -1,11 +1,11 @@
-"""The canonical record: what every reader of a dataset returns and the image processor takes.
+"""The canonical record: what every reader returns and the image processor takes.
 
-`image` is an RGB picture, `segmentation` its id map as an RGB picture of the same size (id = R + 256 G + 256² B,
-0 = void), and `segments_info` has one entry per segment of the map. `image_id` is a number, `file_name` the picture's
-name in its source, or None. Nothing in a record is a path that must exist beside the dataset.
+`image` is an RGB image, `segmentation` its id map as an RGB image of the same size (id = R + 256 G + 256^2 B, 0 is
+void), and `segments_info` has one entry per segment. `image_id` is an integer, `file_name` the name of the image in
+its source, or None.
 
-What the label ids mean travels with the features, so it stays with a dataset through `save_to_disk`, `to_parquet` and
-`push_to_hub`: names as those of a `ClassLabel`, which the Hub shows; things and category ids as JSON in its `id`.
+The features of a dataset carry its categories, so they survive `save_to_disk`, `to_parquet` and `push_to_hub`: names
+as those of a `ClassLabel`, which the Hub shows; things and category ids as JSON in its `id`.
 """
 
 import json
@@ -23,11 +23,15 @@ Record = dict[str, Any]
 
 
 def panoptic_features(categories: Categories | None = None, *, with_scores: bool = False) -> Features:
-    """Columns of the canonical record, for `datasets`.
+    """Returns the columns of the canonical record for `datasets`.
 
     Args:
-        categories: what label ids mean; None leaves it open.
-        with_scores: of predictions: segments have a `score`, too.
+        categories: what label ids mean. None leaves it open.
+        with_scores: segments have a `score`, as in predictions.
+
+    Example:
+        >>> sorted(panoptic_features())
+        ['file_name', 'image', 'image_id', 'segmentation', 'segments_info']
     """
     return Features(
         {
@@ -55,7 +59,7 @@ def _label_feature(categories: Categories) -> ClassLabel:
 
 
 def categories_of(features: Features | None) -> Categories | None:
-    """What `panoptic_features` was given, read back from the features of a dataset; None if they do not say."""
+    """Returns the categories that `panoptic_features` stored in the features of a dataset, or None."""
     segments = (features or {}).get("segments_info")
     entry = segments.feature if isinstance(segments, List) else None
     label = entry.get("label_id") if isinstance(entry, dict) else None
@@ -70,7 +74,7 @@ def categories_of(features: Features | None) -> Categories | None:
 
 
 def segmentation_ids(segmentation: PILImage.Image | np.ndarray) -> np.ndarray:
-    """Id map (H, W) of a record's `segmentation`: int32 of an RGB picture, int64 of what is an id map already."""
+    """Returns the id map (H, W) of a record's `segmentation`: int32 of an RGB image, int64 of an array."""
     if isinstance(segmentation, PILImage.Image):
         return rgb_to_ids(np.asarray(segmentation.convert("RGB")))
     return np.asarray(segmentation).astype(np.int64)
@@ -87,14 +91,18 @@ def truth_ids(record: Mapping[str, Any]) -> np.ndarray:
 
 
 def measure_segments(ids: np.ndarray, segments_info: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Entries with `area` and `bbox` [x, y, width, height] as the id map has them, in pixels.
+    """Measures `area` and `bbox` [x, y, width, height] of segments in an id map, in pixels.
 
     Args:
         ids: (H, W) integers.
         segments_info: entries with `id`; other keys are kept.
 
     Returns:
-        New entries in the same order, without those of which no pixel is left.
+        New entries in the same order, without those that have no pixel.
+
+    Example:
+        >>> measure_segments(np.array([[0, 7, 7]]), [{"id": 7}, {"id": 8}])
+        [{'id': 7, 'area': 2, 'bbox': [1, 0, 2, 1]}]
     """
     found = segment_extents(ids)
     places = {segment_id: place for place, segment_id in enumerate(found.ids.tolist())}
@@ -104,9 +112,9 @@ def measure_segments(ids: np.ndarray, segments_info: Iterable[Mapping[str, Any]]
 
 
 def fill_measures(ids: np.ndarray, segments_info: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Entries with the `area` and `bbox` that they lack or have as None; those that are there stay as they are.
+    """Measures the `area` and `bbox` that are missing or None; others stay as they are.
 
-    A segment without pixels stays too, with an area of 0: to find it is the business of a check.
+    A segment without pixels is kept with an area of 0; `check_data` reports it.
     """
     entries = [dict(segment) for segment in segments_info]
     if all(entry.get("area") is not None and entry.get("bbox") is not None for entry in entries):

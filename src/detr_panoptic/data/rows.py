@@ -1,12 +1,13 @@
-"""Reader of `datasets`: from the Hub, saved to disk, or Parquet files.
+"""Reader and validator of `datasets`: from the Hub, saved to disk, or Parquet files.
 
-Rows have `image`, a map, and `segments_info`; or `image` and a map of classes, if the format is named. The map is a
-picture: RGB for ids R + 256 G + 256² B, one channel for the ids themselves; of a palette, whichever of the two agrees
-with `segments_info`.
+Rows have `image`, a map and `segments_info`; or `image` and a map of classes, if the format is named. The map is an
+image: RGB for ids R + 256 G + 256^2 B, one channel for the ids themselves; of a palette image, whichever agrees with
+`segments_info`.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,21 @@ from PIL import Image as PILImage
 
 from ..segment_ids import rgb_to_ids
 from .categories import COCO_PANOPTIC, Categories
-from .coco import whole, whole_box
+from .coco import checked_segment
+from .findings import raising
 from .folders import CATEGORIES_FILE, read_categories
 from .hub_names import hub_name
 from .label_maps import SEMANTIC, LabelMapDecoder
-from .lazy_records import RawRecords, image_id_of, make_record, name_of, opened
+from .lazy_records import (
+    RawRecords,
+    ReadOptions,
+    hashed_id,
+    image_id_of,
+    make_record,
+    name_of,
+    opened,
+    row_error,
+)
 from .plain_text import first_line
 from .records import Record, categories_of, fill_measures, panoptic_features
 
@@ -47,7 +58,7 @@ _logger = logging.getLogger(__name__)
 
 
 def holds_rows(source: str) -> bool:
-    """Whether a path is a saved dataset, or Parquet files."""
+    """Returns whether a path is a saved dataset or has Parquet files."""
     path = Path(source)
     if path.is_file():
         return path.suffix == ".parquet"
@@ -57,7 +68,7 @@ def holds_rows(source: str) -> bool:
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a source is the name of a dataset on the Hub; False: there is something here.
+    """Returns whether a source is the name of a dataset on the Hub rather than a path.
 
     Raises:
         ValueError: it is neither.
@@ -66,68 +77,71 @@ def is_hub_id(source: str) -> bool:
         return False
     if hub_name(source):
         return True
-    raise ValueError(f"`data` {source!r} must be a folder or a Parquet file, or OWNER/NAME of a dataset on the Hub.")
+    raise ValueError(f"`source` {source!r} must be a folder or a Parquet file, or OWNER/NAME of a dataset on the Hub.")
 
 
-def raw_rows(
-    source: str,
-    *,
-    split: str | None,
-    streaming: bool,
-    categories: Categories | None,
-    map_kind: str | None = None,
-) -> RawRecords:
-    """Rows of a dataset.
+def raw_rows(source: str, options: ReadOptions, *, map_kind: str | None = None) -> RawRecords:
+    """Reads rows of a dataset.
 
     Args:
         source: path, or name on the Hub.
-        split: needed if there are several.
-        streaming: do not download and prepare the whole first.
-        categories: what the category ids mean if the dataset does not say.
+        options: of reading.
         map_kind: of maps of classes, instead of `segments_info`: `TWO_CHANNEL` or `SEMANTIC`.
 
     Raises:
-        ValueError: there is no such dataset or split, it has other columns, or nothing says what its categories are.
+        ValueError: there is no such dataset or split, it has other columns, or its categories are unknown.
     """
-    rows = open_rows(source, split=split, streaming=streaming)
+    rows = open_rows(source, split=options.split, streaming=options.streaming)
     if isinstance(rows, Dataset):
         check_pictures_inside(rows, source)
+    if options.limit is not None:
+        rows = first_rows(rows, options.limit)
     features = rows.features
     if features is None:
-        raise ValueError(f"`data` {source!r} does not say what its columns are when it is streamed: read it whole.")
+        raise ValueError(f"`source` {source!r} does not say what its columns are when it is streamed: read it whole.")
     own = categories_of(features)
     if own is not None and map_kind is None and _is_canonical(features):
         for name in ("image", "segmentation"):
             rows = rows.cast_column(name, Image(mode="RGB"))
         return RawRecords(rows, own)
     map_column = _map_column(features, source, map_kind)
-    known = own or _categories_beside(source, kind_needed=map_kind != SEMANTIC) or categories
-    if map_kind is None and known is None:
-        known = _guess_categories(rows, source)
-    if known is None:
-        raise ValueError(_unknown_categories(source))
+    known = own or _known_categories(rows, source, options.categories, map_kind)
     decode = RowDecoder(known, map_column, LabelMapDecoder(known, map_kind) if map_kind else None)
-    rows = rows.cast_column(map_column, Image())  # in the mode of its file
-    if not isinstance(features["image"], Image):
-        rows = rows.cast_column("image", Image())
     if isinstance(rows, Dataset):
         rows = identified(rows)
     elif "image_id" not in features:
-        rows = _numbered(rows)
+        rows = _identified_stream(rows, features)
+    for name in ("image", map_column):  # in the mode of its file
+        rows = rows.cast_column(name, Image())
     return RawRecords(rows, known, decode)
 
 
+def _known_categories(
+    rows: Dataset | IterableDataset, source: str, given: Categories | None, map_kind: str | None
+) -> Categories:
+    """Returns the categories of a file beside the rows, else those given, else COCO's if the ids are COCO's."""
+    known = _categories_beside(source, kind_needed=map_kind != SEMANTIC) or given
+    if map_kind is None and known is None:
+        known = _guess_categories(rows, source)
+    if known is None:
+        raise ValueError(
+            f"`source` {source!r} does not say what its categories are: add a {CATEGORIES_FILE}, a list of "
+            "{id, name, isthing}, to its folder or repository, or give `categories`."
+        )
+    return known
+
+
 def is_picture_column(feature: Any) -> bool:
-    """Whether a column holds pictures, also if its file was not written by `datasets`, and does not say so."""
+    """Returns whether a column holds images; files of other programs have them as `bytes` and `path`."""
     return isinstance(feature, Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
 
 
 def identified(rows: Dataset, file_names: Sequence[str | None] | None = None) -> Dataset:
-    """The rows with a number as `image_id`, and with a `file_name`.
+    """Returns the rows with a number as `image_id` and with a `file_name`.
 
     Args:
-        rows: an `image_id` of text becomes a number, one that lacks is the place of the row.
-        file_names: of rows that have none; None: unknown.
+        rows: an `image_id` of text becomes a number; a missing one is the index of the row.
+        file_names: names for rows without `file_name`.
     """
     numbers = list(range(len(rows)))
     if "image_id" in rows.column_names:
@@ -141,26 +155,26 @@ def identified(rows: Dataset, file_names: Sequence[str | None] | None = None) ->
 
 
 def _map_column(features: Features, source: str, map_kind: str | None) -> str:
-    """Which column has the maps; raises ValueError if that or another column is missing, or of another type."""
+    """Returns the column of the maps; raises ValueError if it or another column is missing or of another type."""
     map_column = next((name for name in MAP_COLUMNS if is_picture_column(features.get(name))), None)
     missing = [name for name in ("image", *([] if map_kind else ["segments_info"])) if name not in features]
     if missing or map_column is None:
         raise ValueError(
-            f"`data` {source!r} must have the columns `image`, `segments_info` and a picture "
+            f"`source` {source!r} must have the columns `image`, `segments_info` and a picture "
             f"{' or '.join(MAP_COLUMNS)}, got {list(features)}; without `segments_info`, name the format, "
             "two-channel or semantic."
         )
     if not is_picture_column(features["image"]):
-        raise ValueError(f"`data` {source!r} must have pictures in `image`, got {features['image']}.")
+        raise ValueError(f"`source` {source!r} must have images in `image`, got {features['image']}.")
     if not map_kind and isinstance(features["segments_info"], Value):
-        raise ValueError(f"`data` {source!r} must have a list in `segments_info`, got {features['segments_info']}.")
+        raise ValueError(f"`source` {source!r} must have a list in `segments_info`, got {features['segments_info']}.")
     return map_column
 
 
 def check_pictures_inside(rows: Dataset, source: str) -> None:
-    """Raises ValueError for pictures that are not in the rows but paths to elsewhere: to files of whoever reads them.
+    """Raises ValueError for paths that would read files of the user instead of images of the dataset.
 
-    Good are paths into the source's own folder, and into the caches, where `datasets` unpacks what it has fetched.
+    Paths into the source's own folder and into the caches of `datasets` are valid.
     """
     roots = [root.resolve() for root in (*([Path(source)] if Path(source).is_dir() else []), *CACHES)]
     for name, feature in rows.features.items():
@@ -172,55 +186,56 @@ def check_pictures_inside(rows: Dataset, source: str) -> None:
                 file = Path(path.rpartition("::")[2])  # of an archive: zip://1.png::/folder/archive.zip
                 if not any(file.resolve().is_relative_to(root) for root in roots):
                     raise ValueError(
-                        f"`data` {source!r} must have its pictures inside, got in `{name}` the path {path!r}."
+                        f"`source` {source!r} must have its images inside, got in `{name}` the path {path!r}."
                     )
 
 
-def _numbered(rows: IterableDataset) -> IterableDataset:
-    """A stream with the number of each row as `image_id`; each worker of a loader counts its own."""
-    features = Features({**rows.features, "image_id": Value("int64")})
-    return rows.map(_add_number, with_indices=True, features=features)
+def _identified_stream(rows: IterableDataset, features: Features) -> IterableDataset:
+    """Returns a stream with a hash of the image file, or of its path, as `image_id`.
+
+    Workers and processes read different parts of a stream, so a count would give several images the same number.
+    """
+    rows = rows.cast_column("image", Image(decode=False))
+    columns = Features({**features, "image": Image(decode=False), "image_id": Value("int64")})
+    return rows.map(_add_hash, features=columns)
 
 
-def _add_number(row: Record, index: int) -> Record:
-    return {**row, "image_id": index}
+def _add_hash(row: Record) -> Record:
+    image = row["image"]
+    contents = image.get("bytes") or str(image["path"]).encode()
+    return {**row, "image_id": hashed_id(contents)}
 
 
 def open_rows(source: str, *, split: str | None, streaming: bool) -> Dataset | IterableDataset:
-    """The rows of one split, as they are.
+    """Opens the rows of one split as they are.
 
     Raises:
         ValueError: there is no such dataset, it is broken, or it has several splits and none of this name.
     """
     path = Path(source)
     if any((path / name).is_file() for name in SAVED_FILES):
-        try:
+        with _named_errors(source, "is not a saved dataset, or a broken one"):
             saved = load_from_disk(source)
-        except Exception as error:  # of JSON, Arrow and `datasets`, each with its own
-            reason = first_line(error)
-            raise ValueError(f"`data` {source!r} is no saved dataset, or a broken one: {reason}") from error
         return saved[_one_split(list(saved), split, source)] if isinstance(saved, DatasetDict) else saved
-    options: dict[str, Any] = {"streaming": streaming}
     if path.is_file():
-        try:
-            pq.read_schema(path)  # what is no Parquet file, `datasets` says in several lines
-            return load_dataset("parquet", data_files=source, split="train", **options)
-        except Exception as error:  # of pyarrow and `datasets`, each with its own
-            raise ValueError(
-                f"`data` {source!r} is no Parquet file, or only a part of one: {first_line(error)}"
-            ) from error
-    try:
+        with _named_errors(source, "is not a Parquet file, or only a part of one"):
+            pq.read_schema(path)  # `datasets` describes other files in several lines
+            return load_dataset("parquet", data_files=source, split="train", streaming=streaming)
+    with _named_errors(source, "is not a dataset that can be read, on the Hub or here"):
         names = get_dataset_split_names(source)
-    except Exception as error:  # of the Hub, the network and the parsers of files, each with its own
-        raise ValueError(
-            f"`data` {source!r} is no dataset that can be read, on the Hub or here: {first_line(error)}"
-        ) from error
     chosen = _one_split(names, split, source)
+    with _named_errors(source, "cannot be read completely"):
+        return load_dataset(source, split=chosen, streaming=streaming)
+
+
+@contextmanager
+def _named_errors(source: str, what: str) -> Iterator[None]:
+    """Raises ValueError with the first line of any error: the Hub, the network, JSON and Arrow each have their own."""
     try:
-        return load_dataset(source, split=chosen, **options)
-    except Exception as error:  # as above; the schema of a file can be whole and the rest not
+        yield
+    except Exception as error:
         cause = error.__cause__ or error  # "An error occurred while generating the dataset" says nothing
-        raise ValueError(f"`data` {source!r} cannot be read whole: {first_line(cause)}") from error
+        raise ValueError(f"`source` {source!r} {what}: {first_line(cause)}") from error
 
 
 def _one_split(names: list[str], split: str | None, source: str) -> str:
@@ -232,12 +247,12 @@ def _one_split(names: list[str], split: str | None, source: str) -> str:
 
 
 def first_rows(rows: Dataset | IterableDataset, count: int) -> Dataset | IterableDataset:
-    """The first rows, or all if there are fewer."""
+    """Returns the first rows, or all if there are fewer."""
     return rows.select(range(min(count, len(rows)))) if isinstance(rows, Dataset) else rows.take(count)
 
 
 def _is_canonical(features: Features) -> bool:
-    """Whether nothing is to be done but to read; more keys of a segment, such as `score`, do no harm."""
+    """Returns whether rows are canonical records; additional columns and keys are allowed."""
     expected = panoptic_features()
     return set(expected) <= set(features) and (
         set(expected["segments_info"].feature) <= set(features["segments_info"].feature)
@@ -260,7 +275,7 @@ def _categories_beside(source: str, *, kind_needed: bool) -> Categories | None:
 
 
 def _guess_categories(rows: Dataset | IterableDataset, source: str) -> Categories | None:
-    """COCO's, if the ids are COCO's: with a thing and a stuff, as 1, 2 and 3 are anybody's."""
+    """Returns COCO's categories if the ids are among them, things and stuff: 1, 2 and 3 can be of any dataset."""
     seen: set[int] = set()
     for row in first_rows(rows.select_columns(["segments_info"]), SEEN_ROWS):
         for segment in _entries(row["segments_info"]):
@@ -274,16 +289,8 @@ def _guess_categories(rows: Dataset | IterableDataset, source: str) -> Categorie
     return COCO_PANOPTIC
 
 
-def _unknown_categories(source: str) -> str:
-    place = "in" if Path(source).is_dir() or not Path(source).exists() else "beside"
-    return (
-        f"`data` {source!r} does not say what its categories are: put a {CATEGORIES_FILE} {place} it, a list of "
-        "{id, name, isthing}, or give `categories`."
-    )
-
-
 def _entries(segments: Any) -> list[dict[str, Any]]:
-    """`segments_info` as a list of entries, which older versions of `datasets` turned inside out."""
+    """Returns `segments_info` as a list of entries; older versions of `datasets` store a dict of lists."""
     if isinstance(segments, Mapping):
         return [dict(zip(segments, values, strict=True)) for values in zip(*segments.values(), strict=True)]
     return [dict(segment) for segment in segments]
@@ -295,8 +302,8 @@ class RowDecoder:
 
     Args:
         categories: of the rows.
-        map_column: where the map is.
-        label_maps: what reads maps of classes; None: the maps hold ids.
+        map_column: the column of the maps.
+        label_maps: reads maps of classes; None: the maps hold ids.
     """
 
     categories: Categories
@@ -304,10 +311,10 @@ class RowDecoder:
     label_maps: LabelMapDecoder | None = None
 
     def __call__(self, row: Record) -> Record:
-        """Make the record.
+        """Makes the record.
 
         Raises:
-            ValueError: the map is no map, ids do not fit, or a segment has an unknown category; names the row.
+            ValueError: the map is invalid, ids do not fit, or a segment has an unknown category; names the row.
         """
         raw = {
             "image": row["image"],
@@ -317,38 +324,19 @@ class RowDecoder:
         }
         if self.label_maps is not None:
             return self.label_maps(raw)
-        segments = [self._segment(segment, raw) for segment in _entries(row["segments_info"])]
+        entries = _entries(row["segments_info"])
+        checked = (checked_segment(entry, self.categories, name_of(raw), raising()) for entry in entries)
+        segments = [segment for segment in checked if segment is not None]
         ids = map_ids(opened(raw["segmentation"]), {segment["id"] for segment in segments}, raw)
         return make_record(raw, ids, fill_measures(ids, segments))
 
-    def _segment(self, entry: dict[str, Any], row: Record) -> dict[str, Any]:
-        where = f"{name_of(row)}, segment {entry.get('id')}"
-        if entry.get("id") is None:
-            raise ValueError(f"{where}: a segment must have an `id`, got {entry}.")
-        label_id = entry.get("label_id")
-        if label_id is not None and not 0 <= label_id < len(self.categories):
-            raise ValueError(f"{where}: `label_id` must be from 0 to {len(self.categories) - 1}, got {label_id}.")
-        if label_id is None:
-            try:
-                label_id = self.categories.label_id(entry["category_id"])
-            except (KeyError, ValueError) as error:
-                reason = error if isinstance(error, ValueError) else "expected `label_id` or `category_id`."
-                raise ValueError(f"{where}: {reason}") from error
-        return {
-            "id": entry["id"],
-            "label_id": label_id,
-            "iscrowd": int(entry.get("iscrowd") or 0),
-            "area": whole(entry.get("area"), f"{where}: `area`"),
-            "bbox": whole_box(entry.get("bbox"), f"{where}: `bbox`"),
-        }
-
 
 def map_ids(picture: PILImage.Image, listed: set[int], row: Record) -> np.ndarray:
-    """Ids (H, W) int64 of a map in any mode.
+    """Returns the ids (H, W) int64 of a map in any mode.
 
     Args:
         picture: the map.
-        listed: ids of `segments_info`, to tell what a palette picture holds.
+        listed: ids of `segments_info`; they decide whether a palette image holds ids or colors.
         row: for the error.
 
     Raises:
@@ -362,5 +350,5 @@ def map_ids(picture: PILImage.Image, listed: set[int], row: Record) -> np.ndarra
         return rgb_to_ids(np.asarray(picture.convert("RGB"))).astype(np.int64)
     values = np.asarray(picture)
     if values.ndim != 2 or values.dtype.kind not in "iub":
-        raise ValueError(f"{name_of(row)}: a map must be RGB or hold whole numbers, got mode {picture.mode}.")
+        raise row_error(row, f"a map must be RGB or hold integers, got mode {picture.mode}")
     return values.astype(np.int64)

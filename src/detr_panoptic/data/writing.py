@@ -1,7 +1,7 @@
 """Writers of canonical records: COCO panoptic folders, saved datasets, Parquet files.
 
-Each takes any iterable and goes through it once. A picture that comes as its file (`path` or `bytes`, as `datasets`
-gives it with `Image(decode=False)`) is copied byte by byte: a JPEG written anew would be another picture.
+Each takes any iterable of records. An image that comes as a file (`path` or `bytes`, as `datasets` gives it with
+`Image(decode=False)`) is copied byte by byte, since encoding a JPEG again would change it.
 """
 
 import json
@@ -21,28 +21,34 @@ from PIL import UnidentifiedImageError
 from ..segment_ids import ids_to_rgb
 from .categories import Categories
 from .contained_paths import path_inside
-from .lazy_records import check_size, name_of, upright_size
+from .lazy_records import check_size, name_of, row_error, upright_size
 from .records import Record, panoptic_features, segmentation_ids
 
-ROW_GROUP = 64  # records; what a reader of Parquet loads at once
+ROW_GROUP = 64  # records; a reader of Parquet loads a group at once
 SHARD_BYTES = 500 * 2**20  # as of `datasets`
 SEGMENT_KEYS = ("id", "iscrowd", "area", "bbox", "score")  # in JSON; `score` of predictions
 
 
 def write_coco_panoptic_dataset(folder: str | Path, records: Iterable[Record], categories: Categories) -> Path:
-    """Write `images/`, `panoptic/` and `panoptic.json`.
+    """Writes a COCO panoptic dataset: `images/`, `panoptic/` and `panoptic.json`.
 
     Args:
-        folder: made if it does not exist.
-        records: canonical ones; segments may have a `score`.
+        folder: created if it does not exist.
+        records: canonical records; segments may have a `score`.
         categories: of their label ids.
 
     Returns:
         The JSON file.
 
     Raises:
-        ValueError: two records have one id or one file name, a name leaves the folder, or a map does not fit its
-            picture.
+        ValueError: two records have the same id or file name, a name leads out of the folder, or a map and its image
+            differ in size.
+
+    Example:
+        >>> import tempfile
+        >>> from detr_panoptic.scenes import SCENE_CATEGORIES, make_scene
+        >>> write_coco_panoptic_dataset(tempfile.mkdtemp(), [make_scene(0)], SCENE_CATEGORIES).name
+        'panoptic.json'
     """
     folder = Path(folder)
     images, annotations = [], []
@@ -52,7 +58,7 @@ def write_coco_panoptic_dataset(folder: str | Path, records: Iterable[Record], c
         map_name = str(PurePosixPath(name).with_suffix(".png"))
         for value in (record["image_id"], name, f"map {map_name}"):
             if value in seen:
-                raise ValueError(f"{name_of(record)}: expected each id and file name once, got {value!r} twice.")
+                raise row_error(record, f"expected each id and file name once, got {value!r} twice")
             seen.add(value)
         size = upright_size({"bytes": contents})
         _write(path_inside(folder / "panoptic", map_name, name_of(record)), map_file(record))
@@ -69,19 +75,25 @@ def write_coco_panoptic_dataset(folder: str | Path, records: Iterable[Record], c
 def save_dataset(
     folder: str | Path, records: Iterable[Record], categories: Categories, *, with_scores: bool = False
 ) -> Dataset:
-    """Write a folder that `datasets.load_from_disk` and `read_panoptic` read, with the pictures in it.
+    """Writes a folder for `datasets.load_from_disk` and `read_panoptic`, images included.
 
     Args:
-        folder: made if it does not exist.
-        records: canonical ones.
-        categories: of their label ids; they stay with the dataset (`records.py`).
+        folder: created if it does not exist.
+        records: canonical records.
+        categories: of their label ids; saved with the dataset.
         with_scores: segments have a `score`.
 
     Returns:
-        The dataset as it was saved; its `push_to_hub` sends all of it.
+        The saved dataset; its `push_to_hub` uploads everything.
 
     Raises:
-        ValueError: there is no record, or a map does not fit its picture.
+        ValueError: there is no record, or a map and its image differ in size.
+
+    Example:
+        >>> import tempfile
+        >>> from detr_panoptic.scenes import SCENE_CATEGORIES, make_scene
+        >>> save_dataset(tempfile.mkdtemp(), [make_scene(0)], SCENE_CATEGORIES).num_rows
+        1
     """
     features = panoptic_features(categories, with_scores=with_scores)
     folder = Path(folder)
@@ -103,20 +115,26 @@ def write_parquet(
     split: str = "train",
     with_scores: bool = False,
 ) -> list[Path]:
-    """Write `data/SPLIT-….parquet`, with the pictures in them, the layout of the Hub.
+    """Writes `data/SPLIT-00000-of-0000N.parquet`, the layout of the Hub, images included.
 
     Args:
-        folder: made if it does not exist.
-        records: canonical ones.
-        categories: of their label ids; they stay with the files (`records.py`).
-        split: what the files are named after.
+        folder: created if it does not exist.
+        records: canonical records.
+        categories: of their label ids; saved with the files.
+        split: name of the split in the file names.
         with_scores: segments have a `score`.
 
     Returns:
         The files.
 
     Raises:
-        ValueError: there is no record, or a map does not fit its picture.
+        ValueError: there is no record, or a map and its image differ in size.
+
+    Example:
+        >>> import tempfile
+        >>> from detr_panoptic.scenes import SCENE_CATEGORIES, make_scene
+        >>> [path.name for path in write_parquet(tempfile.mkdtemp(), [make_scene(0)], SCENE_CATEGORIES)]
+        ['train-00000-of-00001.parquet']
     """
     features = panoptic_features(categories, with_scores=with_scores)
     data = Path(folder) / "data"
@@ -134,7 +152,7 @@ def write_parquet(
 
 
 def _tables(records: Iterable[Record], features: Features) -> Iterator[pa.Table]:
-    """The records in groups, none too large for memory."""
+    """Yields tables of a few records each."""
     remaining = iter(records)
     group = list(islice(remaining, ROW_GROUP))
     if not group:
@@ -146,10 +164,10 @@ def _tables(records: Iterable[Record], features: Features) -> Iterator[pa.Table]
 
 
 def stored_record(record: Record) -> Record:
-    """A record whose pictures are the contents of files.
+    """Returns a record whose images are the contents of files, as `datasets` stores them.
 
     Raises:
-        ValueError: the map does not fit the picture.
+        ValueError: map and image differ in size, or the map is broken.
     """
     name, contents = picture_file(record)
     return {
@@ -162,7 +180,7 @@ def stored_record(record: Record) -> Record:
 
 
 def picture_file(record: Record) -> tuple[str, bytes]:
-    """Name and contents of a record's picture as a file; of a picture in memory a PNG file is made."""
+    """Returns the name and contents of a record's image file; an image in memory becomes a PNG file."""
     image = record["image"]
     name = record.get("file_name")
     if isinstance(image, PILImage.Image):
@@ -178,10 +196,10 @@ def picture_file(record: Record) -> tuple[str, bytes]:
 
 
 def map_file(record: Record) -> bytes:
-    """A record's id map as an RGB PNG file; one that is such a file is copied.
+    """Returns a record's id map as an RGB PNG file; such a file is copied.
 
     Raises:
-        ValueError: it is broken, or does not fit the picture.
+        ValueError: it is broken, or differs from the image in size.
     """
     segmentation = record["segmentation"]
     if isinstance(segmentation, Mapping):
@@ -190,10 +208,9 @@ def map_file(record: Record) -> bytes:
             with PILImage.open(BytesIO(contents)) as picture:
                 picture.load()
         except Exception as error:  # broken files raise anything from SyntaxError to struct.error
-            reason = "no picture" if isinstance(error, UnidentifiedImageError) else error
-            raise ValueError(
-                f"{name_of(record)}: its map {segmentation.get('path') or ''} is broken: {reason}"
-            ) from error
+            reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
+            message = f"the map {segmentation.get('path') or ''} is broken: {reason}"
+            raise row_error(record, message, kind="unreadable-map") from error
         check_size(record, picture.size)
         return contents if (picture.format, picture.mode) == ("PNG", "RGB") else _png(picture.convert("RGB"))
     ids = segmentation_ids(segmentation)

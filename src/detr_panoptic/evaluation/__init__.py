@@ -1,8 +1,8 @@
 """Evaluation: panoptic quality, average precision, and both for a model on a dataset."""
 
 from .files import evaluate_files
-from .model_evaluation import evaluate, evaluate_model
+from .model_evaluation import evaluate
 from .panoptic_quality import PanopticQuality, PanopticQualityResult
 from .report import Evaluation
 
-__all__ = ["Evaluation", "PanopticQuality", "PanopticQualityResult", "evaluate", "evaluate_files", "evaluate_model"]
+__all__ = ["Evaluation", "PanopticQuality", "PanopticQualityResult", "evaluate", "evaluate_files"]

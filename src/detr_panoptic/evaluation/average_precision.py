@@ -34,12 +34,12 @@ FIGURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # the fir
 
 
 def true_instances(
-    segment_map: NDArray[Any], segments_info: Sequence[Mapping[str, Any]], is_thing: Sequence[bool]
+    segmentation: NDArray[Any], segments_info: Sequence[Mapping[str, Any]], is_thing: Sequence[bool]
 ) -> list[Instance]:
     """Returns the annotated things of an image; segments without a pixel are left out.
 
     Args:
-        segment_map: (H, W) integer ids.
+        segmentation: (H, W) integer ids.
         segments_info: mappings with `id`, `label_id` and perhaps `iscrowd`.
         is_thing: by label id.
     """
@@ -47,7 +47,7 @@ def true_instances(
     if not things:
         return []
     # pycocotools counts along columns: its memory order is (H, W, N) in Fortran's order, which is (N, W, H) in C's.
-    masks = np.ascontiguousarray(segment_map.T[None] == np.array([thing["id"] for thing in things])[:, None, None])
+    masks = np.ascontiguousarray(segmentation.T[None] == np.array([thing["id"] for thing in things])[:, None, None])
     codes = rle.encode(masks.view(np.uint8).transpose(2, 1, 0))
     return [
         {
@@ -139,10 +139,3 @@ def _coco(dataset: dict[str, Any]) -> COCO:
 def _or_none(value: float) -> float | None:
     """Returns None for COCOeval's -1, which means that there is nothing to measure."""
     return None if value < 0 else float(value)
-
-
-def image_sizes(outputs: Any, index: int, size: tuple[int, int]) -> Any:
-    """Replaced by `inference.detections`; stays until its callers have moved."""
-    from ..panoptic_merging import ImageSizes
-
-    return ImageSizes(tuple(outputs.image_sizes[index].tolist()), tuple(outputs.canvas_sizes[index].tolist()), size)

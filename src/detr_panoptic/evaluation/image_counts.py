@@ -27,6 +27,9 @@ class _Segment(NamedTuple):
     is_crowd: bool
 
 
+_Segments = dict[int, _Segment]
+
+
 class ImageCounts(NamedTuple):
     """The (class, IoU) of each match in one image, and the classes of wrong predictions and missed segments."""
 
@@ -42,18 +45,7 @@ def count_image(
     prediction_segments: Sequence[Mapping[str, Any]],
     category_ids: Sequence[int],
 ) -> ImageCounts:
-    """Finds matches, wrong predictions and missed segments of one image.
-
-    Args:
-        truth_map: (H, W) integer ids; 0 is void.
-        truth_segments: mappings with `id`, `category_id` or `label_id`, perhaps `iscrowd` and `area`.
-        prediction_map: as `truth_map`.
-        prediction_segments: mappings with `id`, `category_id` or `label_id`.
-        category_ids: (K,) category id of each class; a label id is an index into them.
-
-    Raises:
-        ValueError: the shapes differ, a category is unknown, or the ids of the prediction's map and segments differ.
-    """
+    """Finds matches, wrong predictions and missed segments of one image, see `PanopticQuality.update`."""
     overlaps = _overlaps(truth_map, prediction_map)
     truth_areas: Counter[int] = Counter()
     prediction_areas: Counter[int] = Counter()
@@ -117,11 +109,7 @@ def _overlaps(truth_map: ArrayLike, prediction_map: ArrayLike) -> dict[tuple[int
     return dict(zip(zip(truth_ids, prediction_ids, strict=True), areas, strict=True))
 
 
-def _match(
-    truth: Mapping[int, _Segment],
-    prediction: Mapping[int, _Segment],
-    overlaps: Mapping[tuple[int, int], int],
-) -> dict[tuple[int, int], float]:
+def _match(truth: _Segments, prediction: _Segments, overlaps: Mapping[tuple[int, int], int]) -> dict[Any, float]:
     """Returns the IoU of each matched (truth id, prediction id)."""
     ious = {}
     for (i, j), overlap in overlaps.items():

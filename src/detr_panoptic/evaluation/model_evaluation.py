@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import heapq
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from ..data import PanopticData
+from ..data.categories import match_labels
 from ..data.hub_names import hub_name
 from ..data.records import truth_ids
 from ..inference.predictor import Predictor, processes
 from ..scenes.source import read_source
 from .average_precision import average_precision as compute_average_precision
 from .average_precision import true_instances
-from .matching import match_classes, relabel
-from .panoptic_quality import PanopticQuality
+from .panoptic_quality import PanopticQuality, relabel
 from .report import Evaluation, Example
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 PREDICTIONS = "predictions"  # folder inside the output folder
 NUM_WORST = 4  # images that are kept to be drawn
+SHOWN = 5  # class names in a message
 
 
 def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
@@ -93,7 +95,7 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
     may_skip = on_error == "skip"
     data = read_source(source, split=split, data_format=data_format, limit=limit, files_may_be_missing=may_skip)
     predictor = _predictor(model, device=device, dtype=dtype)
-    comparison = _Comparison(data.categories, predictor.categories.id2label, kinds)
+    comparison = _Comparison(data.categories, match_classes(data.categories, predictor.categories.id2label), kinds)
     options: dict[str, Any] = {
         "threshold": threshold,
         "batch_size": batch_size,
@@ -101,108 +103,112 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
         "detections": kinds[-1] if kinds else "none",
         "on_error": on_error,
     }
-    failures: list[str] = []
     state = processes()
+    failures: list[str] = []
     if output is None:
-        results = predictor.iterate(data, share=True, failures=failures, **options)
-        share = len(data.records) // state.num_processes
-        disable = None if progress and state.is_main_process else True
-        comparison.add_all(tqdm(results, total=share, desc="evaluating", unit="image", disable=disable))
-        comparison, failures = comparison.gathered(), sorted(gather_object(failures))
+        comparison.add(predictor.iterate(data, share=True, failures=failures, **options), progress=progress)
+        failures = sorted(gather_object(failures))
     else:
-        folder = predictor.predict(
-            data, Path(output) / PREDICTIONS, to="coco", overlay=False, progress=progress, **options
-        )
-        if state.is_main_process:
-            comparison.add_all(
-                tqdm(folder, total=len(folder), desc="comparing", unit="image", disable=not progress or None)
-            )
-        (comparison,) = broadcast_object_list([comparison])
+        predictions = Path(output) / PREDICTIONS
+        folder = predictor.predict(data, predictions, to="coco-panoptic", overlay=False, progress=progress, **options)
+        comparison.add(folder if state.is_main_process else [], progress=progress)
         failures = folder.failures
-    used = predictor.processor.threshold if threshold is None else threshold
-    evaluation = comparison.result(
+    evaluation = comparison.gather(
         failures=failures,
         dataset=_dataset_name(source, split),
-        settings={"threshold": used, "dtype": str(predictor.model.dtype), "batch_size": batch_size},
+        settings={
+            "threshold": predictor.processor.threshold if threshold is None else threshold,
+            "dtype": str(predictor.model.dtype),
+            "batch_size": batch_size,
+        },
     )
     if output is not None and state.is_main_process:
         evaluation.save(output)
     return evaluation
 
 
+def match_classes(categories: Categories, id2label: Mapping[int, str]) -> dict[int, int]:
+    """Returns the dataset's label id of each label id of the model that the dataset has.
+
+    Args:
+        categories: of the dataset.
+        id2label: names of the model's labels.
+
+    Raises:
+        ValueError: the model lacks a class of the dataset.
+    """
+    labels = match_labels(categories, id2label)
+    matched = set(labels.values())
+    lacking = [name for label, name in enumerate(categories.names) if label not in matched]
+    if lacking:
+        shown = ", ".join(map(repr, lacking[:SHOWN])) + (" …" if len(lacking) > SHOWN else "")
+        raise ValueError(
+            f"The model has no class for {len(lacking)} of the {len(categories)} classes of the data: {shown}. "
+            "Classes are matched by name."
+        )
+    return labels
+
+
 class _Image(NamedTuple):
-    """The contribution of one image to the metrics."""
+    """The contribution of one image to the metrics; `number` is its place in the data."""
 
-    number: int  # in the data
+    number: int
     quality: PanopticQuality
-    size: tuple[int, int]  # (height, width)
-    true: list[Instance]
-    detected: list[Instance]
+    instances: tuple[tuple[int, int], list[Instance], list[Instance]]  # (height, width), true, detected
 
 
+@dataclass
 class _Comparison:
     """Compares predictions with their truth.
 
     Args:
         categories: of the data.
-        id2label: names of the model's labels.
+        labels: what `match_classes` returns.
         kinds: of average precision.
-
-    Raises:
-        ValueError: the model lacks a class of the data.
     """
 
-    def __init__(self, categories: Categories, id2label: Mapping[int, str], kinds: tuple[str, ...]) -> None:
-        self.categories = categories
-        self.labels = match_classes(categories, id2label)
-        self.kinds = kinds
-        self.images: list[_Image] = []
-        self.worst: list[tuple[float, int, Example]] = []
+    categories: Categories
+    labels: Mapping[int, int]
+    kinds: tuple[str, ...]
+    images: list[_Image] = field(default_factory=list)
+    worst: list[tuple[float, int, Example]] = field(default_factory=list)
 
-    def add_all(self, results: Iterable[tuple[Mapping[str, Any], Prediction]]) -> None:
+    def add(self, results: Iterable[tuple[Mapping[str, Any], Prediction]], *, progress: bool) -> None:
         """Adds images: records with their `index` in the data, and their predictions."""
-        for record, prediction in results:
-            self._add(record, prediction)
+        disable = None if progress and processes().is_main_process else True
+        for record, prediction in tqdm(results, desc="evaluating", unit="image", disable=disable):
+            truth = {"segmentation": truth_ids(record), "segments_info": record["segments_info"]}
+            predicted = relabel(prediction, self.labels)
+            quality = PanopticQuality(self.categories)
+            quality.update(truth, predicted)
+            instances = (truth["segmentation"].shape, self._true(truth), self._detected(prediction))
+            self.images.append(_Image(record["index"], quality, instances))
+            result = quality.compute()
+            if result.overall.n:
+                example = Example(prediction.name, result.pq, prediction.image, truth, predicted)
+                self._keep_worst([*self.worst, (result.pq, record["index"], example)])
 
-    def _add(self, record: Mapping[str, Any], prediction: Prediction) -> None:
-        ids, segments = truth_ids(record), record["segments_info"]
-        truth = {"segmentation": ids, "segments_info": segments}
-        predicted = relabel(prediction, self.labels)
-        quality = PanopticQuality(self.categories)
-        quality.update(truth, predicted)
-        true = true_instances(ids, segments, self.categories.is_thing) if self.kinds else []
-        detected = [
-            {**detection, "label_id": self.labels[detection["label_id"]]}
-            for detection in prediction.detections or []
-            if detection["label_id"] in self.labels
-        ]
-        self.images.append(_Image(record["index"], quality, ids.shape, true, detected))
-        result = quality.compute()
-        if result.overall.n:
-            example = Example(prediction.name, result.pq, prediction.image, truth, predicted)
-            self.worst.append((result.pq, record["index"], example))
-            self.worst = heapq.nsmallest(NUM_WORST, self.worst, key=lambda item: item[:2])
+    def _true(self, truth: Mapping[str, Any]) -> list[Instance]:
+        return true_instances(**truth, is_thing=self.categories.is_thing) if self.kinds else []
 
-    def gathered(self) -> _Comparison:
-        """Combines the comparisons of all processes, in the order of the images."""
-        self.images = sorted(gather_object(self.images))
-        self.worst = heapq.nsmallest(NUM_WORST, gather_object(self.worst), key=lambda item: item[:2])
-        return self
+    def _detected(self, prediction: Prediction) -> list[Instance]:
+        found = prediction.detections or []
+        return [{**d, "label_id": self.labels[d["label_id"]]} for d in found if d["label_id"] in self.labels]
 
-    def result(self, **about: Any) -> Evaluation:
-        """Computes the metrics; `about` are further fields of `Evaluation`."""
+    def _keep_worst(self, examples: list[tuple[float, int, Example]]) -> None:
+        self.worst = heapq.nsmallest(NUM_WORST, examples, key=lambda item: item[:2])
+
+    def gather(self, **about: Any) -> Evaluation:
+        """Returns the metrics of the images of all processes, in their order; `about` are fields of `Evaluation`."""
+        self.images = sorted(gather_object(self.images), key=lambda image: image.number)
+        self._keep_worst(gather_object(self.worst))
         total = PanopticQuality(self.categories)
         for image in self.images:
             total += image.quality
-        instances = ((image.size, image.true, image.detected) for image in self.images)
-        return Evaluation(
-            quality=total.compute(),
-            ap=compute_average_precision(instances, self.categories, self.kinds) if self.kinds else {},
-            images=len(self.images),
-            categories=self.categories,
-            worst=[example for _, _, example in self.worst],
-            **about,
-        )
+        instances = (image.instances for image in self.images)
+        ap = compute_average_precision(instances, self.categories, self.kinds) if self.kinds else {}
+        worst = [example for _, _, example in self.worst]
+        return Evaluation(quality=total.compute(), ap=ap, images=len(self.images), worst=worst, **about)
 
 
 def _kinds(average_precision: bool | str) -> tuple[str, ...]:
@@ -226,34 +232,3 @@ def _dataset_name(source: Any, split: str | None) -> str:
         return ""
     name = str(source) if hub_name(str(source)) else Path(source).resolve().name
     return name if split is None else f"{name} {split}"
-
-
-def evaluate_model(
-    model: Any, processor: Any, records: Any, categories: Any, *, batch_size: int = 8, sum_over_processes: Any = None
-) -> Any:
-    """Replaced by `evaluate`; stays until its callers have moved."""
-    from ..inference.loop import make_batch, run_model
-    from .image_counts import count_image
-    from .panoptic_quality import PanopticStats
-
-    records, quality = list(records), PanopticQuality(categories)
-    groups = (records[start : start + batch_size] for start in range(0, len(records), batch_size))
-    for batch, outputs in run_model(model, (make_batch(processor, group) for group in groups)):
-        sizes = [truth_ids(record).shape for record in batch.records]
-        results = processor.post_process_panoptic_segmentation(outputs, target_sizes=sizes)
-        for record, result in zip(batch.records, results, strict=True):
-            quality._images.append(
-                count_image(
-                    truth_ids(record),
-                    record["segments_info"],
-                    result["segmentation"].cpu().numpy(),
-                    result["segments_info"],
-                    categories.category_ids,
-                )
-            )
-    import torch
-
-    sums = torch.from_numpy(quality._sums(quality._images))
-    if sum_over_processes is not None:
-        sums = sum_over_processes(sums.to(model.device)).cpu()
-    return PanopticStats(*sums)

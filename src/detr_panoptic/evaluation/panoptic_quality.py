@@ -17,14 +17,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..data.categories import match_labels
 from ..data.records import truth_ids
 from .image_counts import ImageCounts, count_image
-from .matching import relabel
 from .results import ClassQuality, GroupQuality, PanopticQualityResult
 
 if TYPE_CHECKING:
@@ -151,6 +150,26 @@ class PanopticQuality:
         return sums
 
 
+def relabel(prediction: Prediction, labels: Mapping[int, int]) -> dict[str, Any]:
+    """Returns a prediction in the labels of a dataset, as `segmentation` and `segments_info`.
+
+    Segments of classes that the dataset does not have become void: it cannot judge them.
+
+    Args:
+        prediction: of a model.
+        labels: the dataset's label id of each label id of the model.
+    """
+    known = [segment for segment in prediction.segments if segment.label_id in labels]
+    ids = prediction.segmentation
+    if len(known) < len(prediction.segments):
+        ids = np.where(np.isin(ids, [segment.id for segment in known]), ids, 0)
+    segments = [
+        {"id": segment.id, "label_id": labels[segment.label_id], "score": segment.score, "area": segment.area}
+        for segment in known
+    ]
+    return {"segmentation": ids, "segments_info": segments}
+
+
 def _divide(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> list[float]:
     """Divides where the denominator is not 0; elsewhere the quotient is 0."""
     return np.divide(numerator, denominator, out=np.zeros(len(numerator)), where=denominator > 0).tolist()
@@ -162,23 +181,3 @@ def _average(rows: Iterable[ClassQuality]) -> GroupQuality:
     sums = [reduce(add, values) for values in zip(*occurring, strict=True)] or [0.0, 0.0, 0.0]
     pq, sq, rq = (value / max(len(occurring), 1) for value in sums)
     return GroupQuality(pq, sq, rq, len(occurring))
-
-
-class PanopticStats(NamedTuple):
-    """Replaced by `PanopticQuality`; stays until its callers have moved."""
-
-    iou: Any
-    tp: Any
-    fp: Any
-    fn: Any
-
-
-def panoptic_quality(stats: PanopticStats, *, category_ids: Any, is_thing: Any) -> dict[str, dict[Any, Any]]:
-    """Replaced by `PanopticQuality`; stays until its callers have moved."""
-    iou, tp, fp, fn = (np.asarray(column, dtype=float) for column in stats)
-    denominator = tp + 0.5 * fp + 0.5 * fn
-    columns = (_divide(iou, denominator), _divide(iou, tp), _divide(tp, denominator), tp, fp, fn)
-    rows = [ClassQuality(i, thing, *row) for i, thing, row in zip(category_ids, is_thing, zip(*columns), strict=True)]  # noqa: B905
-    groups = {"All": rows, "Things": [r for r in rows if r.is_thing], "Stuff": [r for r in rows if not r.is_thing]}
-    per_class = {row.category_id: {key: getattr(row, key) for key in ("pq", "sq", "rq")} for row in rows}
-    return {**{name: vars(_average(group)) for name, group in groups.items()}, "per_class": per_class}

@@ -5,39 +5,26 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from ..data.files import written_whole
 from ..data.plain_text import markdown, one_line
-from ..visualization import draw_side_by_side
+from ..visualization import draw_side_by_side, stack
 from .average_precision import FIGURES
 from .results import format_table, metric_tables, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
-    from ..data.categories import Categories
     from .results import ClassQuality, GroupQuality, PanopticQualityResult
 
-METRICS, TABLES, WORST = "metrics.json", "metrics.md", "worst_images.png"
 SHEET_WIDTH = 1600  # pixels, at most
-ROW_GAP = 8  # pixels
 
 
-@dataclass(frozen=True)
-class Example:
-    """One image with its truth and its prediction.
-
-    Args:
-        name: of the image.
-        pq: panoptic quality of this image alone: the mean over the classes that it has or that were predicted.
-        image: RGB.
-        truth: `segmentation` (H, W) and `segments_info`.
-        prediction: the same.
-    """
+class Example(NamedTuple):
+    """One image and its own PQ; truth and prediction are `segmentation` and `segments_info`."""
 
     name: str
     pq: float
@@ -52,13 +39,11 @@ class Evaluation:
 
     Args:
         quality: panoptic quality.
-        ap: average precision of "box" and "mask": `ap`, `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large` and
-            `per_class`, a list in the order of the classes; None where there is nothing to measure. Empty without.
+        ap: average precision of "box" and "mask", what `average_precision` returns; empty without.
         images: number of images.
         failures: messages about images that could not be read and are not part of the metrics.
-        dataset: its name.
+        dataset: its name; may be empty.
         settings: how the model was run.
-        categories: of the dataset.
         worst: the images with the lowest panoptic quality, the lowest first.
     """
 
@@ -68,7 +53,6 @@ class Evaluation:
     failures: list[str]
     dataset: str
     settings: dict[str, Any]
-    categories: Categories = field(repr=False)
     worst: list[Example] = field(default_factory=list, repr=False)
 
     @property
@@ -95,15 +79,13 @@ class Evaluation:
     def metrics(self) -> dict[str, Any]:
         """All numbers as plain values, the content of `metrics.json`."""
         groups = {"all": self.quality.overall, "things": self.things, "stuff": self.stuff}
-        per_class = [
-            {"name": name, **asdict(row)}
-            | {f"{kind}_ap": values["per_class"][label] for kind, values in self.ap.items()}
-            for label, (name, row) in enumerate(self.per_class.items())
-        ]
         return {
             "panoptic_quality": {name: asdict(group) for name, group in groups.items()},
             "average_precision": {kind: {name: values[name] for name in FIGURES} for kind, values in self.ap.items()},
-            "per_class": per_class,
+            "per_class": [
+                {"name": name, **asdict(row), **{f"{kind}_ap": self.ap[kind]["per_class"][label] for kind in self.ap}}
+                for label, (name, row) in enumerate(self.per_class.items())
+            ],
             "dataset": self.dataset,
             "images": self.images,
             "skipped": self.failures,
@@ -114,7 +96,7 @@ class Evaluation:
         """Returns the metrics in percent as Markdown tables; classes that do not occur are left out.
 
         Args:
-            escape: makes names harmless: for terminals, or with `data.plain_text.markdown` for rendered Markdown.
+            escape: makes names harmless: for terminals, or `data.plain_text.markdown` for rendered Markdown.
         """
         return metric_tables(self.quality, self.ap, escape=escape)
 
@@ -135,25 +117,21 @@ class Evaluation:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         metrics = json.dumps(self.metrics, indent=1, ensure_ascii=False) + "\n"
-        for name, text in ((METRICS, metrics), (TABLES, self._markdown())):
+        for name, text in (("metrics.json", metrics), ("metrics.md", self._markdown())):
             with written_whole(folder / name) as part:
                 part.write_text(text, encoding="utf-8")
         if self.worst:
-            with written_whole(folder / WORST) as part:
-                self.draw_worst().save(part, format="PNG")
+            with written_whole(folder / "worst_images.png") as part:
+                stack([self._draw(example) for example in self.worst]).save(part, format="PNG")
         return folder
 
-    def draw_worst(self) -> Image.Image:
-        """Draws the worst images below each other: image, annotation and prediction."""
-        rows = []
-        for example in self.worst:
-            captions = (example.name, "annotation", f"prediction, PQ {percent(example.pq)}")
-            row = draw_side_by_side(
-                example.image, example.truth, example.prediction, self.categories.id2label, captions=captions
-            )
-            row.thumbnail((SHEET_WIDTH, row.height), Image.Resampling.LANCZOS)
-            rows.append(row)
-        return _stack(rows)
+    def _draw(self, example: Example) -> Image.Image:
+        """Draws image, annotation and prediction side by side."""
+        captions = (example.name, "annotation", f"prediction, PQ {percent(example.pq)}")
+        id2label = dict(enumerate(self.per_class))
+        row = draw_side_by_side(example.image, example.truth, example.prediction, id2label, captions=captions)
+        row.thumbnail((SHEET_WIDTH, row.height), Image.Resampling.LANCZOS)
+        return row
 
     def _markdown(self) -> str:
         parts = [f"# Evaluation\n\n{self.images} images. Numbers in percent; classes that occur."]
@@ -164,11 +142,3 @@ class Evaluation:
         rows = [[name, str(value)] for name, value in self.settings.items()]
         parts.append(format_table(["setting", "value"], rows, escape=markdown))
         return "\n\n".join(parts) + "\n"
-
-
-def _stack(rows: Sequence[Image.Image]) -> Image.Image:
-    tops = np.cumsum([0, *(row.height + ROW_GAP for row in rows)]).tolist()
-    sheet = Image.new("RGB", (max(row.width for row in rows), tops[-1] - ROW_GAP), "white")
-    for row, top in zip(rows, tops, strict=False):
-        sheet.paste(row, (0, top))
-    return sheet

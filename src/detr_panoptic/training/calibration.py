@@ -1,10 +1,10 @@
-"""Initial weights of a new mask head and decoder, to the scale of what they get.
+"""Calibration: scales the initial weights of a new mask head and decoder to their inputs.
 
-Not in the paper, whose backbone has features of about unit scale. A stage adds the adapted features of the image to
-the rows' maps and normalizes the sum: features ten times larger than the maps take nine tenths of the gradient at
-every stage, and attention maps, numbers near 0.001 beside the image's channels, take the rest. After three stages and
-gradient clipping nothing is left that the optimizer could see, and masks stay the same for every query for thousands
-of steps. Only first values change; the network and its checkpoints stay as they are.
+Not in the paper, whose backbone has features of about unit scale. Each stage of the mask head adds adapted features of
+the image to the maps of the queries and normalizes the sum. If the features are ten times larger than the maps, they
+take nine tenths of the gradient at every stage; attention maps, with values near 0.001, lose most of the rest. After
+three stages and gradient clipping, almost no gradient reaches the attention, and the masks of all queries stay the
+same for thousands of steps. Only initial values change, not the network or its checkpoints.
 """
 
 from typing import Any
@@ -14,27 +14,25 @@ from torch import Tensor, nn
 
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
-ADAPTED_STD = 0.5  # of the image's share in a fusion stage: that of a normalized and rectified map
-ATTENTION_SHARE = 0.1  # std of the attention's share in the first convolution, over that of the image's
-
-
+ADAPTED_STD = 0.5  # of adapted features: about that of a normalized and rectified map
+ATTENTION_SHARE = 0.1  # std of the attention's contribution to the first convolution, relative to the image's
 FIRST_BIAS_STD = 1.0
 
 
 @torch.no_grad()
 def calibrate(model: DetrPanopticForSegmentation, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> None:
-    """Scales the first values of a new model's decoder and mask head; arguments of `calibrate_mask_head`."""
+    """Calibrates the decoder and the mask head of a new model; arguments of `calibrate_mask_head`."""
     calibrate_decoder(model)
     calibrate_mask_head(model, pixel_values, pixel_mask)
 
 
 @torch.no_grad()
 def calibrate_decoder(model: DetrPanopticForSegmentation) -> None:
-    """Draws the output bias of the decoder's first self-attention.
+    """Draws the output bias of the decoder's first self-attention at random.
 
-    Its values are zero, since queries start at zero, so that bias is all that it gives. At its usual zero the norm
-    that follows divides zero by zero and multiplies the bias' gradient by 300 (its epsilon is 1e-5): of the gradient's
-    norm at the start, 243 parts of 245 were this one vector's, and clipping shrank all others with it.
+    The values of this attention are zero because queries start at zero, so its output is the bias alone. With a bias
+    of zero, the following norm divides zero by its epsilon and multiplies the gradient of the bias by 300: at the
+    start, 243 parts of 245 of the gradient norm belonged to this one vector, and clipping shrank all other gradients.
     """
     nn.init.normal_(model.model.decoder.layers[0].self_attn.out_proj.bias, std=FIRST_BIAS_STD)
 
@@ -43,11 +41,11 @@ def calibrate_decoder(model: DetrPanopticForSegmentation) -> None:
 def calibrate_mask_head(
     model: DetrPanopticForSegmentation, pixel_values: Tensor, pixel_mask: Tensor | None = None
 ) -> None:
-    """Scales the adapters, and the first convolution's weights of the attention channels.
+    """Scales the adapters and the weights of the attention channels in the first convolution.
 
     Args:
-        model: new; its backbone has its weights.
-        pixel_values: (B, 3, H, W), some images of the training data.
+        model: A new model whose backbone has its weights.
+        pixel_values: (B, 3, H, W), some training images.
         pixel_mask: (B, H, W), 1 on the image; None without padding.
     """
     was_training = model.training

@@ -1,98 +1,115 @@
-"""The output folder of a run, and what in it is always whole.
+"""The output folder of a run. Everything in it is complete, even if the run is killed or the disk is full.
 
-    output/                     the best model so far and its image processor: what `from_pretrained` reads
-    output/checkpoints/step_N/  everything that the run needs to go on: weights, optimizer, random numbers, place
-    output/training.yaml        the settings; output/metrics.jsonl, the numbers
+    output/                     the best model so far and its image processor: a folder for `from_pretrained`
+    output/checkpoints/step_N/  what the run needs to continue: weights, optimizer, random states, position
+    output/training.yaml        the settings
+    output/metrics.jsonl        losses and metrics
 
-A file or folder gets its name when all of it is on the disk: a run that is killed, or finds the disk full, leaves what
-was there before.
+Files and folders get their final names when they are complete and on the disk.
 """
 
 import os
 import pickle
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import load
+from accelerate.utils import broadcast_object_list, load
 
 from ..data.files import PARTIAL_PREFIX, reported_failure, sync, written_whole
 from ..data.plain_text import first_line
-from .arguments import TrainingArguments
-from .plan import is_out_of_memory
+from .settings import TrainingSettings, read_settings
+from .state import Progress
+from .tracking import METRICS
 
 CHECKPOINTS = "checkpoints"
 STEP_PREFIX = "step_"
 SETTINGS = "training.yaml"
-METRICS = "metrics.jsonl"
+LOCK = ".lock"
 
 
-@dataclass
-class Progress:
-    """Where a run is; part of every checkpoint."""
+@contextmanager
+def held_output(folder: Path, accelerator: Accelerator, prepare: Callable[[], None]) -> Iterator[None]:
+    """Reserves the output folder for one run and prepares it on the main process before any process continues.
 
-    step: int = 0
-    """Updates."""
-    epoch: int = 0
-    """Passes over the data that are complete."""
-    windows: int = 0
-    """Updates of the pass that is not."""
-    best: float = float("-inf")
-    """Of the quality that evaluations return."""
-    evaluations_without_gain: int = 0
-    metrics_bytes: int = 0
-    """Length of `metrics.jsonl`: what comes after was written by updates that are done again."""
-    num_processes: int = 1
-    is_finished: bool = False
-
-    def state_dict(self) -> dict[str, Any]:
-        """What Accelerate saves."""
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        for name, value in state.items():
-            setattr(self, name, value)
-
-
-def open_run(folder: Path, arguments: TrainingArguments, *, overwrite: bool = False) -> None:
-    """Finds a run to go on with, or makes room for a new one, and writes down its settings.
+    Args:
+        folder: Output folder; created if it does not exist.
+        accelerator: Knows the processes.
+        prepare: Called on the main process once the folder is reserved.
 
     Raises:
-        ValueError: the folder holds another model, or a run whose settings were others.
+        OSError: If the folder cannot be written to; on every process.
+        ValueError: If another run uses the folder, or from `prepare`; on every process.
+    """
+    with ExitStack() as stack:
+        refusal: list[Exception | None] = [None]
+        if accelerator.is_main_process:
+            try:
+                _lock(folder, stack)
+                prepare()
+            except (OSError, ValueError) as error:
+                refusal = [error]
+        broadcast_object_list(refusal)
+        if refusal[0] is not None:
+            raise refusal[0]
+        yield
+
+
+def _lock(folder: Path, stack: ExitStack) -> None:
+    """Locks a folder until the stack or the process ends; Windows has no such lock."""
+    if folder.is_file():
+        raise ValueError(f"`output` {folder} is a file; a folder is needed.")
+    folder.mkdir(parents=True, exist_ok=True)
+    file = stack.enter_context((folder / LOCK).open("w"))
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, data workers do not inherit it
+    except BlockingIOError as error:
+        raise ValueError(f"`output` {folder} belongs to another run that has not ended.") from error
+
+
+def open_run(folder: Path, settings: TrainingSettings, *, overwrite: bool = False) -> None:
+    """Finds a run to resume in the output folder, or prepares the folder for a new one, and writes the settings.
+
+    Raises:
+        ValueError: If the folder holds another model, or a run with other settings.
     """
     if overwrite:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         for name in (SETTINGS, METRICS):
             (folder / name).unlink(missing_ok=True)
     elif (folder / SETTINGS).is_file():
-        earlier = TrainingArguments.from_dict(yaml.safe_load((folder / SETTINGS).read_text()))
-        differences = arguments.differences(earlier)
+        earlier = TrainingSettings.from_dict(read_settings(folder / SETTINGS))
+        differences = settings.differences(earlier)
         if differences:
             raise ValueError(
-                f"`output` {folder} holds a run with other settings: {', '.join(differences)}. Start it again as it "
-                "was, name another folder, or throw it away with --overwrite."
+                f"`output` {folder} holds a run with other settings: {', '.join(differences)}. Use the same "
+                "settings to resume it, another folder, or `overwrite` to discard it."
             )
     elif (folder / "config.json").is_file():
-        raise ValueError(f"`output` {folder} holds a model that is no run of this command: name another folder.")
+        raise ValueError(f"`output` {folder} holds a model that was not trained here; use another folder.")
     for leftover in (folder / CHECKPOINTS).glob(PARTIAL_PREFIX + "*"):
         shutil.rmtree(leftover)
-    with written_whole(folder / SETTINGS, durable=True) as part:
-        part.write_text(yaml.safe_dump(arguments.to_dict(), sort_keys=False), encoding="utf-8")
+    with written_whole(folder / SETTINGS, durable=True) as path:
+        path.write_text(yaml.safe_dump(settings.to_dict(), sort_keys=False), encoding="utf-8")
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, *, keep: int) -> None:
-    """Writes a folder beside the earlier ones and drops the oldest beyond `keep`; called on every process.
+    """Saves a checkpoint and removes the oldest beyond `keep`; called on every process.
 
     Raises:
-        OSError: it could not be written; what was there before is still there.
+        OSError: If it could not be written; earlier checkpoints are still there.
     """
     metrics, checkpoints = folder / METRICS, folder / CHECKPOINTS
     progress.metrics_bytes = metrics.stat().st_size if metrics.is_file() else 0
-    # At the end of a pass there may be two with one step: before the evaluation, and after it.
+    # The end of an epoch may have two checkpoints of the same step: before the evaluation, and after it.
     name = f"{progress.step:08d}" + ("" if progress.windows else f"_epoch_{progress.epoch}")
     partial, final = checkpoints / (PARTIAL_PREFIX + name), checkpoints / (STEP_PREFIX + name)
     what = f"The checkpoint of step {progress.step}"
@@ -106,53 +123,46 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
         partial.rename(final)
         sync([checkpoints])
     for old in sorted(checkpoints.glob(STEP_PREFIX + "*"))[:-keep]:
-        removed = old.rename(checkpoints / (PARTIAL_PREFIX + old.name))  # what has its name is whole
+        removed = old.rename(checkpoints / (PARTIAL_PREFIX + old.name))  # never leaves a part under the final name
         shutil.rmtree(removed)
 
 
 def load_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress) -> None:
-    """Takes up the run where its last checkpoint left it, if there is one; called on every process.
+    """Restores the last checkpoint of a run, if there is one; called on every process.
 
     Raises:
-        ValueError: it cannot be read; or it was another number of processes, so that an update had other images.
+        ValueError: If it cannot be read, or was written by another number of processes, so that updates had other
+            images.
     """
     found = sorted((folder / CHECKPOINTS).glob(STEP_PREFIX + "*"))
-    num_processes = accelerator.num_processes
     if found:
         try:
             _load_state(accelerator, found[-1])
         except ValueError as error:
             before = found[-2].name if len(found) > 1 else "the beginning"
             raise ValueError(
-                f"The checkpoint {found[-1]} is damaged: {error} Delete that folder, and the same command goes on "
-                f"from {before}."
+                f"The checkpoint {found[-1]} is damaged: {error} Delete that folder to resume from {before}."
             ) from error
-        if progress.num_processes != num_processes:
-            raise ValueError(
-                f"`output` {folder} holds a run of {progress.num_processes} processes; this one has {num_processes}."
-            )
-    progress.num_processes = num_processes
+        count = accelerator.num_processes
+        if progress.num_processes != count:
+            raise ValueError(f"`output` {folder} holds a run of {progress.num_processes} processes, not {count}.")
+    progress.num_processes = accelerator.num_processes
     metrics = folder / METRICS
     if accelerator.is_main_process and metrics.is_file():
         os.truncate(metrics, min(progress.metrics_bytes, metrics.stat().st_size))
 
 
 def _load_state(accelerator: Accelerator, checkpoint: Path) -> None:
-    """`Accelerator.load_state` that runs no code from a file.
-
-    Raises:
-        ValueError: a file is damaged, or made of more than tensors and plain values.
-    """
-    path = checkpoint
+    path: Any = checkpoint
     try:
-        # Accelerate unpickles the first without limits, and without the others goes on with other random numbers.
+        # Accelerate unpickles the former without limits, and ignores errors in the latter.
         for path in (*checkpoint.glob("custom_checkpoint_*.pkl"), *checkpoint.glob("random_states_*.pkl")):
             load(path, map_location="cpu", weights_only=True)
         path = checkpoint
         accelerator.load_state(str(checkpoint))
-    except Exception as error:  # a damaged file makes torch raise anything
-        if is_out_of_memory(error):
-            raise
-        is_pickle = isinstance(error, pickle.UnpicklingError)  # torch's text would advise to trust the file
-        reason = "it is not made of tensors and plain values alone" if is_pickle else first_line(error)
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises all kinds of errors for damaged files
+        is_pickle = isinstance(error, pickle.UnpicklingError)  # torch's own message would advise to trust the file
+        reason = "it contains more than tensors and plain values" if is_pickle else first_line(error)
         raise ValueError(f"{path.name} cannot be read: {reason.rstrip('.')}.") from error

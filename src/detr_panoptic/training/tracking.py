@@ -1,13 +1,13 @@
-"""Where the numbers of a run go: a bar or lines on the terminal, `metrics.jsonl`, and trackers by Accelerate."""
+"""Losses and metrics of a run: a progress bar, the log, `metrics.jsonl`, and trackers of Accelerate."""
 
 import importlib.util
 import json
 import logging
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import psutil
@@ -15,131 +15,124 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from PIL import Image
-from rich import progress as rich_progress
+from tqdm.auto import tqdm
 
-from .arguments import TrainingArguments
-from .checkpoints import METRICS, Progress
+from .settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
 
 PROJECT = "detr-panoptic"
-BAR_TERMS = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
+METRICS = "metrics.jsonl"
+SHOWN_TERMS = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
 GIB = 2**30
 
 
 class RunLog:
-    """Shows and keeps numbers; nothing happens on other processes than the main one.
+    """Shows and records numbers on the main process; does nothing on the others.
 
     Args:
-        accelerator: with its trackers.
-        folder: gets `metrics.jsonl`.
-        progress: of the run.
-        total_steps: of the run.
+        accelerator: With its trackers.
+        folder: Receives `metrics.jsonl`.
+        total_steps: Updates of the run.
+        done: Updates that are done already.
+        progress: Whether to show a progress bar, on a terminal, in place of logged losses.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, progress: Progress, *, total_steps: int) -> None:
-        """Nothing is shown before the log is entered."""
+    def __init__(
+        self, accelerator: Accelerator, folder: Path, *, total_steps: int, done: int, progress: bool = True
+    ) -> None:
         self.accelerator = accelerator
         self.path = folder / METRICS
         self.images, self.since = 0, time.perf_counter()
-        columns = (
-            rich_progress.BarColumn(20),
-            rich_progress.MofNCompleteColumn(),
-            rich_progress.TimeElapsedColumn(),
-            rich_progress.TimeRemainingColumn(),
-            rich_progress.TextColumn("{task.description}"),
-        )
-        has_terminal = accelerator.is_main_process and sys.stderr.isatty()
-        self.bar = rich_progress.Progress(*columns, disable=not has_terminal)
-        self.task = self.bar.add_task("", total=total_steps, completed=progress.step)
+        is_shown = progress and accelerator.is_main_process
+        self.bar: Any = tqdm(total=total_steps, initial=done, unit="update", disable=None if is_shown else True)
 
     def __enter__(self) -> "RunLog":
-        """Shows the bar."""
-        self.bar.start()
+        """Returns the log."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leaves the terminal as it was."""
-        self.bar.stop()
+        """Closes the progress bar."""
+        self.bar.close()
 
     def advance(self, *, images: int) -> None:
-        """Counts an update."""
+        """Counts an update of some images."""
         self.images += images
-        self.bar.advance(self.task)
+        self.bar.update()
 
-    def losses(self, progress: Progress, *, rate: float, **terms: float) -> None:
-        """Records what an update gave, with the speed since the last time and the memory now."""
+    def losses(self, step: int, epoch: int, *, rate: float, **terms: float) -> None:
+        """Records the loss terms of an update, with the images per second since the last call and the memory."""
         now = time.perf_counter()
         speed, self.images, self.since = self.images / (now - self.since), 0, now
         values = {"rate": rate, **terms, "images_per_second": speed, "memory_gib": memory_gib()}
-        shown = "  ".join(f"{name.removeprefix('loss_')} {terms[name]:.3g}" for name in BAR_TERMS if name in terms)
-        line = f"{shown}  rate {rate:.2g}  {speed:.3g} images/s  {values['memory_gib']:.1f} GiB"
-        self._record(progress, values)
+        self._record(step, epoch, values)
+        shown = "  ".join(f"{name.removeprefix('loss_')} {terms[name]:.3g}" for name in SHOWN_TERMS if name in terms)
         if self.bar.disable:
-            self.say(f"step {progress.step}  epoch {progress.epoch}  {line}")
+            memory = f"{values['memory_gib']:.1f} GiB"
+            self.say(f"step {step}  epoch {epoch}  {shown}  rate {rate:.2g}  {speed:.3g} images/s  {memory}")
         else:
-            self.bar.update(self.task, description=line)
+            self.bar.set_postfix_str(shown)
 
-    def evaluation(self, progress: Progress, metrics: Mapping[str, float]) -> None:
-        """Records an evaluation; the names of single classes have a slash, and are not shown."""
-        self._record(progress, metrics)
+    def evaluation(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Records an evaluation; metrics of single classes, which have a slash in their names, are not shown."""
+        self._record(step, epoch, metrics)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if "/" not in name)
-        self.say(f"step {progress.step}  epoch {progress.epoch}  {shown}")
-        self.since, self.images = time.perf_counter(), 0  # the time was not the updates'
+        self.say(f"step {step}  epoch {epoch}  {shown}")
+        self.since, self.images = time.perf_counter(), 0  # the evaluation does not count as training time
 
-    def pictures(self, progress: Progress, pictures: Sequence[Image.Image]) -> None:
-        """Hands pictures to those trackers that take lists of them; each on its own, as their sizes differ."""
+    def pictures(self, step: int, pictures: Sequence[Image.Image]) -> None:
+        """Hands pictures to the trackers that accept them, each separately because their sizes differ."""
         for tracker in self.accelerator.trackers:
-            if hasattr(tracker, "log_images") and tracker.name != "aim":  # which takes no list
+            if hasattr(tracker, "log_images") and tracker.name != "aim":  # Aim does not accept lists
                 named = {f"validation/{i}": np.asarray(picture)[None] for i, picture in enumerate(pictures)}
                 options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                tracker.log_images(named, step=progress.step, **options)
+                tracker.log_images(named, step=step, **options)
 
     def say(self, line: str) -> None:
-        """Shows a line, above the bar if there is one."""
-        if not self.bar.disable:
-            self.bar.console.print(line, markup=False, highlight=False)
-        elif self.accelerator.is_main_process:
-            logger.info(line)
+        """Logs a line without disturbing the progress bar."""
+        if self.accelerator.is_main_process:
+            with tqdm.external_write_mode():
+                logger.info(line)
 
-    def _record(self, progress: Progress, values: Mapping[str, float]) -> None:
+    def _record(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         if self.accelerator.is_main_process:
             rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
-            line = json.dumps({"step": progress.step, "epoch": progress.epoch, **rounded})
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        self.accelerator.log(dict(values), step=progress.step)
+                file.write(json.dumps({"step": step, "epoch": epoch, **rounded}) + "\n")
+        self.accelerator.log(dict(values), step=step)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Reads the lines of `metrics.jsonl` in the output folder of a run."""
+    path = folder / METRICS
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def memory_gib() -> float:
-    """The most that torch has held on this process's GPU; without one, what the process holds now."""
+    """Returns the peak memory of this process on its GPU, or its resident memory if there is none, in GiB."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / GIB
     return psutil.Process().memory_info().rss / GIB
 
 
 def tracker_names(tracker: str | None) -> list[str]:
-    """Names of trackers in a text with commas.
+    """Splits names of trackers at commas.
 
     Raises:
-        ValueError: Accelerate knows no such tracker, or its package is not installed.
+        ValueError: If Accelerate does not know a tracker, or its package is not installed.
     """
     names = [name.strip() for name in (tracker or "").split(",") if name.strip()]
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
-            raise ValueError(f"`tracker` must be of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}, got {name!r}.")
+            raise ValueError(f"`tracker` must be one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}, got {name!r}.")
         if importlib.util.find_spec(name) is None:
             raise ValueError(f"`tracker` {name} needs a package: pip install {name}")
     return names
 
 
-def start_trackers(accelerator: Accelerator, arguments: TrainingArguments) -> None:
+def start_trackers(accelerator: Accelerator, settings: TrainingSettings) -> None:
     """Opens the trackers and tells them the settings."""
-    flat = {
-        f"{section}.{name}": value if isinstance(value, bool | int | float) else str(value)
-        for section, values in arguments.to_dict().items()
-        for name, value in (values.items() if isinstance(values, dict) else [("name", values)])
-    }
-    accelerator.init_trackers(PROJECT, config=flat, init_kwargs={"wandb": {"dir": arguments.run.output}})
+    config = {n: v if isinstance(v, bool | int | float) else str(v) for n, v in settings.to_dict().items()}
+    accelerator.init_trackers(PROJECT, config=config, init_kwargs={"wandb": {"dir": str(settings.run.output)}})

@@ -145,7 +145,8 @@ def checked(kind: str, spoil: Spoil) -> Case:
         with contextlib.redirect_stdout(io.StringIO()) as out:
             assert main(["data", "check", "my_data"]) == 1
         lines = out.getvalue().splitlines()
-        return lines[lines.index(kind) + 1].strip()
+        found = next(index for index, line in enumerate(lines) if f" {kind}, " in line)
+        return lines[found + 1].strip()
 
     return case
 

@@ -1,0 +1,302 @@
+"""`check_data`: everything that is wrong with a dataset, where a reader stops at the first error."""
+
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import Dataset
+from PIL import Image, ImageOps
+from tqdm.auto import tqdm
+
+from ..segment_ids import rgb_to_ids
+from .categories import Categories
+from .checks import AnnotatedMap, DataCounts, check_annotation
+from .files import written_whole
+from .findings import ERROR, KINDS, SEVERITIES, DataError, Finding
+from .lazy_records import (
+    ORIENTATION_TAG,
+    TURNING_ORIENTATIONS,
+    RawRecords,
+    ReadOptions,
+    map_style_records,
+    name_of,
+    undecoded,
+)
+from .plain_text import first_line, markdown, one_line
+from .reading import PanopticData, check_limit, raw_records
+
+DRAFT_SCALE = 8  # a JPEG file decoded at an eighth of its size is read to its end, in a third of the time
+ROWS_AHEAD = 256  # submitted to the threads at once
+UPRIGHT = 1  # EXIF orientation
+SHOWN_CASES = 3  # of each kind, in the text
+LISTED_CASES = 100  # of each kind, in the Markdown report
+
+Stored = Image.Image | dict[str, Any]
+"""An image, or its file as `datasets` stores it: `bytes` or `path`."""
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """The result of `check_data`; `print` shows totals, kinds of findings and their first cases.
+
+    Args:
+        source: name of the dataset.
+        categories: its classes.
+        findings: all problems, errors first.
+        counts: sums over all images whose map could be read.
+        row: opens an image by index.
+        names: file name of each row.
+    """
+
+    source: str
+    categories: Categories
+    findings: list[Finding]
+    counts: DataCounts
+    row: Callable[[int], "OpenedRow"] = field(repr=False)
+    names: list[str] = field(repr=False)
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether training on the data would stop or be wrong."""
+        return any(finding.severity == ERROR for finding in self.findings)
+
+    @property
+    def by_kind(self) -> dict[str, list[Finding]]:
+        """Findings of each kind that was found, errors first."""
+        found: dict[str, list[Finding]] = {}
+        for finding in self.findings:
+            found.setdefault(finding.kind, []).append(finding)
+        return found
+
+    @property
+    def totals(self) -> str:
+        """One line about what the dataset consists of."""
+        counts = self.counts
+        void = f"{counts.void / counts.pixels:.1%}" if counts.pixels else "no"
+        return (
+            f"{len(self.names)} annotated images, {counts.class_segments.sum()} segments of "
+            f"{(counts.class_segments > 0).sum()} of {len(self.categories)} classes, {counts.crowds} crowds, "
+            f"{void} pixels void"
+        )
+
+    def __str__(self) -> str:
+        """Returns totals, the kinds of findings, and the first cases of each."""
+        lines = [self.totals]
+        for kind, cases in self.by_kind.items():
+            lines += ["", f"{KINDS[kind].severity:7}  {kind}, {len(cases)}x: {KINDS[kind].meaning}"]
+            lines += [f"         {one_line(f'{case.where}: {case.message}')}" for case in cases[:SHOWN_CASES]]
+            if len(cases) > SHOWN_CASES:
+                lines.append(f"         ... and {len(cases) - SHOWN_CASES} more")
+        return "\n".join(lines if self.findings else [*lines, "No problems found."])
+
+    def class_table(self) -> list[dict[str, Any]]:
+        """Returns name, kind, segments, images and share of pixels of each class, the most frequent first."""
+        counts = self.counts
+        return [
+            {
+                "name": self.categories.names[label],
+                "kind": "thing" if self.categories.is_thing[label] else "stuff",
+                "segments": int(counts.class_segments[label]),
+                "images": int(counts.class_images[label]),
+                "pixels": float(counts.class_pixels[label]) / max(counts.pixels, 1),
+            }
+            for label in (-counts.class_segments).argsort(kind="stable").tolist()
+        ]
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes `check.json` with all findings and `check.md` to read; returns the latter."""
+        folder = Path(folder)
+        contents = {
+            "source": self.source,
+            "totals": self.totals,
+            "findings": [{"severity": f.severity, **vars(f)} for f in self.findings],
+            "classes": self.class_table(),
+        }
+        with written_whole(folder / "check.json") as part:
+            part.write_text(json.dumps(contents, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        with written_whole(folder / "check.md") as part:
+            part.write_text("\n".join(self._markdown()) + "\n", encoding="utf-8")
+        return folder / "check.md"
+
+    def _markdown(self) -> Iterator[str]:
+        yield from (f"# Check of {markdown(self.source)}", "", markdown(self.totals), "", "## Findings", "")
+        if self.findings:
+            yield from ("| severity | kind | cases | meaning |", "|---|---|---:|---|")
+        for kind, cases in self.by_kind.items():
+            yield f"| {KINDS[kind].severity} | {kind} | {len(cases)} | {markdown(KINDS[kind].meaning)} |"
+        yield from ("", "## Classes", "", "| class | kind | segments | images | pixels |", "|---|---|---:|---:|---:|")
+        for row in self.class_table():
+            numbers = f"{row['segments']} | {row['images']} | {row['pixels']:.2%}"
+            yield f"| {markdown(row['name'])} | {row['kind']} | {numbers} |"
+        for kind, cases in self.by_kind.items():
+            yield from ("", f"## {kind}", "")
+            yield from (f"- {markdown(case.where)}: {markdown(case.message)}" for case in cases[:LISTED_CASES])
+            if len(cases) > LISTED_CASES:
+                yield f"- ... and {len(cases) - LISTED_CASES} more (check.json has all)"
+
+
+def check_data(
+    source: str | Path | PanopticData,
+    *,
+    num_queries: int = 100,
+    split: str | None = None,
+    data_format: str | None = None,
+    limit: int | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> DataCheck:
+    """Opens every file of a dataset and lists all problems: ids, categories, areas, boxes, sizes, broken files.
+
+    Args:
+        source: anything that `read_panoptic` takes.
+        num_queries: of the model that will be trained; an image should not have more segments.
+        split: name of the split, if the source has splits.
+        data_format: as of `read_panoptic`. By default it is recognized.
+        limit: maximum number of images, from the first.
+        workers: number of threads that open files; by default the number of CPU cores.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: there is no dataset to check, or an argument is out of range.
+
+    Example:
+        >>> from detr_panoptic.scenes import read_source
+        >>> check = check_data(read_source("scenes", limit=2), progress=False)
+        >>> check.has_errors, check.counts.images
+        (False, 2)
+        >>> print(check.totals)
+        2 annotated images, 20 segments of 10 of 14 classes, 0 crowds, 0.0% pixels void
+    """
+    workers = os.cpu_count() or 1 if workers is None else workers
+    if workers < 1 or num_queries < 1:
+        raise ValueError(f"`workers` and `num_queries` must be at least 1, got {workers} and {num_queries}.")
+    check_limit(limit)
+    findings: list[Finding] = []
+    if isinstance(source, PanopticData):
+        raw = RawRecords(source.records, source.categories)
+        name = repr(source)
+    else:
+        name = str(source)
+        options = ReadOptions(split, limit, report=lambda *finding: findings.append(Finding(*finding)))
+        raw = raw_records(name, data_format, options)
+    records = map_style_records(raw)
+    if not isinstance(records, Dataset):
+        raise ValueError("`source` must not be a stream.")
+    records = records if limit is None else records.select(range(min(limit, len(records))))
+    rows = partial(open_row, undecoded(records), raw.categories)
+    counts = DataCounts.zeros(len(raw.categories))
+    names = []
+    check = partial(_check_row, rows, num_queries=num_queries)
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(records), disable=None if progress else True, desc="checking") as bar,
+    ):
+        for start in range(0, len(records), ROWS_AHEAD):
+            for row_name, found, added in pool.map(check, range(start, min(start + ROWS_AHEAD, len(records)))):
+                findings += found
+                counts += added
+                names.append(row_name)
+                bar.update()
+    findings += _unused_categories(counts, raw.categories, name)
+    findings.sort(key=lambda finding: (SEVERITIES.index(finding.severity), list(KINDS).index(finding.kind)))
+    return DataCheck(name, raw.categories, findings, counts, rows, names)
+
+
+class OpenedRow(NamedTuple):
+    """One row with its files opened, and what is wrong with the files."""
+
+    annotation: AnnotatedMap
+    image: Stored | None
+    findings: list[Finding]
+
+    def picture(self) -> Image.Image | None:
+        """Returns the upright RGB image; None if it cannot be read."""
+        try:
+            return None if self.image is None else ImageOps.exif_transpose(_opened(self.image)).convert("RGB")
+        except Exception:  # `open_row` reports it
+            return None
+
+
+def open_row(records: Dataset, categories: Categories, index: int) -> OpenedRow:
+    """Opens the image and the map of a row; what cannot be read becomes a finding."""
+    findings: list[Finding] = []
+    where = f"row {index}"
+    try:
+        record = records[index]
+    except Exception as error:  # of any format's decoder
+        found = error.finding if isinstance(error, DataError) else None
+        found = found or Finding("unreadable-record", where, first_line(error))
+        return OpenedRow(AnnotatedMap(found.where, None, None, [], categories.is_thing), None, [found])
+    where = record["file_name"] or name_of(record)
+    size, ids = None, None
+    image, segmentation = record["image"], record["segmentation"]  # None: reported by the reader
+    try:
+        if image is not None:
+            size, orientation = _image_size(image)
+            if orientation != UPRIGHT:
+                findings.append(Finding("turned-image", where, f"EXIF orientation {orientation}"))
+    except Exception as error:  # broken files raise anything from SyntaxError to struct.error
+        findings.append(Finding("unreadable-image", where, _complaint(image, error)))
+    try:
+        if segmentation is not None:
+            ids, problems = _read_map(segmentation)
+            findings += [Finding(kind, where, _complaint(segmentation, text)) for kind, text in problems]
+    except Exception as error:  # as above
+        findings.append(Finding("unreadable-map", where, _complaint(segmentation, error)))
+    annotation = AnnotatedMap(where, size, ids, record["segments_info"], categories.is_thing)
+    return OpenedRow(annotation, image, findings)
+
+
+def _check_row(
+    rows: Callable[[int], OpenedRow], index: int, *, num_queries: int
+) -> tuple[str, list[Finding], DataCounts]:
+    """Returns the name of a row, what is wrong with it, and its counts."""
+    annotation, image, findings = rows(index)
+    if image is None and annotation.ids is None:
+        return annotation.where, findings, DataCounts.zeros(len(annotation.is_thing))
+    found = check_annotation(annotation, num_queries=num_queries)
+    return annotation.where, findings + found, DataCounts.of(annotation)
+
+
+def _image_size(stored: Stored) -> tuple[tuple[int, int], int]:
+    """Returns (H, W) of the upright image and its orientation tag; decodes the file to its end."""
+    with _opened(stored) as picture:
+        width, height = picture.size
+        orientation = picture.getexif().get(ORIENTATION_TAG, UPRIGHT)
+        picture.draft("RGB", (max(width // DRAFT_SCALE, 1), max(height // DRAFT_SCALE, 1)))
+        picture.load()
+    return ((width, height) if orientation in TURNING_ORIENTATIONS else (height, width)), orientation
+
+
+def _read_map(stored: Stored) -> tuple[np.ndarray, list[tuple[str, str]]]:
+    """Returns the ids (H, W) int32 of a map, and what is wrong with its file."""
+    with _opened(stored) as picture:
+        problems = [("damaged-map", "it is a JPEG file")] if picture.format == "JPEG" else []
+        if picture.mode != "RGB":
+            problems.append(("map-mode", f"it is an image of mode {picture.mode}"))
+        return rgb_to_ids(np.asarray(picture.convert("RGB"))), problems
+
+
+def _opened(stored: Stored) -> Image.Image:
+    if isinstance(stored, Image.Image):
+        return stored
+    return Image.open(stored["path"] if stored.get("bytes") is None else io.BytesIO(stored["bytes"]))
+
+
+def _complaint(stored: Stored, problem: object) -> str:
+    path = None if isinstance(stored, Image.Image) else stored.get("path")
+    return f"{Path(path).name}: {problem}" if path else str(problem)
+
+
+def _unused_categories(counts: DataCounts, categories: Categories, where: str) -> list[Finding]:
+    unused = [name for name, count in zip(categories.names, counts.class_segments, strict=True) if not count]
+    shown = ", ".join(unused[:12]) + (f" and {len(unused) - 12} more" if len(unused) > 12 else "")
+    message = f"{len(unused)} of {len(categories)} classes: {shown}"
+    return [Finding("unused-category", where, message)] if unused else []

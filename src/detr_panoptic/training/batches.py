@@ -1,0 +1,126 @@
+"""Batches of training images, in an order and with augmentations that depend on the seed and the epoch alone."""
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from ..data import NamedRecords, PanopticCollator
+from ..data.augmentation import (
+    PAPER_CROP_RANGE,
+    PAPER_CROP_SCALES,
+    PAPER_SCALES,
+    Augmentation,
+    LargeScaleJitter,
+    RandomAugmentation,
+)
+from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
+from .data import TrainingData
+from .settings import DataSettings, TrainingSettings
+
+Batch = dict[str, Any]
+
+
+class EpochOrder(Sampler[int]):
+    """A shuffled order that follows from the seed and the epoch, so that a resumed run finds its place.
+
+    Args:
+        count: Number of records.
+        seed: Seed of all epochs.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed, self.epoch = count, seed, 0
+
+    def __len__(self) -> int:
+        """Returns the number of records."""
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        """Yields the indices of the records in the order of the current epoch."""
+        generator = torch.Generator().manual_seed((self.seed << 32) + self.epoch)
+        yield from torch.randperm(self.count, generator=generator).tolist()
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The training data as batches.
+
+    Args:
+        loader: One epoch per pass.
+        collator: Augments and collates; the loader calls it.
+        order: Order of the loader.
+        is_over: In shared memory; tells the loader's workers that a SIGTERM is meant for them.
+    """
+
+    loader: DataLoader[Any]
+    collator: PanopticCollator
+    order: EpochOrder
+    is_over: torch.Tensor
+
+    def start_epoch(self, epoch: int) -> None:
+        """Sets order and augmentation of the next pass."""
+        self.order.epoch = epoch
+        self.collator.set_epoch(epoch)
+
+    def end(self) -> None:
+        """Lets the workers end with the program."""
+        self.is_over.fill_(1)
+
+
+def build_batches(settings: TrainingSettings, data: TrainingData, processor: DetrPanopticImageProcessor) -> Batches:
+    """Builds the loader of the training data."""
+    seed, batch_size = settings.run.seed, settings.optimization.batch_size
+    collator = PanopticCollator(processor, build_augmentation(settings.data), seed=seed)
+    order = EpochOrder(len(data.train), seed)
+    is_over = torch.zeros((), dtype=torch.int64).share_memory_()
+    loader: DataLoader[Any] = DataLoader(
+        NamedRecords(data.train),  # type: ignore[arg-type]  # has the two methods that are needed
+        batch_size=int(batch_size),
+        sampler=order,
+        collate_fn=partial(collate, collator, with_masks=settings.model.stage != "boxes"),
+        num_workers=settings.data.workers,
+        persistent_workers=settings.data.workers > 0,
+        worker_init_fn=partial(_leave_signals_to_the_run, is_over),
+        generator=torch.Generator().manual_seed(seed),  # otherwise each pass advances the generator of the dropout
+    )
+    return Batches(loader, collator, order, is_over)
+
+
+def collate(collator: PanopticCollator, records: list[dict[str, Any]], *, with_masks: bool = True) -> Batch:
+    """Returns the arguments of the model for some records; without masks it computes no masks and no mask losses."""
+    batch = dict(collator(records))  # Accelerate moves the labels of a plain dict to the device, too
+    if not with_masks:
+        labels = [{name: value for name, value in target.items() if name != "masks"} for target in batch["labels"]]
+        batch |= {"labels": labels, "mask_queries": 0}
+    return batch
+
+
+def build_augmentation(settings: DataSettings) -> Augmentation | None:
+    """Builds the augmentation; its lengths are the paper's, in proportion to the short side."""
+    if settings.augmentation == "none":
+        return None
+    if settings.augmentation == "jitter":
+        return LargeScaleJitter(settings.long_side)
+    max_size = max(settings.long_side, settings.short_side + 1)  # torchvision requires more than the short side
+    if settings.augmentation == "flip":
+        return RandomAugmentation((settings.short_side,), max_size=max_size, crop_probability=0.0, crop_scales=(1,))
+    ratio = settings.short_side / max(PAPER_SCALES)
+    return RandomAugmentation(
+        [round(ratio * scale) for scale in PAPER_SCALES],
+        max_size=max_size,
+        crop_scales=[round(ratio * scale) for scale in PAPER_CROP_SCALES],
+        crop_range=(round(ratio * PAPER_CROP_RANGE[0]), round(ratio * PAPER_CROP_RANGE[1])),
+    )
+
+
+def _leave_signals_to_the_run(is_over: torch.Tensor, _worker: int) -> None:
+    # Schedulers and Ctrl-C signal every process of a job, but torch ends a run whose worker dies before the run could
+    # save. At the end of the program, Python sends SIGTERM to its workers and waits for them.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if is_over else None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,140 @@
+"""The model of a training run: new, or a checkpoint with the classes of the data."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..configuration_detr_panoptic import DetrPanopticConfig
+from ..data import NamedRecords
+from ..data.categories import Categories, match_labels
+from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
+from ..inference.loading import load
+from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+from .aids import attach_training_aids
+from .backbone_weights import load_backbone_weights
+from .batches import Batches, collate
+from .calibration import calibrate
+from .data import TrainingData
+from .optimization import freeze
+from .settings import TrainingSettings
+
+logger = logging.getLogger(__name__)
+
+FEW_IMAGES = 10_000
+"""A new transformer overfits fewer images: the paper trained on 118 000."""
+CALIBRATION_IMAGES = 8
+KEPT_OF_A_PROCESSOR = (
+    "image_mean",
+    "image_std",
+    "merging",
+    "mask_threshold",
+    "overlap_mask_area_threshold",
+)
+"""Settings of the image processor that a fine-tuned model inherits from its checkpoint."""
+SHOWN_NAMES = 5  # in an error message
+
+
+def build_model(
+    settings: TrainingSettings, data: TrainingData
+) -> tuple[DetrPanopticForSegmentation, DetrPanopticImageProcessor]:
+    """Builds or loads the model, freezes what is not trained, and builds its image processor.
+
+    Raises:
+        ValueError: If there is no such checkpoint, the stage would leave a new class head untrained, or the
+            architecture or the weights of the backbone are wrong.
+    """
+    wanted = settings.model
+    if wanted.model is None:
+        model, unknown = new_model(settings, data.categories), list(data.categories.names)
+        inherited: Mapping[str, Any] = model.model.backbone.image_statistics
+        if len(data.train) < FEW_IMAGES:
+            logger.warning(
+                "%d images are few for a new transformer: below %d, prefer to start from a COCO model (recipe "
+                "`finetune`); otherwise expect overfitting.",
+                len(data.train),
+                FEW_IMAGES,
+            )
+    else:
+        model, processor = load(wanted.model, device="cpu")
+        unknown = fit_class_head(model, data.categories)
+        inherited = {name: getattr(processor, name) for name in KEPT_OF_A_PROCESSOR}
+        known = len(data.categories) - len(unknown)
+        logger.info("class head: the checkpoint knows %d of %d classes by name", known, len(data.categories))
+    if wanted.stage == "masks" and unknown:
+        shown = ", ".join(unknown[:SHOWN_NAMES]) + (" …" if len(unknown) > SHOWN_NAMES else "")
+        raise ValueError(
+            f"`stage` masks does not train the class head, but {wanted.model or 'a new model'} does not know the "
+            f"classes {shown}. Train the boxes first and pass that model as `model`."
+        )
+    if wanted.eos_coefficient is not None:
+        model.config.eos_coefficient = wanted.eos_coefficient
+    if wanted.aids and wanted.stage != "boxes":  # the aids learn from masks
+        attach_training_aids(model)
+    freeze(model, wanted)
+    size = {"shortest_edge": settings.data.short_side, "longest_edge": settings.data.long_side}
+    return model, DetrPanopticImageProcessor.for_model(model.config, **inherited, size=size)
+
+
+def new_model(settings: TrainingSettings, categories: Categories) -> DetrPanopticForSegmentation:
+    """Builds a model with random weights and, if the settings name any, pretrained weights of the backbone."""
+    fields = DetrPanopticConfig.__dataclass_fields__
+    values = asdict(settings.model).items()
+    architecture = {name: value for name, value in values if name in fields and value is not None}
+    model = DetrPanopticForSegmentation(DetrPanopticConfig(**architecture, **label_fields(categories)))
+    if settings.model.backbone_weights is not None:
+        load_backbone_weights(model.model.backbone, settings.model.backbone, settings.model.backbone_weights)
+    return model
+
+
+def label_fields(categories: Categories) -> dict[str, Any]:
+    """Returns the fields of a model's configuration that describe its labels."""
+    return {
+        "id2label": categories.id2label,
+        "label2id": {name: label for label, name in categories.id2label.items()},
+        "stuff_label_ids": categories.stuff_label_ids,
+        "category_ids": list(categories.category_ids),
+    }
+
+
+@torch.no_grad()
+def fit_class_head(model: DetrPanopticForSegmentation, categories: Categories) -> list[str]:
+    """Replaces the labels of a model; the rows of classes that it knows by name, and of "no object", are copied.
+
+    Args:
+        model: Changed in place, with its configuration.
+        categories: Classes of the data; names are matched by `match_labels`.
+
+    Returns:
+        The names that the model did not know; their rows are new.
+
+    Example:
+        >>> from detr_panoptic import DetrPanopticForSegmentation
+        >>> from detr_panoptic.checkpoints import BUNDLED
+        >>> from detr_panoptic.data.categories import Categories
+        >>> model = DetrPanopticForSegmentation.from_pretrained(BUNDLED)
+        >>> fit_class_head(model, Categories(("sheep", "goat", "Sky"), (True, True, False), (1, 2, 3)))
+        ['goat']
+    """
+    old, old_names = model.class_head, {int(label): str(name) for label, name in model.config.id2label.items()}
+    sources = {new_row: old_row for old_row, new_row in match_labels(categories, old_names).items()}
+    unknown = [name for label, name in enumerate(categories.names) if label not in sources]
+    sources[len(categories)] = old.out_features - 1  # the last class is "no object"
+    head = nn.Linear(old.in_features, len(categories) + 1, device=old.weight.device, dtype=old.weight.dtype)
+    for new_row, old_row in sources.items():
+        head.weight[new_row] = old.weight[old_row]
+        head.bias[new_row] = old.bias[old_row]
+    model.class_head = head
+    for name, value in label_fields(categories).items():
+        setattr(model.config, name, value)
+    return unknown
+
+
+def calibrate_new_model(model: DetrPanopticForSegmentation, batches: Batches, data: TrainingData) -> None:
+    """Calibrates a new model (`training.calibration`) on the first training images."""
+    named = NamedRecords(data.train)
+    first = collate(batches.collator, [named[i] for i in range(min(CALIBRATION_IMAGES, len(named)))])
+    calibrate(model, first["pixel_values"], first["pixel_mask"])
