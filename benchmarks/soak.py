@@ -29,8 +29,7 @@ from scipy import stats
 
 from cases import describe_run, markdown_table
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
-from detr_panoptic.commands.demo import SHIPPED_MODEL
-from detr_panoptic.inference.old_loading import without_progress_bars
+from detr_panoptic.checkpoints import BUNDLED
 from detr_panoptic.scenes import make_scene
 
 SIDE = 64  # pixels; of the shorter side
@@ -77,7 +76,7 @@ def main() -> int:
             count = arguments.images if name == "predict" else arguments.steps
             command, progress = {"predict": predict, "train": train}[name](Path(work), count)
             started = time.perf_counter()
-            samples = watch([sys.executable, "-m", "detr_panoptic.cli", *command], progress)
+            samples = watch([sys.executable, "-m", "detr_panoptic.commands", *command], progress)
             seconds = time.perf_counter() - started
             if arguments.samples is not None:
                 lines = [json.dumps({"run": name, **sample._asdict()}) + "\n" for sample in samples]
@@ -94,10 +93,9 @@ def main() -> int:
 def predict(work: Path, count: int) -> tuple[list[str], Callable[[], int]]:
     """The words of a prediction over so many new image files, and what tells how many are done."""
     model, output = work / "model", work / "predictions"
-    with without_progress_bars():
-        DetrPanopticForSegmentation.from_pretrained(SHIPPED_MODEL).save_pretrained(model)
+    DetrPanopticForSegmentation.from_pretrained(BUNDLED).save_pretrained(model)
     size = {"shortest_edge": SIDE, "longest_edge": 96}
-    DetrPanopticImageProcessor.from_pretrained(SHIPPED_MODEL, size=size).save_pretrained(model)
+    DetrPanopticImageProcessor.from_pretrained(BUNDLED, size=size).save_pretrained(model)
     (work / "images").mkdir()
     for number, picture in enumerate(generated_images(count)):
         picture.save(work / "images" / f"{number:06d}.{('png', 'jpg')[number % 2]}")

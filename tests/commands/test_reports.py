@@ -130,7 +130,7 @@ def test_the_check_of_a_dataset_shows_names_as_they_are(tmp_path, capsys):
     contents["categories"] += [{"id": 1000 + i, "name": name, "isthing": 1} for i, name in enumerate(NAMES)]
     path.write_text(json.dumps(contents))
     main(["data", "check", str(tmp_path / "my_data"), "--report", str(tmp_path / "report")])
-    assert_only_text((tmp_path / "report" / "index.html").read_text(), NAMES)
+    assert_only_table_cells((tmp_path / "report" / "check.md").read_text(), NAMES)
     assert not [letter for letter in CONTROLS if letter in capsys.readouterr().out]
 
 

@@ -86,7 +86,7 @@ def shelf(tmp_path_factory) -> Path:
         picture.save(folder / place / "1.jpg")
         picture.save(folder / place / "1.png")
     scenes = scenes_dataset(3, height=64, width=96)
-    for place in ("my_data", "my_data/train", "my_data/held_out"):
+    for place in ("my_data", "my_data/train", "my_data/val", "my_data/held_out"):
         write_coco_panoptic_dataset(folder / place, scenes, SCENE_CATEGORIES)
     save_dataset(folder / "OUT", scenes, SCENE_CATEGORIES)
     config = DetrConfig(
