@@ -16,7 +16,7 @@ def coco(tmp_path):
     return data_folders.coco_panoptic(tmp_path / "coco")
 
 
-@pytest.mark.parametrize("target", ["coco-panoptic", "dataset", "parquet"])
+@pytest.mark.parametrize("target", ["coco", "dataset", "parquet"])
 def test_every_target_reads_as_the_source(target, coco, tmp_path, capsys):
     conversion = convert_data(coco, tmp_path / "out", to=target)
     records, categories = read_panoptic(tmp_path / "out")

@@ -15,7 +15,7 @@ from torch.export import Dim
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.exporting import GraphOptions, export, graph_inputs
 from detr_panoptic.exporting.graph import CANVAS_STEP, PREDICTIONS, ExportGraph, missing_pixels
-from detr_panoptic.exporting.inputs import calibration_images, fitted_to_canvas
+from detr_panoptic.exporting.inputs import calibration_batches, fitted_to_canvas
 from detr_panoptic.exporting.merging import merge_batch
 from detr_panoptic.exporting.quantization import quantize_file
 from detr_panoptic.exporting.same_padding import pad_in_whole_numbers
@@ -129,6 +129,7 @@ def test_a_graph_of_one_size_equals_the_model(model, write, run):
     assert_close(outputs, predictions(model, images, mask))
 
 
+@pytest.mark.slow  # the exported program has the same graph
 @pytest.mark.parametrize("run", [run_onnxruntime, run_openvino])
 @pytest.mark.parametrize("shape", ANY_SIZE, ids=str)
 def test_a_graph_of_any_size_equals_the_model_on_the_padded_canvas(model, write, run, shape):
@@ -250,6 +251,7 @@ def test_merging_in_the_graph_equals_the_paper_s(seed):
             torch.testing.assert_close(table[i].double(), torch.tensor(values).double(), atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow  # the merging has a test of its own
 @pytest.mark.parametrize("run", [run_onnxruntime, run_openvino])
 def test_a_merging_graph_equals_post_processing(model, processor, write, run):
     segments = 0
@@ -313,14 +315,14 @@ def test_export_writes_int8_onnx_with_the_names_of_the_labels(tmp_path, model, p
     assert json.loads(written["id2label"]) == json.loads((tmp_path / "config.json").read_text())["id2label"]
 
 
-def test_calibration_reads_folders_files_and_pictures(tmp_path):
-    for i in range(3):
+def test_calibration_reads_a_folder_in_whole_batches(tmp_path, processor):
+    for i in range(5):
         Image.new("L", (7 + i, 5)).save(tmp_path / f"{i}.png")
-    sources = {"folder": tmp_path, "mixed": [tmp_path, tmp_path / "1.png", Image.new("RGB", (9, 9))]}
-    images = {name: list(calibration_images(source)) for name, source in sources.items()}
-    assert [image.width for image in images["folder"]] == [7, 8, 9]
-    assert [image.width for image in images["mixed"]] == [7, 8, 9, 8, 9]
-    assert {image.mode for image in images["mixed"]} == {"RGB"}
+    options = GraphOptions(size=CANVAS, batch_size=2)
+    batches = list(calibration_batches(tmp_path, fitted_to_canvas(processor, CANVAS), options))
+    assert [batch["pixel_values"].shape for batch in batches] == [(2, 3, *CANVAS)] * 2
+    with pytest.raises(ValueError, match="at least 6"):
+        list(calibration_batches(tmp_path, processor, GraphOptions(size=CANVAS, batch_size=6)))
 
 
 @pytest.mark.parametrize(

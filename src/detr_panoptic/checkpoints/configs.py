@@ -188,11 +188,12 @@ def _labels(num_labels: int, foreign: Mapping[str, Any], *, has_masks: bool) -> 
         real = [UNUSED.format(i) if given[i] == "N/A" else given[i] for i in range(num_labels)]
         stuff = stuff if names and all(real[i] == names[i] for i in stuff) else []
         names = real
+    stuff = list(foreign.get("stuff_label_ids") or stuff)  # as our own export writes it
     notes = []
     if has_masks and not stuff:
         notes.append("The checkpoint does not say which labels are stuff: set `stuff_label_ids` to fuse them.")
     fields = label_fields(names or [f"LABEL_{i}" for i in range(num_labels)])
-    return {**fields, "stuff_label_ids": stuff, "category_ids": None}, notes
+    return {**fields, "stuff_label_ids": stuff, "category_ids": foreign.get("category_ids")}, notes
 
 
 def _coco_names(num_labels: int) -> tuple[list[str], list[int]]:
@@ -233,8 +234,10 @@ def _count(state_dict: Mapping[str, Tensor], prefix: str) -> int:
     return len({name[len(prefix) :].split(".")[0] for name in state_dict if name.startswith(prefix)})
 
 
-def coco_panoptic_stuff(model_config: Mapping[str, Any]) -> list[int]:
-    """Returns the stuff labels of checkpoints whose labels are COCO's panoptic category ids; none of other models."""
+def stuff_labels(model_config: Mapping[str, Any]) -> list[int]:
+    """Returns the stuff labels that a config states, or those of COCO if the labels are its panoptic category ids."""
+    if model_config.get("stuff_label_ids"):
+        return list(model_config["stuff_label_ids"])
     if len(model_config.get("id2label", ())) != COCO_PANOPTIC_LABELS:
         return []
     return [COCO_PANOPTIC.category_ids[label] for label in COCO_PANOPTIC.stuff_label_ids]

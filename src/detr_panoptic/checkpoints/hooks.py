@@ -12,7 +12,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticPreTrainedModel
-from .configs import coco_panoptic_stuff
+from .configs import stuff_labels
 from .conversion import NO_MASK_HEAD, convert_files, weights_for
 from .names import StateDict
 from .reading import fetch_checkpoint, processor_settings
@@ -69,7 +69,8 @@ def read_foreign_processor(settings: Mapping[str, Any], source: Any, **hub_argum
     """
     path = Path(source)
     config = _config_of(path.parent if path.is_file() else source, hub_arguments)
-    return processor_settings(settings) | {"stuff_label_ids": coco_panoptic_stuff(config)}
+    labels = {"stuff_label_ids": stuff_labels(config), "category_ids": config.get("category_ids")}
+    return processor_settings(settings) | labels
 
 
 def _config_of(source: Any, hub_arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """`check_data`: everything that is wrong with a dataset, where a reader stops at the first error."""
 
-import io
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from .lazy_records import (
     ReadOptions,
     map_style_records,
     name_of,
+    open_stored,
     undecoded,
 )
 from .plain_text import first_line, markdown, one_line
@@ -285,9 +285,7 @@ def _read_map(stored: Stored) -> tuple[np.ndarray, list[tuple[str, str]]]:
 
 
 def _opened(stored: Stored) -> Image.Image:
-    if isinstance(stored, Image.Image):
-        return stored
-    return Image.open(stored["path"] if stored.get("bytes") is None else io.BytesIO(stored["bytes"]))
+    return stored if isinstance(stored, Image.Image) else open_stored(stored)
 
 
 def _complaint(stored: Stored, problem: object) -> str:

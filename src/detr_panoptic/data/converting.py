@@ -3,23 +3,21 @@
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
 from datasets import Dataset
-from PIL import Image
 from tqdm.auto import tqdm
 
 from .categories import Categories
 from .files import check_new_folder, whole_folder
-from .lazy_records import NamedRecords, undecoded
+from .lazy_records import NamedRecords, open_stored, undecoded
 from .reading import PanopticData, read_panoptic
 from .records import Record
 from .writing import save_dataset, stored_record, write_coco_panoptic_dataset, write_parquet
 
-COCO, DATASET, PARQUET = TARGETS = ("coco-panoptic", "dataset", "parquet")
-Target = Literal["coco-panoptic", "dataset", "parquet"]
+COCO, DATASET, PARQUET = TARGETS = ("coco", "dataset", "parquet")
+Target = Literal["coco", "dataset", "parquet"]
 ON_ERROR = ("stop", "skip")
 
 _logger = logging.getLogger(__name__)
@@ -70,7 +68,7 @@ def convert_data(
     source: str | Path | PanopticData,
     output: str | Path,
     *,
-    to: Target = "coco-panoptic",
+    to: Target = "coco",
     split: str | None = None,
     data_format: str | None = None,
     limit: int | None = None,
@@ -82,7 +80,7 @@ def convert_data(
     Args:
         source: anything that `read_panoptic` takes.
         output: a folder that is empty or does not exist. It appears when it is complete.
-        to: "coco-panoptic" writes `images/`, `panoptic/` and `panoptic.json`; "dataset" a folder for
+        to: "coco" writes `images/`, `panoptic/` and `panoptic.json`; "dataset" a folder for
             `datasets.load_from_disk`; "parquet" `data/SPLIT-*.parquet`, the layout of the Hub.
         split: name of the split, if the source has splits, and in the names of Parquet files.
         data_format: as of `read_panoptic`. By default it is recognized.
@@ -160,7 +158,7 @@ def readable_records(records: Dataset, conversion: DataConversion, *, skip: bool
     for index in range(len(encoded)):
         try:
             record = stored_record(encoded[index])
-            with Image.open(BytesIO(record["image"]["bytes"])) as picture:
+            with open_stored(record["image"]) as picture:
                 picture.load()
         except Exception as error:  # broken files raise anything from SyntaxError to struct.error
             message = encoded.describe(index, error)

@@ -207,9 +207,16 @@ def upright_size(image: PILImage.Image | dict[str, Any]) -> tuple[int, int]:
     """
     if isinstance(image, PILImage.Image):
         return image.size
-    with PILImage.open(BytesIO(image["bytes"]) if image.get("bytes") else image["path"]) as picture:
+    with open_stored(image) as picture:
         turned = picture.getexif().get(ORIENTATION_TAG) in TURNING_ORIENTATIONS
         return picture.size[::-1] if turned else picture.size
+
+
+def open_stored(stored: dict[str, Any]) -> PILImage.Image:
+    """Opens an image file as `datasets` stores it, `bytes` or `path`, in one of the supported formats."""
+    from ..image_reading import FORMATS  # imports transformers, which takes seconds
+
+    return PILImage.open(stored["path"] if stored.get("bytes") is None else BytesIO(stored["bytes"]), formats=FORMATS)
 
 
 def opened(picture: PILImage.Image | dict[str, Any]) -> PILImage.Image:

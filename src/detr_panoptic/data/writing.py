@@ -21,7 +21,7 @@ from PIL import UnidentifiedImageError
 from ..segment_ids import ids_to_rgb
 from .categories import Categories
 from .contained_paths import path_inside
-from .lazy_records import check_size, name_of, row_error, upright_size
+from .lazy_records import check_size, name_of, open_stored, row_error, upright_size
 from .records import Record, panoptic_features, segmentation_ids
 
 ROW_GROUP = 64  # records; a reader of Parquet loads a group at once
@@ -205,7 +205,7 @@ def map_file(record: Record) -> bytes:
     if isinstance(segmentation, Mapping):
         contents = _contents(segmentation)
         try:
-            with PILImage.open(BytesIO(contents)) as picture:
+            with open_stored({"bytes": contents}) as picture:
                 picture.load()
         except Exception as error:  # broken files raise anything from SyntaxError to struct.error
             reason = "not an image" if isinstance(error, UnidentifiedImageError) else error

@@ -11,6 +11,7 @@ from ..inference.loading import load
 from .graph import GraphOptions, parse_size
 from .inputs import calibration_batches, fitted_to_canvas
 from .quantization import quantize_file
+from .transformers_detr import write_transformers
 from .writing import trace, write_onnx, write_torch
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
 FILE_NAMES = {"onnx": "model.onnx", "torch": "model.pt2"}
-FORMATS = (*FILE_NAMES,)
+FORMATS = (*FILE_NAMES, "transformers")
 QUANTIZATIONS = ("dynamic", "static")
 
 
@@ -75,13 +76,14 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
 ) -> ExportedModel:
     """Writes a model as files for programs without this package.
 
-    The folder gets the graph, `config.json` (label names and stuff) and `preprocessor_config.json` (how to prepare
-    images for this graph).
+    The folder gets the graph or the weights, `config.json` (label names and stuff) and `preprocessor_config.json` (how
+    to prepare images).
 
     Args:
         model: a folder, a name on the Hub, a `Predictor`, or a (model, image processor) pair. It stays as it is.
         output: the folder to write to.
-        format: "onnx" for ONNX Runtime, OpenVINO and TensorRT, or "torch" for `torch.export.load`.
+        format: "onnx" for ONNX Runtime, OpenVINO and TensorRT, "torch" for `torch.export.load`, or "transformers" for
+            `transformers.DetrForSegmentation`, which takes none of the options below.
         size: height and width of the padded canvas in pixels, as a pair or as "800x1066". None takes the size of the
             image processor if it makes square images.
         dynamic: accept any batch size, height and width. The graph pads the canvas to a multiple of 32.
@@ -93,8 +95,8 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
             `pixel_values` (B, 3, H, W) float32.
         with_merging: return the merged map and its segments in place of logits, boxes and masks.
         quantize: int8 weights for ONNX. "dynamic" quantizes the linear layers, "static" the convolutions.
-        calibration: for "static": "scenes", a folder of images, a dataset, or a list of images, files and folders.
-            The value ranges are measured on the first 64 images.
+        calibration: for "static", images that show the value ranges: a folder, a dataset, a list of files, or
+            "scenes". The first 64 are used.
 
     Raises:
         ValueError: an option is wrong, or options exclude each other. Nothing is written then.
@@ -119,8 +121,11 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
         uint8=uint8,
         with_merging=with_merging,
     )
-    _check(output, format, quantize, calibration, half=half)
+    _check(output, format, quantize, calibration, options)
     loaded, processor = _model_and_processor(model)
+    if format == "transformers":
+        write_transformers(loaded, processor, output)
+        return ExportedModel(output / "model.safetensors", format)
     options = options.resolved(loaded, processor)
     if format == "onnx":
         _require_onnx(quantizes=quantize is not None)
@@ -141,7 +146,7 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
     return ExportedModel(file, format, options)
 
 
-def _check(output: Path, format: str, quantize: str | None, calibration: Any, *, half: bool) -> None:
+def _check(output: Path, format: str, quantize: str | None, calibration: Any, options: GraphOptions) -> None:
     """Refuses options that exclude each other before anything is loaded.
 
     Raises:
@@ -153,8 +158,12 @@ def _check(output: Path, format: str, quantize: str | None, calibration: Any, *,
         raise ValueError(f"`format` must be one of {', '.join(FORMATS)}, got {format!r}.")
     if quantize is not None and quantize not in QUANTIZATIONS:
         raise ValueError(f"`quantize` must be one of {', '.join(QUANTIZATIONS)}, got {quantize!r}.")
-    if quantize is not None and (format != "onnx" or half):
-        raise ValueError(f'`quantize` needs `format="onnx"` in float32, got {format!r}{" with `half`" * half}.')
+    if format == "transformers" and options != GraphOptions():
+        raise ValueError(f'`format="transformers"` takes no options of a graph, got {options}.')
+    if quantize is not None and (format != "onnx" or options.half):
+        raise ValueError(
+            f'`quantize` needs `format="onnx"` in float32, got {format!r}{" with `half`" * options.half}.'
+        )
     if (quantize == "static") != (calibration is not None):
         raise ValueError('`quantize="static"` and `calibration` need each other.')
 

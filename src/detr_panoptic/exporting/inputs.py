@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers.image_utils import SizeDict
 
-from ..data import read_images
-from ..image_reading import plain_picture, read_picture
-from ..scenes import scenes_dataset
+from ..inference.pictures import open_pictures, record_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import numpy as np
-    from PIL import Image
 
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
     from .graph import GraphOptions
 
-SCENES = "scenes"
-CALIBRATION_SEED = 78_000_000  # not a seed of the training or evaluation scenes
 CALIBRATION_IMAGES = 64
 
 
@@ -66,43 +60,15 @@ def graph_inputs(
 def calibration_batches(
     source: Any, processor: DetrPanopticImageProcessor, options: GraphOptions
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Prepares the images that calibrate a static quantization.
-
-    Args:
-        source: "scenes", a folder of images, a dataset that `read_images` takes, or a list of images, files and
-            folders. The first 64 images are used.
-        processor: the one of the graph.
-        options: those of the graph.
+    """Prepares the first 64 images of a source that `Predictor.predict` takes; an incomplete batch is left out.
 
     Raises:
-        ValueError: an image cannot be read, or there are none.
+        ValueError: an image cannot be read, or there are too few for one batch.
     """
-    images = list(calibration_images(source))
-    size = options.batch_size
-    if len(images) < size:
-        raise ValueError(f"`calibration` must hold at least {size} images, one batch, got {len(images)}.")
-    for start in range(0, len(images) - size + 1, size):
-        yield graph_inputs(images[start : start + size], processor, options)
-
-
-def calibration_images(source: Any) -> Iterator[Image.Image]:
-    """Yields the first 64 images of a source as `calibration_batches` takes it: upright and RGB."""
-    parts = [source] if isinstance(source, (str, Path)) else list(source)
-    remaining = CALIBRATION_IMAGES
-    for part in parts:
-        for image in _images_of(part, remaining):
-            remaining -= 1
-            yield plain_picture(image)
-        if remaining <= 0:
-            return
-
-
-def _images_of(part: Any, limit: int) -> Iterator[Image.Image]:
-    if not isinstance(part, (str, Path)):
-        yield part
-    elif part == SCENES:
-        yield from scenes_dataset(limit, seed=CALIBRATION_SEED)["image"]
-    elif Path(part).is_file():
-        yield read_picture(part)
-    else:
-        yield from (record["image"] for record in read_images(part, limit=limit))
+    pictures, missing = open_pictures(source, limit=CALIBRATION_IMAGES)
+    count, size = min(len(pictures), CALIBRATION_IMAGES), options.batch_size
+    if missing or count < size:
+        raise ValueError(f"`calibration` must hold at least {size} images, got {count}. {'; '.join(missing)}")
+    for start in range(0, count - size + 1, size):
+        images = [record_image(pictures[index]) for index in range(start, start + size)]
+        yield graph_inputs(images, processor, options)

@@ -14,9 +14,10 @@ from pycocotools import mask as rle
 from tqdm.auto import tqdm
 
 from ..data.files import check_new_folder, whole_folder
-from ..data.plain_text import markdown
+from ..data.plain_text import markdown, one_line
 from ..data.records import segmentation_ids
 from ..data.writing import write_coco_panoptic_dataset
+from ..evaluation.results import format_table
 from ..inference import Predictor
 from ..inference.pictures import DatasetPictures
 from ..inference.predictor import OnError
@@ -27,7 +28,7 @@ from ..visualization.sheets import stack
 from .filling import LabelMatch, fill_void, match_stuff
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from PIL import Image
 
@@ -75,11 +76,7 @@ class Completion:
 
     def __str__(self) -> str:
         """Returns a table of the added classes, and the share of void before and after."""
-        rows = [("added class", "", "images", "pixels")]
-        rows += [(row.name, _kind(row), str(row.images), str(row.pixels)) for row in self.added]
-        width = max(len(row[0]) for row in rows)
-        lines = [f"{name:{width}}  {kind:5}  {images:>7}  {pixels:>12}" for name, kind, images, pixels in rows]
-        return "\n".join([*(lines if self.added else []), self._totals()])
+        return f"{self._table(one_line)}\n\n{self._totals()}"
 
     def save(self, folder: str | Path) -> None:
         """Writes `completion.json` and `completion.md`."""
@@ -87,11 +84,14 @@ class Completion:
         folder.mkdir(parents=True, exist_ok=True)
         content = {**asdict(self), "folder": str(self.folder), "added": [row._asdict() for row in self.added]}
         (folder / "completion.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-        rows = [f"| {markdown(row.name)} | {_kind(row)} | {row.images} | {row.pixels} |" for row in self.added]
         sheets = [f"![before and after]({path.name})" for path in sorted(folder.glob("sheet_*.png"))]
-        header = ["| class | | images | pixels |", "|---|---|---|---|"]
-        text = ["# Added stuff", "", self._totals(), "", *header, *rows, "", *sheets]
-        (folder / "completion.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+        text = "\n\n".join(["# Added stuff", self._totals(), self._table(markdown), *sheets])
+        (folder / "completion.md").write_text(text + "\n", encoding="utf-8")
+
+    def _table(self, escape: Callable[[str], str]) -> str:
+        kinds = ("stuff", "thing")
+        rows = [[row.name, kinds[row.is_thing], str(row.images), str(row.pixels)] for row in self.added]
+        return format_table(["added class", "kind", "images", "pixels"], rows, escape=escape)
 
     def _totals(self) -> str:
         skipped = f", {self.skipped} skipped" if self.skipped else ""
@@ -261,7 +261,3 @@ def claimed_pixels(prediction: Prediction, threshold: float) -> np.ndarray:
     with warnings.catch_warnings():  # pycocotools 2.0 meets numpy 2's rules for `__array__`
         warnings.simplefilter("ignore", DeprecationWarning)
         return rle.decode(rle.merge(codes)).astype(bool)
-
-
-def _kind(row: AddedClass) -> str:
-    return "thing" if row.is_thing else "stuff"

@@ -16,8 +16,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.hub_names import hub_name
 from ..data.plain_text import markdown, one_line
+from ..evaluation.results import format_table, percent
 
 if TYPE_CHECKING:
+    from ..evaluation import Evaluation
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
 CARD = "README.md"
@@ -30,6 +32,12 @@ METADATA: dict[str, Any] = {
 }
 QUALITY_TITLE = "Panoptic quality"
 UNKNOWN = "Not recorded."
+USAGE = """
+from transformers import pipeline
+
+segmenter = pipeline("image-segmentation", model="{repository}", trust_remote_code=True)
+segmenter("photo.jpg")  # `import detr_panoptic` makes trust_remote_code unnecessary
+"""
 TEXT = """
 # {name}
 
@@ -41,13 +49,8 @@ DETR for panoptic segmentation ([arXiv 2005.12872](https://arxiv.org/abs/2005.12
 ## Use
 
 ```python
-from transformers import pipeline
-
-segmenter = pipeline("image-segmentation", model="{repository}", trust_remote_code=True)
-segmenter("photo.jpg")
+{usage}
 ```
-
-With `pip install detr-panoptic` and `import detr_panoptic`, `trust_remote_code` is not needed.
 
 ## Classes
 
@@ -68,7 +71,7 @@ With `pip install detr-panoptic` and `import detr_panoptic`, `trust_remote_code`
 ## Limits
 
 - The model knows the classes above, on images like those it was trained on.
-- Each pixel belongs to the query with the largest mask value, so thin and small objects are lost first.
+- Each pixel belongs to one query; thin and small objects are lost first.
 - Scores are class probabilities of queries, not calibrated probabilities of pixels.
 - Differences in quality between places, cameras or groups of people were not measured.
 """
@@ -96,30 +99,32 @@ class MeasuredQuality:
     on_training_images: bool = False
 
     @classmethod
-    def read(cls, path: str | Path) -> MeasuredQuality:
-        """Reads the `metrics.json` that `evaluate` wrote, or that file in its output folder.
+    def of(cls, evaluation: str | Path | Evaluation, **changes: Any) -> MeasuredQuality:
+        """Takes the numbers of an `Evaluation`, or of the output folder or `metrics.json` of one.
+
+        Args:
+            evaluation: the evaluation or its path.
+            **changes: fields to set to other values, such as `dataset`.
 
         Raises:
-            ValueError: there is no such file, or it is not from `evaluate`.
+            ValueError: there are no metrics, or they are not from `evaluate`.
         """
-        path = Path(path) / "metrics.json" if Path(path).is_dir() else Path(path)
         try:
-            metrics = json.loads(path.read_text(encoding="utf-8"))
-            dataset, skipped = metrics["dataset"], len(metrics["skipped"])
-            return cls(
-                dataset=dataset,
-                hub_dataset=hub_name(dataset.split(" ")[0]),
-                how=f"{metrics['images']} images, threshold {metrics['settings']['threshold']}"
-                + (f", {skipped} unreadable ones left out" if skipped else ""),
-                groups={
-                    name: (row["pq"], row["sq"], row["rq"])
-                    for name, row in metrics["panoptic_quality"].items()
-                    if row["n"]
+            metrics = _read_metrics(evaluation) if isinstance(evaluation, (str, Path)) else evaluation.metrics
+            skipped = f", {len(metrics['skipped'])} unreadable ones left out" if metrics["skipped"] else ""
+            groups = metrics["panoptic_quality"].items()
+            fields = {
+                "dataset": metrics["dataset"],
+                "hub_dataset": hub_name(metrics["dataset"].split(" ")[0]),
+                "how": f"{metrics['images']} images, threshold {metrics['settings']['threshold']}{skipped}",
+                "groups": {name: (row["pq"], row["sq"], row["rq"]) for name, row in groups if row["n"]},
+                "classes": {
+                    row["name"]: row["pq"] for row in metrics["per_class"] if row["tp"] + row["fp"] + row["fn"]
                 },
-                classes={row["name"]: row["pq"] for row in metrics["per_class"] if row["tp"] + row["fp"] + row["fn"]},
-            )
+            }
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"`evaluation` must be an output folder of `evaluate`, got {path}: {error}") from error
+            raise ValueError(f"`evaluation` must be the result of `evaluate`, got {evaluation}: {error}") from error
+        return cls(**fields | changes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +137,7 @@ class CardFacts:
         data: a description of each set of images.
         recipe: lines about the training.
         quality: what was measured.
+        usage: Python code that runs the model. None: transformers' pipeline.
         picture: a file beside the card that shows predictions.
         datasets: names on the Hub of the training data.
         base_model: name on the Hub of the model that training started from.
@@ -143,6 +149,7 @@ class CardFacts:
     data: Mapping[str, str] = field(default_factory=dict)
     recipe: Sequence[str] = ()
     quality: MeasuredQuality | None = None
+    usage: str | None = None
     picture: str | None = None
     datasets: Sequence[str] = ()
     base_model: str | None = None
@@ -154,7 +161,7 @@ def build_card(model: DetrPanopticForSegmentation, facts: CardFacts) -> ModelCar
 
     Example:
         ```python
-        quality = MeasuredQuality.read("evaluation")
+        quality = MeasuredQuality.of("evaluation")
         card = build_card(model, CardFacts(name="harbors", data={"training": "500 photographs"}, quality=quality))
         card.save("my_model/README.md")
         ```
@@ -178,7 +185,7 @@ def build_card(model: DetrPanopticForSegmentation, facts: CardFacts) -> ModelCar
         name=markdown(facts.name),
         architecture=markdown(architecture),
         picture=f"![image, annotation and prediction of held-out images]({facts.picture})" if facts.picture else "",
-        repository=facts.repository,
+        usage=(facts.usage or USAGE.format(repository=facts.repository)).strip(),
         classes=_describe_classes(is_thing),
         data="\n".join(data) or UNKNOWN,
         recipe="\n".join(("```", *map(one_line, facts.recipe), "```")) if facts.recipe else UNKNOWN,
@@ -249,7 +256,8 @@ def evaluation_results(quality: MeasuredQuality | None) -> list[EvalResult] | No
 def class_table(classes: Mapping[str, float]) -> list[str]:
     """Returns the lines of a Markdown table with the PQ of each class, the best first."""
     ordered = sorted(classes.items(), key=lambda item: -item[1])
-    return format_table(["class", "PQ"], [[name, percent(value)] for name, value in ordered]).splitlines()
+    rows = [[name, percent(value)] for name, value in ordered]
+    return format_table(["class", "PQ"], rows, escape=markdown).splitlines()
 
 
 def public_name(source: str, split: str | None = None) -> str:
@@ -258,15 +266,9 @@ def public_name(source: str, split: str | None = None) -> str:
     return name if split is None else f"{name} {split}"
 
 
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a Markdown table."""
-    lines = [list(header), ["---"] * len(header), *([markdown(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def percent(value: float) -> str:
-    """Returns a fraction in percent with one decimal."""
-    return f"{100 * value:.1f}"
+def _read_metrics(path: str | Path) -> dict[str, Any]:
+    file = Path(path) / "metrics.json" if Path(path).is_dir() else Path(path)
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _describe_classes(is_thing: Mapping[str, bool]) -> str:
@@ -282,7 +284,9 @@ def _describe_quality(quality: MeasuredQuality | None) -> str:
         return "Not measured."
     training = "**training images** of " if quality.on_training_images else ""
     how = ", ".join(filter(None, (quality.dataset, quality.how)))
-    groups = format_table(["", "PQ", "SQ", "RQ"], [[name, *map(percent, row)] for name, row in quality.groups.items()])
+    groups = format_table(
+        ["classes", "PQ", "SQ", "RQ"], [[name, *map(percent, row)] for name, row in quality.groups.items()]
+    )
     classes = "\n".join(class_table(quality.classes))
     return (
         f"Measured with `detr_panoptic.evaluate` on {training}{markdown(how)}, in percent:\n\n{groups}\n\n"

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -18,6 +18,9 @@ from ..data.plain_text import first_line
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from .card import CARD, CardFacts, MeasuredQuality, build_card, complete_card
+
+if TYPE_CHECKING:
+    from ..evaluation import Evaluation
 
 PICTURE = re.compile(r"!\[[^]]*]\(\s*([^)\s:]+\.(?:png|jpe?g|webp|gif))\s*\)", re.IGNORECASE)
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
@@ -56,7 +59,7 @@ def push(
     private: bool = False,
     revision: str | None = None,
     message: str | None = None,
-    evaluation: str | Path | None = None,
+    evaluation: str | Path | Evaluation | None = None,
     license: str | None = None,
     dry_run: bool = False,
 ) -> PushedModel:
@@ -71,7 +74,7 @@ def push(
         private: create a private repository.
         revision: branch, created if it does not exist. None: the main branch.
         message: of the commit.
-        evaluation: output folder of `evaluate` for this model. Its PQ goes into the card.
+        evaluation: the result of `evaluate` for this model, or its output folder. Its PQ goes into the card.
         license: identifier on the Hub. None: the card's, or else the license of the code, apache-2.0.
         dry_run: prepare everything and send nothing.
 
@@ -93,7 +96,7 @@ def push(
     facts = CardFacts(
         name=repo_id.rpartition("/")[2],
         repository=repo_id,
-        quality=None if evaluation is None else MeasuredQuality.read(evaluation),
+        quality=None if evaluation is None else MeasuredQuality.of(evaluation),
     )
     with tempfile.TemporaryDirectory() as temporary:
         staging = Path(temporary)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,7 @@ def checked(kind: str, spoil: Spoil) -> Case:
         with contextlib.redirect_stdout(io.StringIO()) as out:
             assert main(["data", "check", "my_data"]) == 1
         lines = out.getvalue().splitlines()
-        found = next(index for index, line in enumerate(lines) if f" {kind}, " in line)
-        return lines[found + 1].strip()
+        return next(after.strip() for line, after in pairwise(lines) if f"{kind}," in line)
 
     return case
 
