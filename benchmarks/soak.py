@@ -99,7 +99,7 @@ def predict(work: Path, count: int) -> tuple[list[str], Callable[[], int]]:
     (work / "images").mkdir()
     for number, picture in enumerate(generated_images(count)):
         picture.save(work / "images" / f"{number:06d}.{('png', 'jpg')[number % 2]}")
-    words = ["predict", work / "images", "--model", model, "--to", "coco-panoptic", "--device", "cpu"]
+    words = ["predict", work / "images", "--model", model, "--to", "coco", "--device", "cpu"]
     return [*map(str, words), "--output", str(output)], LineCounter(output / ".journal" / "00000.jsonl")
 
 

@@ -213,7 +213,7 @@ def test_no_name_of_a_record_leads_what_is_written_out_of_the_folder(name, place
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # `datasets` leaves a file open
-@pytest.mark.parametrize("to", ["files", "coco-panoptic", "parquet"])
+@pytest.mark.parametrize("to", ["files", "coco", "parquet"])
 def test_predictions_of_a_dataset_stay_in_their_folder(to, place, model_folder):
     scenes = [{**make_scene(seed, height=64, width=64), "file_name": f"../../{seed}.png"} for seed in (1, 2)]
     from detr_panoptic.data.writing import write_parquet

@@ -35,7 +35,7 @@ def test_files_of_a_folder_and_where_they_are(tmp_path, model_folder, capsys):
 
 def test_options_reach_the_predictor(tmp_path, model_folder, photos):
     out = tmp_path / "out"
-    words = ["--task", "semantic", "--to", "coco-panoptic", "--dtype", "bfloat16", "--workers", 0]
+    words = ["--task", "semantic", "--to", "coco", "--dtype", "bfloat16", "--workers", 0]
     assert run("predict", *photos[:2], "--model", model_folder, "--output", out, *words) == 0
     content = json.loads((out / "panoptic.json").read_text())
     assert len(content["annotations"]) == 2

@@ -156,11 +156,11 @@ def test_inputs_are_not_overwritten(predictor, photos):
     assert len(folder) == 1
 
 
-@pytest.mark.parametrize("to", ["coco-panoptic", "parquet"])
+@pytest.mark.parametrize("to", ["coco", "parquet"])
 def test_datasets_of_predictions_are_read_back(predictor, scenes, tmp_path, to):
     folder = predictor.predict(scenes, tmp_path / "out", to=to, progress=False)
     found = {record["image_id"]: prediction for record, prediction in folder}
-    if to == "coco-panoptic":
+    if to == "coco":
         content = json.loads((tmp_path / "out" / "panoptic.json").read_text())
         assert [image["id"] for image in content["images"]] == [scene["image_id"] for scene in scenes]
         for annotation in content["annotations"]:

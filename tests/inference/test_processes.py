@@ -23,7 +23,7 @@ from detr_panoptic.scenes import scenes_dataset
 
 predictor = Predictor.from_pretrained(sys.argv[1], device="cpu")
 scenes = scenes_dataset(int(sys.argv[3]), height=64, width=96)
-folder = predictor.predict(scenes, sys.argv[2], to="coco-panoptic", progress=False)
+folder = predictor.predict(scenes, sys.argv[2], to="coco", progress=False)
 accelerate.PartialState().destroy_process_group()
 print(len(folder))
 """
@@ -45,7 +45,7 @@ def files_of(folder):
 @pytest.mark.slow
 def test_two_processes_and_a_killed_one_write_what_one_writes(tmp_path):
     predictor = Predictor.from_pretrained(BUNDLED, device="cpu")
-    predictor.predict(scenes_dataset(COUNT, height=64, width=96), tmp_path / "one", to="coco-panoptic", progress=False)
+    predictor.predict(scenes_dataset(COUNT, height=64, width=96), tmp_path / "one", to="coco", progress=False)
     expected = files_of(tmp_path / "one")
 
     team = [start(tmp_path / "two", **environment) for environment in team_environments()]
@@ -64,7 +64,7 @@ def test_two_processes_and_a_killed_one_write_what_one_writes(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     folder = predictor.predict(
-        scenes_dataset(COUNT, height=64, width=96), tmp_path / "killed", to="coco-panoptic", progress=False
+        scenes_dataset(COUNT, height=64, width=96), tmp_path / "killed", to="coco", progress=False
     )
     assert folder.num_earlier >= 2
     found = files_of(tmp_path / "killed")

@@ -47,9 +47,7 @@ def convert(
     output: NewFolder,
     /,
     *,
-    to: Annotated[
-        Literal["coco-panoptic", "dataset", "parquet"], Parameter(help="Format of the output.")
-    ] = "coco-panoptic",
+    to: Annotated[Literal["coco", "dataset", "parquet"], Parameter(help="Format of the output.")] = "coco",
     seed: Annotated[int, Parameter(help="Of `scenes`: another number gives other scenes.")] = 0,
     workers: Annotated[int, Parameter(help="Processes that paint `scenes`; 0: this one.")] = 0,
     on_error: OnError = "stop",
@@ -57,9 +55,9 @@ def convert(
 ) -> None:
     """Writes a dataset in another format; image files are copied byte by byte.
 
-        --to coco-panoptic  images/, panoptic/ and panoptic.json
-        --to dataset        a folder for load_from_disk of `datasets`
-        --to parquet        data/SPLIT-….parquet, the layout of the Hub
+        --to coco     images/, panoptic/ and panoptic.json
+        --to dataset  a folder for load_from_disk of `datasets`
+        --to parquet  data/SPLIT-….parquet, the layout of the Hub
 
     For example:
 

@@ -14,9 +14,7 @@ from .options import PUBLISHED_MODEL, READING, RUNNING, Model, OnError, Output, 
 class Results:
     """What is predicted and how it is written."""
 
-    to: Annotated[Literal["files", "coco-panoptic", "parquet"], Parameter(help="How the results are written.")] = (
-        "files"
-    )
+    to: Annotated[Literal["files", "coco", "parquet"], Parameter(help="How the results are written.")] = "files"
     task: Annotated[
         Literal["panoptic", "instance", "semantic"],
         Parameter(help="Things and stuff; things only; or one segment per class."),
@@ -41,13 +39,13 @@ def predict(
 
     The output folder gets
 
-        --to files          for each image NAME.jpg
-                            NAME_overlay.png  with colored, labeled segments
-                            NAME.png          segment ids in COCO's encoding:
-                                              R + 256 G + 256² B, 0 is void
-                            NAME.json         label, score, area, box of each
-        --to coco-panoptic  panoptic.json and the maps in panoptic/
-        --to parquet        data/*.parquet, which `train --data` reads
+        --to files    for each image NAME.jpg
+                      NAME_overlay.png  the image with labeled segments
+                      NAME.png          segment ids in COCO's encoding:
+                                        R + 256 G + 256² B, 0 is void
+                      NAME.json         label, score, area, box of each segment
+        --to coco     panoptic.json and the maps in panoptic/, COCO's format
+        --to parquet  data/*.parquet, a dataset that `train --data` reads
 
     Existing results are kept, so an interrupted run continues when it is started
     again. On several processes: accelerate launch scripts/predict.py with the

@@ -110,7 +110,7 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
         failures = sorted(gather_object(failures))
     else:
         predictions = Path(output) / PREDICTIONS
-        folder = predictor.predict(data, predictions, to="coco-panoptic", overlay=False, progress=progress, **options)
+        folder = predictor.predict(data, predictions, to="coco", overlay=False, progress=progress, **options)
         comparison.add(folder if state.is_main_process else [], progress=progress)
         failures = folder.failures
     evaluation = comparison.gather(

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Layout = Literal["files", "coco-panoptic", "parquet"]
+Layout = Literal["files", "coco", "parquet"]
 
 SETTINGS = ".settings.json"
-MAPS, SEGMENTS = "panoptic", "segments"  # folders of the layouts "coco-panoptic" and "parquet"
+MAPS, SEGMENTS = "panoptic", "segments"  # folders of the layouts "coco" and "parquet"
 SHOWN = 5  # predictions that `print` lists
 RECORD_KEYS = ("id", "label_id", "area", "bbox", "score")
 
@@ -41,14 +41,14 @@ class PredictionFolder:
         output: the folder; created by `open`.
         pictures: all images.
         categories: of the model.
-        layout: "files", "coco-panoptic" or "parquet", see `Predictor.predict`.
+        layout: "files", "coco" or "parquet", see `Predictor.predict`.
     """
 
     def __init__(
         self, output: str | Path, pictures: Pictures, categories: Categories, *, layout: Layout = "files"
     ) -> None:
-        if layout not in ("files", "coco-panoptic", "parquet"):
-            raise ValueError(f"`to` must be files, coco-panoptic or parquet, got {layout!r}.")
+        if layout not in ("files", "coco", "parquet"):
+            raise ValueError(f"`to` must be files, coco or parquet, got {layout!r}.")
         self.output = Path(output)
         if self.output.is_file():
             raise ValueError(f"`output` must be a folder, got the file {str(output)!r}.")
@@ -99,8 +99,8 @@ class PredictionFolder:
             self._shown.append(str(prediction))
 
     def finish(self) -> None:
-        """Writes the files that list all images, for the layouts "coco-panoptic" and "parquet"."""
-        if self.layout == "coco-panoptic":
+        """Writes the files that list all images, for the layouts "coco" and "parquet"."""
+        if self.layout == "coco":
             self.write_coco(self.output / f"{MAPS}.json")
         elif self.layout == "parquet" and len(self):
             packing = self.output / ".packing"

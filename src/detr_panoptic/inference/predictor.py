@@ -182,7 +182,7 @@ class Predictor:
             output: folder of the results.
             task: as in `__call__`.
             threshold: as in `__call__`.
-            to: "files" writes the segment ids, an overlay and a JSON file for each image; "coco-panoptic" writes
+            to: "files" writes the segment ids, an overlay and a JSON file for each image; "coco" writes
                 `panoptic.json` and the folder `panoptic`, and "parquet" a dataset that `read_panoptic` reads.
             split: of the source.
             data_format: of the source; None recognizes it.
