@@ -39,6 +39,7 @@ from transformers import DetrConfig, DetrForSegmentation
 
 from cases import describe_run, markdown_table
 from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation, DetrPanopticImageProcessor
+from detr_panoptic.checkpoints.backbone_weights import EFFICIENTNET_LITE0, load_backbone_weights
 from detr_panoptic.checkpoints.conversion import convert_state_dict
 from detr_panoptic.data import PanopticCollator
 from detr_panoptic.data.augmentation import RandomAugmentation
@@ -47,7 +48,6 @@ from detr_panoptic.evaluation import PanopticQuality
 from detr_panoptic.scenes import SCENE_CATEGORIES
 from detr_panoptic.scenes.dataset import scenes_dataset
 from detr_panoptic.training.aids import attach_training_aids
-from detr_panoptic.training.backbone_weights import EFFICIENTNET_LITE0, load_backbone_weights
 from detr_panoptic.training.calibration import calibrate
 from detr_panoptic.training.optimization import build_schedule
 from detr_panoptic.training.settings import OptimizationSettings

@@ -130,7 +130,7 @@ def test_python_blocks_run(block, monkeypatch, request):
     monkeypatch.setattr("datasets.Dataset.push_to_hub", lambda *_: None)  # needs the network and an account
     monkeypatch.setattr(
         "transformers.Trainer.train", lambda _: None
-    )  # an hour; tests/end_to_end/test_trainer.py trains
+    )  # an hour; tests/evaluation/test_trainer.py trains
     if "exported/" in block.text:
         pytest.importorskip("onnxruntime")
         assert main(["export", "my_model", "exported", "--dynamic", "--mask-queries", "5"]) == 0

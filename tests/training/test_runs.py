@@ -100,7 +100,7 @@ def test_a_signal_saves_and_the_run_is_resumed_to_the_same_bits(number, whole_ru
         patch.setattr(loop, "train_step", signalled)
         result = run(tmp_path)
     assert (result.is_finished, result.steps, result.stop_signal) == (False, 5, number)
-    assert "stopped after update 5; the same call resumes the run" in caplog.text
+    assert f"stopped after update 5; {tmp_path} can be resumed" in caplog.text
     assert "stopped; the same call resumes it" in str(result)
     assert signal.getsignal(number) is before
     assert run(tmp_path).stop_signal is None
@@ -259,10 +259,10 @@ def test_a_dry_run_describes_the_plan_and_writes_nothing(tmp_path):
     output = tmp_path / "run"
     result = run(output, dry_run=True, rate_scaling="sqrt", reference_batch=8, aids=True)
     text = str(result)
-    for part in ("5 images, ", "6 updates of 2 images, 3 per epoch", "0.0001 x sqrt(2/8) = 5e-05", "aids, not saved"):
+    for part in ("5 images, ", "6 updates of 2 images, 3 per epoch", "0.0001 x sqrt(2/8) = 5e-05", "with aids"):
         assert part in text
     assert (result.total_steps, result.steps, result.is_finished) == (6, 0, False)
-    assert "aids, not saved" not in str(run(output, dry_run=True, aids=True, stage="boxes"))
+    assert "with aids" not in str(run(output, dry_run=True, aids=True, stage="boxes"))
     assert "backbone: frozen" in str(run(output, dry_run=True, freeze_backbone=True))
     assert not output.exists()
 

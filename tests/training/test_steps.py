@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from detr_panoptic import DetrPanopticImageProcessor
 from detr_panoptic.backbone import Backbone
+from detr_panoptic.checkpoints.backbone_weights import load_backbone_weights
 from detr_panoptic.data.categories import Categories
-from detr_panoptic.training.backbone_weights import load_backbone_weights
 from detr_panoptic.training.batches import build_augmentation
 from detr_panoptic.training.calibration import ADAPTED_STD, calibrate_mask_head
 from detr_panoptic.training.data import read_data

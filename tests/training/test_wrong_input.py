@@ -94,5 +94,5 @@ def test_out_of_memory_names_the_settings_that_help(tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(loop, "train_step", exhausted)
-    with pytest.raises(ValueError, match="Out of memory with `batch_size` 2: use batch_size auto"):
+    with pytest.raises(ValueError, match="Out of memory with `batch_size` 2: use auto"):
         run(tmp_path, batch_size=2)

@@ -77,7 +77,8 @@ def segmentation_ids(segmentation: PILImage.Image | np.ndarray) -> np.ndarray:
     """Returns the id map (H, W) of a record's `segmentation`: int32 of an RGB image, int64 of an array."""
     if isinstance(segmentation, PILImage.Image):
         return rgb_to_ids(np.asarray(segmentation.convert("RGB")))
-    return np.asarray(segmentation).astype(np.int64)
+    ids = np.asarray(segmentation)
+    return ids if ids.dtype == np.int32 else ids.astype(np.int64, copy=False)
 
 
 def truth_ids(record: Mapping[str, Any]) -> np.ndarray:

@@ -91,9 +91,7 @@ def average_precision(
                 for number, instance in enumerate(instances, start=len(side) + 1)
             ]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step
-        true_side, found_side = (
-            _coco({"images": sizes, "annotations": side, "categories": names}) for side in (truth, found)
-        )
+        true_side, found_side = (_coco(images=sizes, annotations=side, categories=names) for side in (truth, found))
         return {kind: _evaluate(true_side, found_side, kind, len(categories)) for kind in kinds}
 
 
@@ -114,24 +112,15 @@ def _evaluate(truth: COCO, found: COCO, kind: str, num_labels: int) -> dict[str,
 
 
 def _annotation(instance: Instance, image_id: int, size: tuple[int, int], number: int) -> dict[str, Any]:
-    annotation = {
-        "id": number,
-        "image_id": image_id,
-        "category_id": instance["label_id"],
-        "bbox": instance["bbox"],
-        "iscrowd": instance.get("iscrowd", 0),
-        "area": instance.get("area"),
-    }
-    if "score" in instance:
-        annotation["score"] = instance["score"]
+    annotation = {"iscrowd": 0, **instance, "id": number, "image_id": image_id, "category_id": instance["label_id"]}
     if "counts" in instance:
         annotation["segmentation"] = {"size": list(size), "counts": instance["counts"]}
     return annotation
 
 
-def _coco(dataset: dict[str, Any]) -> COCO:
+def _coco(**contents: list[dict[str, Any]]) -> COCO:
     coco = COCO()
-    coco.dataset = dataset
+    coco.dataset = contents
     coco.createIndex()
     return coco
 

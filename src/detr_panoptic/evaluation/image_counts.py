@@ -47,23 +47,18 @@ def count_image(
 ) -> ImageCounts:
     """Finds matches, wrong predictions and missed segments of one image, see `PanopticQuality.update`."""
     overlaps = _overlaps(truth_map, prediction_map)
-    truth_areas: Counter[int] = Counter()
-    prediction_areas: Counter[int] = Counter()
+    truth_areas, prediction_areas = Counter[int](), Counter[int]()
     for (truth_id, prediction_id), overlap in overlaps.items():
         truth_areas[truth_id] += overlap
         prediction_areas[prediction_id] += overlap
     class_of = {category_id: index for index, category_id in enumerate(category_ids)}
     truth = {
-        segment["id"]: _Segment(
-            _class_index(segment, class_of),
-            _listed_area(segment, truth_areas[segment["id"]]),
-            segment.get("iscrowd", 0) == 1,
-        )
-        for segment in truth_segments
+        s["id"]: _Segment(_class_index(s, class_of), _area(s, truth_areas[s["id"]]), s.get("iscrowd", 0) == 1)
+        for s in truth_segments
     }
     prediction = {
-        segment["id"]: _Segment(_class_index(segment, class_of), prediction_areas[segment["id"]], is_crowd=False)
-        for segment in prediction_segments
+        s["id"]: _Segment(_class_index(s, class_of), prediction_areas[s["id"]], is_crowd=False)
+        for s in prediction_segments
     }
     _check_same_ids(prediction_areas, prediction)
     ious = _match(truth, prediction, overlaps)
@@ -79,7 +74,7 @@ def count_image(
     return ImageCounts([(truth[i].class_index, iou) for (i, _), iou in ious.items()], wrong, missed)
 
 
-def _listed_area(segment: Mapping[str, Any], counted: int) -> Any:
+def _area(segment: Mapping[str, Any], counted: int) -> Any:
     """Returns the listed area of a true segment, as the official evaluator uses it, else the counted one."""
     area: Any = segment.get("area", counted)
     if not isinstance(area, Real) or area < min(counted, 1):

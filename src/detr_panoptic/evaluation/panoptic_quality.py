@@ -95,18 +95,14 @@ class PanopticQuality:
         return len(self._images)
 
     def __add__(self, other: PanopticQuality) -> PanopticQuality:
-        """Returns the quality of the images of both, in this order.
-
-        Raises:
-            ValueError: their categories differ.
-        """
+        """Returns the quality of the images of both, in this order, for the same categories."""
         both = PanopticQuality(self.categories)
         both += self
         both += other
         return both
 
     def __iadd__(self, other: PanopticQuality) -> PanopticQuality:
-        """Appends the images of another, as `__add__`."""
+        """Appends the images of another with the same categories."""
         if self.categories != other.categories:
             raise ValueError("Panoptic qualities that are added must have the same categories.")
         self._images += other._images

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image
 
 from ..data.files import written_whole
-from ..data.plain_text import markdown, one_line
+from ..data.plain_text import markdown
 from ..visualization import draw_side_by_side, stack
 from .average_precision import FIGURES
 from .results import format_table, metric_tables, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from .results import ClassQuality, GroupQuality, PanopticQualityResult
 
@@ -92,13 +92,9 @@ class Evaluation:
             "settings": self.settings,
         }
 
-    def table(self, *, escape: Callable[[str], str] = one_line) -> str:
-        """Returns the metrics in percent as Markdown tables; classes that do not occur are left out.
-
-        Args:
-            escape: makes names harmless: for terminals, or `data.plain_text.markdown` for rendered Markdown.
-        """
-        return metric_tables(self.quality, self.ap, escape=escape)
+    def table(self) -> str:
+        """Returns the metrics in percent as Markdown tables; classes that do not occur are left out."""
+        return metric_tables(self.quality, self.ap)
 
     def __str__(self) -> str:
         """Returns the tables and the number of images."""
@@ -135,7 +131,7 @@ class Evaluation:
 
     def _markdown(self) -> str:
         parts = [f"# Evaluation\n\n{self.images} images. Numbers in percent; classes that occur."]
-        parts.append(self.table(escape=markdown))
+        parts.append(metric_tables(self.quality, self.ap, escape=markdown))
         if self.failures:
             messages = "\n".join(f"- {markdown(message)}" for message in self.failures)
             parts.append(f"{len(self.failures)} images could not be read and are left out:\n\n{messages}")

@@ -22,12 +22,6 @@ class TrainerPanopticQuality:
     Args:
         processor: merges the masks.
         categories: of the model's labels.
-
-    Example:
-        >>> from transformers import Trainer
-        >>> from detr_panoptic.evaluation.trainer_metrics import TrainerPanopticQuality
-        >>> metrics = TrainerPanopticQuality(processor, categories)  # doctest: +SKIP
-        >>> trainer = Trainer(model, compute_metrics=metrics, ...)  # doctest: +SKIP
     """
 
     OUTPUTS = ("logits", "pred_boxes", "pred_masks", "image_sizes", "canvas_sizes")
@@ -42,12 +36,12 @@ class TrainerPanopticQuality:
         outputs = DetrPanopticSegmentationOutput(**dict(zip(self.OUTPUTS, batch.predictions, strict=True)))
         results = self.processor.post_process_panoptic_segmentation(outputs)
         for target, result in zip(batch.inputs["labels"], results, strict=True):
-            ids = torch.arange(1, len(target["masks"]) + 1)
-            truth = (target["masks"].cpu() * ids[:, None, None]).sum(0)
-            columns = (ids.tolist(), target["class_labels"].tolist(), target["iscrowd"].tolist())
-            segments = [{"id": i, "label_id": c, "iscrowd": crowd} for i, c, crowd in zip(*columns, strict=True)]
-            predicted = {**result, "segmentation": result["segmentation"].cpu()}
-            self.quality.update({"segmentation": truth.numpy(), "segments_info": segments}, predicted)
+            masks, labels, crowds = (target[key].cpu() for key in ("masks", "class_labels", "iscrowd"))
+            ids = torch.arange(1, len(masks) + 1)
+            columns = zip(ids.tolist(), labels.tolist(), crowds.tolist(), strict=True)
+            segments = [{"id": i, "label_id": label, "iscrowd": crowd} for i, label, crowd in columns]
+            truth = {"segmentation": (masks * ids[:, None, None]).sum(0), "segments_info": segments}
+            self.quality.update(truth, {**result, "segmentation": result["segmentation"].cpu()})
         if not compute_result:
             return {}
         total, self.quality = self.quality.compute(), PanopticQuality(self.quality.categories)

@@ -15,8 +15,8 @@ __all__ = ["TrainingResult", "TrainingSettings", "recipe_names", "resolve_settin
 
 def __getattr__(name: str) -> Any:
     """Imports `train` and its result when they are used."""
-    if name in ("TrainingResult", "train"):
-        from . import run
+    if name not in ("TrainingResult", "train"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import run
 
-        return getattr(run, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(run, name)

@@ -27,12 +27,7 @@ Batch = dict[str, Any]
 
 
 class EpochOrder(Sampler[int]):
-    """A shuffled order that follows from the seed and the epoch, so that a resumed run finds its place.
-
-    Args:
-        count: Number of records.
-        seed: Seed of all epochs.
-    """
+    """A shuffled order of records that follows from the seed and the epoch, so that a resumed run finds its place."""
 
     def __init__(self, count: int, seed: int) -> None:
         self.count, self.seed, self.epoch = count, seed, 0
@@ -49,26 +44,19 @@ class EpochOrder(Sampler[int]):
 
 @dataclass(frozen=True)
 class Batches:
-    """The training data as batches.
-
-    Args:
-        loader: One epoch per pass.
-        collator: Augments and collates; the loader calls it.
-        order: Order of the loader.
-        is_over: In shared memory; tells the loader's workers that a SIGTERM is meant for them.
-    """
+    """The training data as batches: `loader` yields one epoch per pass."""
 
     loader: DataLoader[Any]
     collator: PanopticCollator
     order: EpochOrder
-    is_over: torch.Tensor
+    is_over: torch.Tensor  # in shared memory: tells the loader's workers that a SIGTERM is meant for them
 
     def start_epoch(self, epoch: int) -> None:
         """Sets order and augmentation of the next pass."""
         self.order.epoch = epoch
         self.collator.set_epoch(epoch)
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Lets the workers end with the program."""
         self.is_over.fill_(1)
 

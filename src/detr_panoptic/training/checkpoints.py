@@ -12,10 +12,11 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, load
@@ -29,21 +30,15 @@ from .tracking import METRICS
 CHECKPOINTS = "checkpoints"
 STEP_PREFIX = "step_"
 SETTINGS = "training.yaml"
-LOCK = ".lock"
 
 
 @contextmanager
 def held_output(folder: Path, accelerator: Accelerator, prepare: Callable[[], None]) -> Iterator[None]:
-    """Reserves the output folder for one run and prepares it on the main process before any process continues.
-
-    Args:
-        folder: Output folder; created if it does not exist.
-        accelerator: Knows the processes.
-        prepare: Called on the main process once the folder is reserved.
+    """Locks the output folder and prepares it on the main process, before any process continues.
 
     Raises:
-        OSError: If the folder cannot be written to; on every process.
-        ValueError: If another run uses the folder, or from `prepare`; on every process.
+        OSError: The folder cannot be written to.
+        ValueError: Another run uses the folder, or `prepare` refuses it. All errors are raised on every process.
     """
     with ExitStack() as stack:
         refusal: list[Exception | None] = [None]
@@ -60,35 +55,30 @@ def held_output(folder: Path, accelerator: Accelerator, prepare: Callable[[], No
 
 
 def _lock(folder: Path, stack: ExitStack) -> None:
-    """Locks a folder until the stack or the process ends; Windows has no such lock."""
-    if folder.is_file():
-        raise ValueError(f"`output` {folder} is a file; a folder is needed.")
+    """Locks a folder until the stack or the process ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = stack.enter_context((folder / LOCK).open("w"))
-    try:
+    file = stack.enter_context((folder / ".lock").open("w"))
+    with suppress(ImportError):  # Windows has no such lock
         import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, data workers do not inherit it
-    except BlockingIOError as error:
-        raise ValueError(f"`output` {folder} belongs to another run that has not ended.") from error
+
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, data workers do not inherit it
+        except BlockingIOError as error:
+            raise ValueError(f"`output` {folder} belongs to another run that has not ended.") from error
 
 
 def open_run(folder: Path, settings: TrainingSettings, *, overwrite: bool = False) -> None:
-    """Finds a run to resume in the output folder, or prepares the folder for a new one, and writes the settings.
+    """Prepares the output folder for a new run or one to resume, and writes the settings.
 
     Raises:
-        ValueError: If the folder holds another model, or a run with other settings.
+        ValueError: The folder holds another model, or a run with other settings.
     """
     if overwrite:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         for name in (SETTINGS, METRICS):
             (folder / name).unlink(missing_ok=True)
     elif (folder / SETTINGS).is_file():
-        earlier = TrainingSettings.from_dict(read_settings(folder / SETTINGS))
-        differences = settings.differences(earlier)
-        if differences:
+        if differences := settings.differences(TrainingSettings.from_dict(read_settings(folder / SETTINGS))):
             raise ValueError(
                 f"`output` {folder} holds a run with other settings: {', '.join(differences)}. Use the same "
                 "settings to resume it, another folder, or `overwrite` to discard it."
@@ -105,7 +95,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
     """Saves a checkpoint and removes the oldest beyond `keep`; called on every process.
 
     Raises:
-        OSError: If it could not be written; earlier checkpoints are still there.
+        OSError: It could not be written; earlier checkpoints are still there.
     """
     metrics, checkpoints = folder / METRICS, folder / CHECKPOINTS
     progress.metrics_bytes = metrics.stat().st_size if metrics.is_file() else 0
@@ -123,16 +113,14 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
         partial.rename(final)
         sync([checkpoints])
     for old in sorted(checkpoints.glob(STEP_PREFIX + "*"))[:-keep]:
-        removed = old.rename(checkpoints / (PARTIAL_PREFIX + old.name))  # never leaves a part under the final name
-        shutil.rmtree(removed)
+        shutil.rmtree(old.rename(checkpoints / (PARTIAL_PREFIX + old.name)))
 
 
 def load_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress) -> None:
     """Restores the last checkpoint of a run, if there is one; called on every process.
 
     Raises:
-        ValueError: If it cannot be read, or was written by another number of processes, so that updates had other
-            images.
+        ValueError: It cannot be read, or was written by another number of processes, whose updates had other images.
     """
     found = sorted((folder / CHECKPOINTS).glob(STEP_PREFIX + "*"))
     if found:
@@ -140,12 +128,10 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress) 
             _load_state(accelerator, found[-1])
         except ValueError as error:
             before = found[-2].name if len(found) > 1 else "the beginning"
-            raise ValueError(
-                f"The checkpoint {found[-1]} is damaged: {error} Delete that folder to resume from {before}."
-            ) from error
-        count = accelerator.num_processes
-        if progress.num_processes != count:
-            raise ValueError(f"`output` {folder} holds a run of {progress.num_processes} processes, not {count}.")
+            text = f"The checkpoint {found[-1]} is damaged: {error} Delete that folder to resume from {before}."
+            raise ValueError(text) from error
+        if (count := progress.num_processes) != accelerator.num_processes:
+            raise ValueError(f"`output` {folder} holds a run of {count} processes, not {accelerator.num_processes}.")
     progress.num_processes = accelerator.num_processes
     metrics = folder / METRICS
     if accelerator.is_main_process and metrics.is_file():
@@ -160,7 +146,7 @@ def _load_state(accelerator: Accelerator, checkpoint: Path) -> None:
             load(path, map_location="cpu", weights_only=True)
         path = checkpoint
         accelerator.load_state(str(checkpoint))
-    except MemoryError:
+    except torch.OutOfMemoryError:
         raise
     except Exception as error:  # torch raises all kinds of errors for damaged files
         is_pickle = isinstance(error, pickle.UnpicklingError)  # torch's own message would advise to trust the file

@@ -1,6 +1,7 @@
 """The images of a training run: those that are trained on and those that PQ is measured on."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,66 +21,44 @@ VALIDATION_SCENES = 100
 
 @dataclass(frozen=True)
 class DataSummary:
-    """Counts over some annotated images.
-
-    Args:
-        images: Number of images.
-        empty: Number of images without a segment.
-        counts: Number of segments of each label.
-        most_segments: Largest number of segments in an image.
-    """
+    """Counts over some annotated images."""
 
     images: int
-    empty: int
-    counts: tuple[int, ...]
-    most_segments: int
-
-    @property
-    def segments(self) -> int:
-        """Number of segments in all images."""
-        return sum(self.counts)
+    empty: int  # images without a segment
+    counts: tuple[int, ...]  # segments of each label
+    most_segments: int  # in an image
 
     def describe(self, categories: Categories) -> str:
         """Returns a line such as `80 images, 812 segments (10.2 per image) of 71 classes (45 things, 26 stuff)`."""
         seen = [thing for thing, count in zip(categories.is_thing, self.counts, strict=True) if count]
+        segments, missing = sum(self.counts), len(categories) - len(seen)
         line = (
-            f"{self.images} images, {self.segments} segments ({self.segments / max(self.images, 1):.1f} per image) of "
+            f"{self.images} images, {segments} segments ({segments / max(self.images, 1):.1f} per image) of "
             f"{len(seen)} classes ({sum(seen)} things, {len(seen) - sum(seen)} stuff)"
         )
-        missing = len(categories) - len(seen)
         line += f"; {missing} classes never occur" if missing else ""
         return line + (f"; {self.empty} images without a segment" if self.empty else "")
 
 
 def summarize(label_ids: Iterable[list[int]], categories: Categories) -> DataSummary:
     """Counts images and segments, given the label ids of the segments of each image."""
-    lengths, counts = [], [0] * len(categories)
-    for labels in label_ids:
-        lengths.append(len(labels))
-        for label in labels:
-            counts[label] += 1
-    return DataSummary(len(lengths), lengths.count(0), tuple(counts), max(lengths, default=0))
+    images = list(label_ids)
+    counts = Counter(label for labels in images for label in labels)
+    lengths = [len(labels) for labels in images]
+    each = tuple(counts[label] for label in range(len(categories)))
+    return DataSummary(len(images), lengths.count(0), each, max(lengths, default=0))
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Training and validation records with the same categories.
-
-    Args:
-        train: Training records.
-        validation: Validation records; the training records if there are no others.
-        categories: Classes of both.
-        train_name: Name of the training data without private paths.
-        validation_name: Name of the validation data without private paths.
-        summary: Counts over the training data.
-    """
+    """Training and validation records with the same categories."""
 
     train: Dataset
-    validation: Dataset
+    validation: Dataset  # the training records if there are no others
     categories: Categories
-    train_name: str
+    train_name: str  # without private paths
     validation_name: str
-    summary: DataSummary
+    summary: DataSummary  # of training records
 
     def describe(self) -> dict[str, str]:
         """Returns a sentence about the training data and one about the validation data."""
@@ -93,46 +72,47 @@ class TrainingData:
         }
 
 
-def read_data(settings: DataSettings, seed: int, *, source: Any = None, validation_source: Any = None) -> TrainingData:
+def read_data(settings: DataSettings, seed: int, in_memory: Mapping[str, PanopticData] | None = None) -> TrainingData:
     """Reads the training and validation records.
 
     Args:
-        settings: What to read.
-        seed: Seed of generated scenes.
-        source: Records in memory, a `PanopticData`, in place of `settings.data`.
-        validation_source: Records in memory in place of `settings.validation_data`.
+        settings: what to read.
+        seed: of generated scenes.
+        in_memory: records that are used in place of the settings `data` and `validation_data`.
 
     Raises:
-        ValueError: If no data are named, they cannot be read, no image has a segment, or the classes differ.
+        ValueError: no data are named, they cannot be read, no image has a segment, or the classes differ.
     """
-    if source is None and settings.data is None:
+    named = {"data": settings.data, "validation_data": settings.validation_data} | dict(in_memory or {})
+    source, held_out = named["data"], named["validation_data"]
+    if source is None:
         raise ValueError(f"`data` is needed: a folder, a Hub dataset or `{SCENES}`.")
     options: dict[str, Any] = {"data_format": settings.format, "limit": settings.limit}
     options |= {"scene_side": min(settings.short_side, MAX_SCENE_SIDE), "scene_seed": seed}
-    train = _read(source, settings.data, settings.split, options)
+    train = _read(source, split=settings.split, **options)
     summary = summarize(_label_ids(train.records), train.categories)
-    if summary.segments == 0:
+    if not any(summary.counts):
         raise ValueError(f"`data` {settings.data!r} has no annotated segment in the {summary.images} images examined.")
     validation, name = train, "the training images"
     options |= {"scene_seed": seed + VALIDATION_SEED_OFFSET, "categories": train.categories}
-    if validation_source is not None or settings.validation_data is not None or settings.validation_split is not None:
-        named = settings.validation_data or settings.data
+    if held_out is not None or settings.validation_split is not None:
+        held_out_name = settings.validation_data or settings.data
         try:
-            validation = _read(validation_source, named, settings.validation_split, options)
+            validation = _read(held_out or source, split=settings.validation_split, **options)
         except ValueError as error:
-            raise ValueError(f"`validation_data` {named!r} does not fit the training data: {error}") from error
-        name = public_name(str(named), settings.validation_split)
-    elif settings.data == SCENES:
+            raise ValueError(f"`validation_data` {held_out_name!r} does not fit the training data: {error}") from error
+        name = public_name(str(held_out_name), settings.validation_split)
+    elif source == SCENES:
         options["limit"] = min(settings.limit or VALIDATION_SCENES, VALIDATION_SCENES)
-        validation, name = _read(None, SCENES, None, options), "generated scenes that are not trained on"
+        validation, name = _read(SCENES, **options), "generated scenes that are not trained on"
     train_name = public_name(str(settings.data), settings.split)
     return TrainingData(train.records, validation.records, train.categories, train_name, name, summary)
 
 
-def _read(in_memory: Any, named: str | None, split: str | None, options: dict[str, Any]) -> PanopticData:
-    if in_memory is not None:
-        return read_source(in_memory, limit=options["limit"], categories=options.get("categories"))
-    return read_source(str(named), split=split, **options)
+def _read(source: Any, **options: Any) -> PanopticData:
+    if isinstance(source, PanopticData):
+        options = {name: options[name] for name in ("limit", "categories") if name in options}
+    return read_source(source, **options)
 
 
 def _label_ids(records: Dataset) -> list[list[int]]:

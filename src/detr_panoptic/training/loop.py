@@ -19,10 +19,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..losses import LossNormalizers, loss_normalizers, matching_errors
+from ..losses import LossNormalizers, loss_normalizers
 from ..matcher import match
 from .batches import Batch
 from .checkpoints import save_checkpoint
+from .matching_errors import matching_errors
 from .state import Run
 from .validation import validate
 
@@ -30,46 +31,35 @@ logger = logging.getLogger(__name__)
 
 
 def run_epochs(run: Run) -> int | None:
-    """Trains to the end of the run, or until SIGTERM or Ctrl-C stops it after an update.
-
-    Returns:
-        The number of the signal that stopped the run; None at its end.
-    """
-    progress, total_steps = run.state.progress, run.total_steps
+    """Trains to the end of the run, or until a signal stops it after an update; returns the number of the signal."""
+    progress, settings = run.state.progress, run.settings
     with stop_signals(run.accelerator) as received:
         while not progress.is_finished:
             run.batches.start_epoch(progress.epoch)
             if train_epoch(run):
-                return received[0] if received else signal.SIGTERM  # another process received the signal
+                return received[0] if received else signal.SIGTERM  # another process received it
             progress.epoch, progress.windows = progress.epoch + 1, 0
-            is_last = progress.step == total_steps
-            if is_last or progress.epoch % run.settings.run.evaluate_every == 0:
+            is_last = progress.step == run.total_steps
+            if is_last or progress.epoch % settings.run.evaluate_every == 0:
                 quality = validate(run)
-                is_better = quality > progress.best
-                progress.best = max(quality, progress.best)
-                progress.evaluations_without_gain = 0 if is_better else progress.evaluations_without_gain + 1
-                patience = run.settings.optimization.patience
-                progress.is_finished = is_last or progress.evaluations_without_gain == patience
+                without_gain = 0 if quality > progress.best else progress.evaluations_without_gain + 1
+                progress.best, progress.evaluations_without_gain = max(quality, progress.best), without_gain
+                progress.is_finished = is_last or without_gain == settings.optimization.patience
                 save(run)
     return None
 
 
 def train_epoch(run: Run) -> bool:
     """Does the remaining updates of an epoch; returns whether a signal stopped them."""
-    settings, state, accelerator = run.settings, run.state, run.accelerator
-    optimization, progress = settings.optimization, state.progress
+    settings, state, accelerator, progress = run.settings, run.state, run.accelerator, run.state.progress
+    steps, max_grad_norm = settings.optimization.gradient_accumulation_steps, settings.optimization.max_grad_norm
     state.model.train()
-    for window in windows(run.loader, optimization.gradient_accumulation_steps, progress.windows, accelerator):
+    for window in windows(run.loader, steps, progress.windows, accelerator):
         progress.step += 1
         progress.windows += 1
         is_logged = progress.step % settings.run.log_every == 0
         terms = train_step(
-            state.model,
-            window,
-            state.optimizer,
-            accelerator,
-            max_grad_norm=optimization.max_grad_norm,
-            with_errors=is_logged,
+            state.model, window, state.optimizer, accelerator, max_grad_norm=max_grad_norm, with_errors=is_logged
         )
         rate = float(state.schedule.get_last_lr()[0])
         state.schedule.step()
@@ -81,10 +71,8 @@ def train_epoch(run: Run) -> bool:
         is_stopped = accelerator.check_trigger()
         if is_stopped or progress.step % settings.run.checkpoint_every == 0:
             save(run)
-        if is_stopped:
-            return True
-        if progress.step == run.total_steps:
-            break
+        if is_stopped or progress.step == run.total_steps:
+            return is_stopped
     return False
 
 
@@ -105,18 +93,18 @@ def train_step(
     """Does one update with the gradients of all batches of a window.
 
     Args:
-        model: In training mode, prepared by the accelerator.
-        window: Batches whose gradients are accumulated.
-        optimizer: Prepared by the accelerator.
-        accelerator: Knows the processes and the precision.
-        max_grad_norm: Gradients are clipped to this norm.
-        with_errors: Whether to return `class_error` and `cardinality_error` of the last batch.
+        model: in training mode; prepared by the accelerator, as the optimizer.
+        window: batches whose gradients are accumulated.
+        optimizer: of the model.
+        accelerator: of the run.
+        max_grad_norm: the gradient is clipped to this norm.
+        with_errors: whether to return `class_error` and `cardinality_error` of the last batch.
 
     Returns:
         Detached loss terms of this process, and `gradient_norm` of all processes before clipping.
 
     Raises:
-        FloatingPointError: If a loss or the gradient is not finite; the weights are unchanged.
+        FloatingPointError: a loss or the gradient is not finite; the weights are unchanged.
     """
     normalizers = window_normalizers(window, model, accelerator)
     terms: dict[str, Tensor] = {}
@@ -161,7 +149,7 @@ def finite_output(model: nn.Module, batch: Batch, normalizers: LossNormalizers) 
     """Returns the model's output for a training batch.
 
     Raises:
-        FloatingPointError: If the loss, or the input of the matching, is not finite; names the images.
+        FloatingPointError: the loss, or the input of the matching, is not finite; names the images.
     """
     try:
         output = model(**batch, normalizers=normalizers)
@@ -182,7 +170,7 @@ def prediction_errors(output: Any, labels: Sequence[dict[str, Any]], config: Any
     """Returns `class_error` and `cardinality_error` of the last decoder layer, see `matching_errors`."""
     costs = {name: getattr(config, name) for name in ("class_cost", "bbox_cost", "giou_cost")}
     logits = output.logits.detach()
-    (matching,) = match(logits[None], output.pred_boxes.detach()[None], labels, **costs)
+    matching = match(logits[None], output.pred_boxes.detach()[None], labels, costs=costs)
     return matching_errors(logits, labels, matching)
 
 
@@ -201,21 +189,20 @@ def mean_over_processes(terms: dict[str, Tensor], accelerator: Accelerator) -> d
 
 @contextmanager
 def stop_signals(accelerator: Accelerator) -> Iterator[list[int]]:
-    """Turns SIGTERM and Ctrl-C into `accelerator.check_trigger` on every process; a second Ctrl-C stops at once.
+    """Turns SIGTERM and Ctrl-C into `accelerator.check_trigger` on every process, and yields a list of those received.
 
-    Yields a list that receives the numbers of the signals of this process.
+    A second Ctrl-C stops at once.
     """
     received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
+    if threading.current_thread() is not threading.main_thread():  # other threads cannot handle signals
         yield received
         return
 
     def stop(number: int, _frame: Any) -> None:
         logger.info("%s: stopping after this update", signal.Signals(number).name)
-        received.append(int(number))
+        received.append(number)
         accelerator.set_trigger()
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

