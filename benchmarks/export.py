@@ -38,7 +38,7 @@ from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcesso
 from detr_panoptic.checkpoints import BUNDLED
 from detr_panoptic.data import PanopticData
 from detr_panoptic.inference import load
-from detr_panoptic.modeling_detr_panoptic import SKIPPED_MASK_LOGIT
+from detr_panoptic.mask_head import SKIPPED_MASK_LOGIT
 from detr_panoptic.scenes import SCENE_CATEGORIES, scenes_dataset
 
 MASKS = 20  # per image, of R50's 100 queries

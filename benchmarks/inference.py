@@ -35,7 +35,7 @@ from cases import (
     transformers_model,
 )
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
-from detr_panoptic.modeling_detr_panoptic import SKIPPED_MASK_LOGIT
+from detr_panoptic.mask_head import SKIPPED_MASK_LOGIT
 
 THEIRS, DETECTOR = "transformers", "transformers, boxes only"
 COMPARED = ("logits", "pred_boxes", "pred_masks")

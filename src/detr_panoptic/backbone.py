@@ -1,46 +1,40 @@
 """The convolutional backbone: a timm model cut after its last stage.
 
 Follows models/backbone.py of facebookresearch/detr (29901c5), with these differences:
-  * any timm model with maps of strides 4, 8, 16 and 32 serves, not only torchvision's ResNets;
-  * frozen are the parameters up to the end of the stride-4 stage, found by the order of definition: for a ResNet
-    the stem and layer1, as in the reference;
-  * a frozen batch norm keeps the epsilon of its layer. That is the reference's 1e-5 for every ResNet; weights that
-    were trained with another epsilon (tf_efficientnet: 1e-3) need their own;
-  * a frozen batch norm after a convolution scales the convolution's weight instead of its output: 23 M products for
-    a ResNet-50, where the maps of an 800x1066 image are 190 M. Nothing is kept between calls, so weights may change
-    and be saved as ever, gradients flow, and training and inference give the same bits;
-  * maps are channels-last in memory, which is how the fast kernels of CPU and GPU want them.
+  * any timm model with maps of strides 4, 8, 16 and 32 can be used, not only torchvision's ResNets;
+  * the frozen parameters are those up to the end of the stride-4 stage in the order of definition: for a ResNet the
+    stem and layer1, as in the reference;
+  * a frozen batch norm keeps the epsilon of its layer. For every ResNet that is the reference's 1e-5; weights trained
+    with another epsilon (tf_efficientnet: 1e-3) need their own;
+  * a convolution and the frozen norm after it run as one convolution (`ConvNorm`);
+  * maps are channels-last in memory, the layout of the fast kernels on CPU and GPU.
 """
 
-from collections import Counter
+import copy
+import operator
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import timm
 import torch
-from timm.layers import Format, FrozenBatchNormAct2d, freeze_batch_norm_2d
+from timm.layers import Format
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812  the field's name for it
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.hooks import RemovableHandle
-from torchvision.ops import FrozenBatchNorm2d
-
-from .box_ops import at_least_float32
+from transformers import initialization as init
 
 STRIDES = (4, 8, 16, 32)
 DILATED_STRIDES = (4, 8, 16, 16)
-PROBE_SIZE = (224, 224)  # (H, W) of an image for a model that does not say what it takes
 
 
 class Backbone(nn.Module):
-    """Images to four maps of features.
+    """Computes four feature maps of an image.
 
     Args:
         name: timm's name of the model.
         dilation: keep the last stage at stride 16 (DC5).
         num_channels: channels of the images.
-        pretrained: fetch timm's weights.
+        pretrained: download timm's weights.
 
     Raises:
         ValueError: timm does not know the model, or it has no such maps.
@@ -58,14 +52,14 @@ class Backbone(nn.Module):
         self.image_statistics = {"image_mean": list(statistics["mean"]), "image_std": list(statistics["std"])}
         self.channels: list[int] = features.channels()
         self._first_stage: str = features.module_name()[0].replace(".", "_")
-        self._channels_last_output = getattr(body, "output_fmt", None) == Format.NHWC  # Swin and its kin
-        self.body = freeze_batch_norm_2d(body)
-        fold_frozen_norms(self.body, num_channels=num_channels)
+        self._channels_last_output = getattr(body, "output_fmt", None) == Format.NHWC  # Swin and its relatives
+        self.body = freeze_norms(body)
+        self._fused = FusedBody(self.body)
         self.freeze_stem()
         self._keep_initial_weights()
 
     def freeze_stem(self) -> None:
-        """Takes the gradient from every parameter up to the end of the stride-4 stage."""
+        """Turns off the gradient of every parameter up to the end of the stride-4 stage."""
         names = [name for name, _ in self.body.named_parameters()]
         first_stage = [i for i, name in enumerate(names) if name.replace(".", "_").startswith(self._first_stage + "_")]
         last = max(first_stage, default=-1)
@@ -73,153 +67,207 @@ class Backbone(nn.Module):
             parameter.requires_grad_(False)
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        """Maps (B, C_i, H/s, W/s) of strides 4, 8, 16 and 32 from images (B, 3, H, W); the last is 16 if dilated."""
-        maps = self.body(pixel_values.contiguous(memory_format=torch.channels_last))
+        """Computes maps (B, C_i, H/s, W/s) of strides 4, 8, 16 and 32 (16 if dilated) from images (B, 3, H, W)."""
+        maps = self._fused.current(self)(pixel_values.contiguous(memory_format=torch.channels_last))
         return [m.permute(0, 3, 1, 2) for m in maps] if self._channels_last_output else maps
 
+    def train(self, mode: bool = True) -> "Backbone":
+        """Switches between training and inference."""
+        super().train(mode)
+        self._fused.train(mode)
+        return self
+
     def _keep_initial_weights(self) -> None:
-        # timm has initialized, or fetched, what it built: transformers shall not draw it anew. On the meta device
-        # there is nothing yet, and the checkpoint fills it.
+        # timm has initialized or downloaded the weights, so transformers must not initialize them again. On the meta
+        # device there is nothing yet; the checkpoint fills it.
         for module in self.body.modules():
             tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
             module._is_hf_initialized = all(not tensor.is_meta for tensor in tensors)
 
 
-class NormalizedConv2d(nn.Conv2d):
-    """A convolution that does the affine part of the frozen batch norm after it."""
-
-    norms: tuple[Any]
-    """The norm, in a tuple: it is registered where timm put it, and saved under that name alone."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in, h, w) to (B, out, h', w'), normalized."""
-        (norm,) = self.norms
-        tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        weight, bias, mean, variance = (at_least_float32(tensor) for tensor in tensors)
-        scale = weight * (variance + norm.eps).rsqrt()
-        shift = bias - mean * scale
-        if self.bias is not None:
-            shift = shift + self.bias * scale
-        folded = at_least_float32(self.weight) * scale[:, None, None, None]
-        return self._conv_forward(x, folded.to(self.weight.dtype), shift.to(self.weight.dtype))
-
-
-class AppliedNorm2d(FrozenBatchNorm2d):
-    """A frozen batch norm that the convolution before it has applied."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The input."""
-        return x
-
-
-class AppliedNormAct2d(FrozenBatchNormAct2d):
-    """A frozen batch norm with activation, of which the activation is left to do."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w), activated."""
-        return self.act(self.drop(x))
-
-
-def fold_frozen_norms(body: nn.Module, *, num_channels: int = 3) -> None:
-    """Lets each convolution do the affine part of the frozen batch norm that alone reads it, in place.
-
-    Parameters, buffers and their names stay. Where `body` cannot run without values, everything stays.
+class FrozenNorm(nn.Module):
+    """Batch norm with fixed statistics and affine parameters, and the activation that timm puts into it.
 
     Args:
-        body: frozen already.
-        num_channels: of the images that it takes.
-    """
-    applied = {FrozenBatchNorm2d: AppliedNorm2d, FrozenBatchNormAct2d: AppliedNormAct2d}
-    for conv, norm in _normalized_convolutions(body, num_channels):
-        conv.__class__ = NormalizedConv2d
-        conv.norms = (norm,)
-        norm.__class__ = applied[type(norm)]
-
-
-class _Readers(TorchFunctionMode):
-    """While a network runs: which modules, or other code, read the output of each of some modules.
-
-    Modes and hooks belong to one thread and one network. `torch.fx` replaces methods of every `nn.Module` while it
-    traces: a model that another thread runs meanwhile fails.
+        norm: the layer to replace; its tensors become buffers of the same names.
     """
 
-    def __init__(self) -> None:
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
-        self.runs: Counter[nn.Module] = Counter()
-        self.readers: dict[nn.Module, list[nn.Module | None]] = {}
-        """By the module whose output is read; None for code that is not one of the watched modules."""
-        # By the number of the tensor; as these stay alive, no number comes twice.
-        self._writers: dict[int, tuple[nn.Module, Tensor]] = {}
-        self._inside = 0
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, getattr(norm, name).detach().clone())
+        self.eps = norm.eps
+        self.act: nn.Module = getattr(norm, "act", nn.Identity())
 
-    def watch(self, module: nn.Module) -> list[RemovableHandle]:
-        """Notes what this module reads and who reads its output."""
-        return [module.register_forward_pre_hook(self._enter), module.register_forward_hook(self._leave)]
+    def reset_parameters(self) -> None:
+        """Makes the norm the identity."""
+        init.ones_(self.weight)
+        init.zeros_(self.bias)
+        init.zeros_(self.running_mean)
+        init.ones_(self.running_var)
 
-    def read(self, value: object, reader: nn.Module | None) -> None:
-        """Notes that a tensor is read, if a watched module wrote it."""
-        module, tensor = self._writers.get(id(value), (None, None))
-        if module is not None and tensor is value:
-            self.readers.setdefault(module, []).append(reader)
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Returns the norm as a product and a sum: two tensors (C,), float32 or wider."""
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        scale = self.weight.to(wide) * (self.running_var.to(wide) + self.eps).rsqrt()
+        return scale, self.bias.to(wide) - self.running_mean.to(wide) * scale
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        for value in args:
-            self.read(value, module)
-        self._inside += 1
-
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG002
-        self._inside -= 1
-        self.runs[module] += 1
-        self._writers[id(output)] = (module, output)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Calls the function; its tensors are read unless a watched module is at work."""
-        if not self._inside:
-            for value in tree_leaves((args, kwargs)):
-                self.read(value, None)
-        return func(*args, **(kwargs or {}))
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalizes and activates (B, C, h, w)."""
+        scale, shift = (values.to(x.dtype)[:, None, None] for values in self.scale_and_shift())
+        return self.act(x * scale + shift)
 
 
-def _normalized_convolutions(body: nn.Module, num_channels: int) -> list[tuple[Any, Any]]:
-    """Convolutions with the frozen norm that reads their output, where nothing else does and each runs once."""
-    norms = (FrozenBatchNorm2d, FrozenBatchNormAct2d)
-    # A hook may read what no code does: timm takes the maps of some models so.
-    convs = [m for m in body.modules() if type(m) is nn.Conv2d and not m._forward_hooks]
-    frozen = [m for m in body.modules() if type(m) in norms and not m._forward_pre_hooks]
-    if not frozen:
-        return []
-    uses = _Readers()
-    handles = [handle for module in (*convs, *frozen) for handle in uses.watch(module)]
-    try:
-        _run_without_values(body, num_channels, uses)
-    except Exception:  # whatever a model says that cannot run so: its norms stay as they are
-        return []
-    finally:
-        for handle in handles:
-            handle.remove()
-    pairs = []
-    for conv in convs:
-        match uses.readers.get(conv):
-            case [nn.Module() as norm] if type(norm) in norms and uses.runs[conv] == uses.runs[norm] == 1:
-                pairs.append((conv, norm))
-    return pairs
+def freeze_norms(module: nn.Module) -> nn.Module:
+    """Replaces every batch norm in a module, in place, and returns the module or its own replacement."""
+    if isinstance(module, nn.BatchNorm2d):
+        return FrozenNorm(module)
+    for name, child in module.named_children():
+        setattr(module, name, freeze_norms(child))
+    return module
 
 
-def _run_without_values(body: nn.Module, num_channels: int, uses: _Readers) -> None:
-    """One forward on the meta device, where tensors have shapes and nothing is computed; `body` stays as it is."""
-    sides = getattr(body, "pretrained_cfg", {}).get("input_size", (num_channels, *PROBE_SIZE))[1:]
-    image = torch.empty(1, num_channels, *sides, device="meta")
-    tensors = dict([*body.named_parameters(), *body.named_buffers()])
-    with uses:
-        maps = functional_call(body, {name: tensor.to("meta") for name, tensor in tensors.items()}, (image,))
-        for value in maps:
-            uses.read(value, None)
+class ConvNorm(nn.Module):
+    """A convolution and the frozen norm after it as one convolution, without the activation.
+
+    The norm scales the convolution's weight instead of its output: for a ResNet-50 23 M products, where the maps of an
+    800x1066 image have 190 M elements. Without gradients the scaled weight is kept until a tensor that it depends on
+    changes; a change through `.data` goes unnoticed, as it does in autograd.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: FrozenNorm) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = norm
+        self._kept: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolves and normalizes: (B, in, h, w) to (B, out, h', w')."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.conv._conv_forward(x, *self._scaled())
+        norm = self.norm
+        sources = (self.conv.weight, self.conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        try:
+            versions = [source if source is None else (source._version, source.data_ptr()) for source in sources]
+        except RuntimeError:  # tensors of inference mode have no version
+            return self.conv._conv_forward(x, *self._scaled())
+        kept = self._kept
+        if kept is None or kept[0] != versions or not all(map(operator.is_, kept[1], sources)):
+            kept = self._kept = versions, sources, self._scaled()
+        return self.conv._conv_forward(x, *kept[2])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what copying and pickling keep: all but the scaled weight."""
+        return self.__dict__ | {"_kept": None}
+
+    def _scaled(self) -> tuple[Tensor, Tensor]:
+        """Returns weight and bias with the norm applied."""
+        scale, shift = self.norm.scale_and_shift()
+        if self.conv.bias is not None:
+            shift = shift + self.conv.bias * scale
+        weight = self.conv.weight.to(scale.dtype) * scale[:, None, None, None]
+        return weight.to(self.conv.weight.dtype), shift.to(self.conv.weight.dtype)
+
+
+class FusedBody:
+    """A network in which `ConvNorm`s run, next to the network whose layers and tensors they use.
+
+    The original keeps timm's names and plain convolutions, which checkpoints and adapters (LoRA) expect.
+    """
+
+    def __init__(self, body: nn.Module) -> None:
+        self._modules = [*body.modules()]
+        self._body = fuse_norms(body)
+
+    def current(self, backbone: Backbone) -> nn.Module:
+        """Returns the network to run: the original if it is hooked or a replica of `nn.DataParallel`."""
+        body = backbone.body
+        modules = [*body.modules()]
+        if getattr(backbone, "_is_replica", False) or not all(map(is_plain, modules)):
+            return body
+        if len(modules) != len(self._modules) or not all(map(operator.is_, modules, self._modules)):
+            self._modules, self._body = modules, fuse_norms(body)  # an adapter has wrapped a layer
+        return self._body
+
+    def train(self, mode: bool) -> None:
+        """Switches the copied modules between training and inference; the shared ones follow the original."""
+        self._body.train(mode)
+
+
+def fuse_norms(body: nn.Module) -> nn.Module:
+    """Returns a network that runs `ConvNorm`s and shares every layer and tensor with the given one.
+
+    Only modules that do nothing but call others are copied. A norm that follows no convolution stays.
+    """
+    replacements: dict[int, Any] = {}
+    for conv, norm in conv_norm_pairs(body):
+        replacements |= {id(conv): ConvNorm(conv, norm), id(norm): norm.act}
+    for module in body.modules():
+        has_tensors = any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
+        if has_tensors or next(module.children(), None) is None:
+            replacements.setdefault(id(module), module)
+    return copy.deepcopy(body, replacements)
+
+
+def conv_norm_pairs(body: nn.Module) -> Iterator[tuple[nn.Conv2d, FrozenNorm]]:
+    """Yields each convolution with the frozen norm that reads its output.
+
+    In timm's modules the two are neighbors in the order of definition: `conv1` and `bn1`, `conv_pw` and `bn1`, `0` and
+    `1` in a `downsample`. If the first is a sequence of layers, its last one counts, as in the stem of ResNet-D.
+    """
+    for parent in body.modules():
+        for conv, norm in pairwise(parent.children()):
+            while isinstance(conv, nn.Sequential) and len(conv):
+                conv = conv[-1]
+            if type(conv) is not nn.Conv2d or not isinstance(norm, FrozenNorm):
+                continue
+            if conv.out_channels == len(norm.weight):
+                yield conv, norm
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Returns whether using a module's weights equals calling it: no hook and no replaced `forward` are in between."""
+    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
+def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes a padding mask to a map: (B, H, W) bool to (B, h, w) bool, True on the image.
+
+    Uses nearest neighbors as the reference does: a cell counts as image if its first pixel does.
+    """
+    return F.interpolate(mask[:, None].float(), size=size)[:, 0].bool()
+
+
+def image_sizes_of(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
+    """Returns the height and width of each image without its padding: (B, 2) int64."""
+    if pixel_mask is None:
+        lengths = [pixel_values.new_full((len(pixel_values),), n, dtype=torch.int64) for n in pixel_values.shape[-2:]]
+        return torch.stack(lengths, dim=-1)
+    real = pixel_mask.bool()
+    return torch.stack((real.any(2).sum(1), real.any(1).sum(1)), dim=-1)
+
+
+def check_images(pixel_values: Tensor, pixel_mask: Tensor | None, *, num_channels: int) -> None:
+    """Raises ValueError unless the images are (B, C, H, W) floats and the mask, if any, is (B, H, W)."""
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels or not pixel_values.is_floating_point():
+        raise ValueError(
+            f"`pixel_values` must be floating-point numbers of shape (batch, {num_channels}, height, width), "
+            f"got {pixel_values.dtype} of shape {tuple(pixel_values.shape)}."
+        )
+    expected = (pixel_values.shape[0], *pixel_values.shape[2:])
+    if pixel_mask is not None and tuple(pixel_mask.shape) != expected:
+        raise ValueError(f"`pixel_mask` must have shape {expected} like the images, got {tuple(pixel_mask.shape)}.")
 
 
 def _create_feature_extractor(name: str, *, dilation: bool, num_channels: int, pretrained: bool) -> nn.Module:
     if not name.replace(".", "_").isidentifier():
-        raise ValueError(f"`backbone` must be the name of a timm model, not where to fetch one, got {name!r}.")
-    # Not every architecture takes `output_stride`: ask for it only where it says something.
+        raise ValueError(f"`backbone` must be the name of a timm model, not a path or address, got {name!r}.")
+    # Some architectures do not take `output_stride` at all.
     stride: dict[str, Any] = {"output_stride": DILATED_STRIDES[-1]} if dilation else {}
     try:
         return timm.create_model(
@@ -235,11 +283,3 @@ def _create_feature_extractor(name: str, *, dilation: bool, num_channels: int, p
             f"`backbone` must be a timm model with four feature maps{' that can be dilated' if dilation else ''}, "
             f"got {name!r}: {error}"
         ) from error
-
-
-def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Padding of the images at the size of a map: (B, H, W) bool to (B, h, w) bool, True on the image.
-
-    Nearest, as the reference takes it: a cell counts as image when its first pixel does.
-    """
-    return F.interpolate(mask[:, None].float(), size=size)[:, 0].bool()

@@ -1,6 +1,6 @@
 """Operations on boxes, after util/box_ops.py of facebookresearch/detr (29901c5).
 
-Formats are in the names: `cxcywh` centre and size, `xyxy` left, top, right, bottom.
+Names state the format: `cxcywh` is center and size, `xyxy` is left, top, right, bottom.
 """
 
 import torch
@@ -8,60 +8,72 @@ from torch import Tensor
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """Centre-size boxes (..., 4) to corner boxes (..., 4), in the same units."""
+    """Converts boxes (..., 4) from center and size to corners, in the same units.
+
+    Example:
+        >>> cxcywh_to_xyxy(torch.tensor([4.0, 3.0, 2.0, 4.0]))
+        tensor([3., 1., 5., 5.])
+    """
     cx, cy, w, h = boxes.unbind(-1)
     return torch.stack((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), dim=-1)
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
-    """Corner boxes (..., 4) to centre-size boxes (..., 4), in the same units."""
+    """Converts boxes (..., 4) from corners to center and size, in the same units.
+
+    Example:
+        >>> xyxy_to_cxcywh(torch.tensor([3.0, 1.0, 5.0, 5.0]))
+        tensor([4., 3., 2., 4.])
+    """
     left, top, right, bottom = boxes.unbind(-1)
     return torch.stack(((left + right) / 2, (top + bottom) / 2, right - left, bottom - top), dim=-1)
 
 
 def generalized_iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
-    """Generalized IoU (arXiv 1902.09630) of broadcast corner boxes (..., 4) and (..., 4): (...) in [-1, 1].
+    """Computes the generalized IoU (arXiv 1902.09630) of corner boxes.
 
-    Two boxes of no area count as apart (IoU 0) where the formula divides zero by zero, so that an empty target gives a
-    finite loss.
+    Args:
+        first_xyxy: (..., 4).
+        second_xyxy: (..., 4), broadcast against the first.
+
+    Returns:
+        (...) in [-1, 1]. The IoU of two boxes without area, 0 / 0, counts as 0, so the loss of an empty target is
+        finite.
+
+    Example:
+        >>> generalized_iou(torch.tensor([0.0, 0.0, 2.0, 2.0]), torch.tensor([0.0, 0.0, 2.0, 1.0]))
+        tensor(0.5000)
     """
     area = _area(first_xyxy) + _area(second_xyxy)
-    overlap = _area(
-        torch.cat(
-            (
-                torch.maximum(first_xyxy[..., :2], second_xyxy[..., :2]),
-                torch.minimum(first_xyxy[..., 2:], second_xyxy[..., 2:]),
-            ),
-            dim=-1,
-        )
-    )
-    hull = _area(
-        torch.cat(
-            (
-                torch.minimum(first_xyxy[..., :2], second_xyxy[..., :2]),
-                torch.maximum(first_xyxy[..., 2:], second_xyxy[..., 2:]),
-            ),
-            dim=-1,
-        )
-    )
+    inner = torch.maximum(first_xyxy[..., :2], second_xyxy[..., :2])
+    outer = torch.minimum(first_xyxy[..., :2], second_xyxy[..., :2])
+    overlap = _area(torch.cat((inner, torch.minimum(first_xyxy[..., 2:], second_xyxy[..., 2:])), dim=-1))
+    hull = _area(torch.cat((outer, torch.maximum(first_xyxy[..., 2:], second_xyxy[..., 2:])), dim=-1))
     union = area - overlap
     smallest = torch.finfo(union.dtype).tiny
     return overlap / union.clamp(min=smallest) - (hull - union) / hull.clamp(min=smallest)
 
 
 def masks_to_boxes(masks: Tensor) -> Tensor:
-    """Boxes around masks: (T, H, W) bool to (T, 4) float32 xyxy in pixels, edges included (a pixel has width 1).
+    """Returns the boxes around masks.
 
-    An empty mask has the box of zeros.
+    Args:
+        masks: (T, H, W) bool.
+
+    Returns:
+        (T, 4) float32 xyxy in pixels. A pixel is one unit wide; an empty mask has the box 0, 0, 0, 0.
+
+    Example:
+        >>> masks_to_boxes(torch.tensor([[[False, True, True], [False, True, False]]]))
+        tensor([[1., 0., 3., 2.]])
     """
-    rows, columns = masks.any(2), masks.any(1)
-    top, bottom = _extent(rows)
-    left, right = _extent(columns)
+    top, bottom = _extent(masks.any(2))
+    left, right = _extent(masks.any(1))
     return torch.stack((left, top, right, bottom), dim=-1).float()
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision to float32; wider tensors stay as they are."""
+    """Converts half precision to float32; wider types stay as they are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -71,7 +83,7 @@ def _area(boxes_xyxy: Tensor) -> Tensor:
 
 
 def _extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """First True and one past the last, of each row of (T, N) bool; both 0 where there is none."""
+    """Returns the first True and one past the last in each row of (T, N) bool; 0 and 0 if there is none."""
     length = occupied.shape[-1]
     first = occupied.int().argmax(-1)
     end = length - occupied.flip(-1).int().argmax(-1)

@@ -1,12 +1,15 @@
 """Configuration of DETR for panoptic segmentation: what is saved with the weights."""
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import field, fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
+
+logger = logging.get_logger(__name__)
 
 SIZES = (
     "num_channels",
@@ -18,29 +21,31 @@ SIZES = (
     "num_queries",
     "num_labels",
 )
+LABEL_FIELDS = ("num_labels", "id2label", "label2id", "stuff_label_ids", "category_ids")
 
 
 @strict
 class DetrPanopticConfig(PreTrainedConfig):
-    """The architecture, the loss and the labels of a DETR panoptic model.
+    """Architecture, loss and labels of a DETR panoptic model.
 
-    Sizes default to DETR-R50 (arXiv 2005.12872, section 4). Names follow transformers' `DetrConfig` wherever both have
-    the thing.
+    Sizes default to DETR-R50 (arXiv 2005.12872, section 4). Names follow transformers' `DetrConfig` where both have
+    the field.
 
     Args:
         backbone: a timm model that supports `features_only` and has maps of strides 4, 8, 16 and 32.
-        use_pretrained_backbone: fetch timm's weights for the backbone when a model is built from scratch. Loading a
-            checkpoint with `from_pretrained` never does.
-        dilation: DC5, the last stage keeps stride 16 and dilates its convolutions instead.
+        use_pretrained_backbone: download timm's weights for the backbone when a model is built from scratch.
+            `from_pretrained` never does.
+        dilation: DC5: the last stage keeps stride 16 and dilates its convolutions instead.
         num_channels: channels of the images.
         hidden_size: D; a multiple of `num_heads` and of 16.
-        encoder_layers: layers of the encoder.
-        decoder_layers: L, layers of the decoder.
+        encoder_layers: number of encoder layers.
+        decoder_layers: L, number of decoder layers.
         num_heads: M, heads of every attention and attention maps per object.
         ffn_dim: width of the feed-forward networks.
         dropout: probability in the transformer, attention weights included (as in the reference).
-        num_queries: Q, the most objects that one image can have.
-        auxiliary_loss: sum the losses of every decoder layer. It changes no prediction.
+        num_queries: Q, the maximum number of objects in an image.
+        is_encoder_decoder: always True, as for transformers' DETR.
+        auxiliary_loss: sum the losses of every decoder layer. It does not change predictions.
         class_cost: weight of the class probability in the matching.
         bbox_cost: weight of the L1 distance of boxes in the matching.
         giou_cost: weight of the generalized IoU in the matching.
@@ -50,14 +55,20 @@ class DetrPanopticConfig(PreTrainedConfig):
         mask_loss_coefficient: weight of the focal loss of masks.
         dice_loss_coefficient: weight of the Dice loss of masks.
         eos_coefficient: weight of the "no object" class in the classification loss.
-        mask_loss_resolution: "image" compares masks pixel by pixel, as the reference does; "mask" at their own stride
-            of 4, which costs less memory and time and is another loss.
-        mask_queries: which queries the mask head runs for at inference. "kept": those whose best class is an object
-            (no threshold can keep another); an integer k: the k most confident ones, a static shape for compilation
-            and export; "all". With labels it always runs for the matched queries.
+        mask_loss_resolution: "image" compares masks pixel by pixel, as the reference does; "mask" compares them at
+            their own stride of 4, which takes less memory and time but is a different loss.
+        mask_queries: which queries get a mask in inference. "kept": those whose best class is an object; an integer
+            k: the k most confident ones, a static shape for compilation and export; "all". With labels, matched
+            queries always get one.
         threshold: confidence below which post-processing drops a query; 0.85 in the paper's evaluation.
-        stuff_label_ids: labels that are stuff: one segment per image at most.
-        category_ids: the dataset's category id of each label; None where they are the same.
+        stuff_label_ids: labels that are stuff, of which an image has at most one segment each.
+        category_ids: the dataset's category id of each label; None if they are equal.
+
+    Example:
+        >>> from detr_panoptic import DetrPanopticConfig
+        >>> config = DetrPanopticConfig(id2label={0: "person", 1: "sky"}, stuff_label_ids=[1])
+        >>> config.num_labels
+        2
     """
 
     model_type = "detr_panoptic"
@@ -70,12 +81,13 @@ class DetrPanopticConfig(PreTrainedConfig):
         "decoder_ffn_dim": "ffn_dim",
         "num_hidden_layers": "encoder_layers",
     }
-    # What transformers' Trainer does not gather in evaluation; left are classes, boxes, masks and their sizes.
+    # What transformers' Trainer does not gather in evaluation. It gathers classes, boxes, masks and their sizes.
     keys_to_ignore_at_inference = [  # noqa: RUF012  read by Trainer, never written
         "loss_dict",
         "auxiliary_outputs",
         "last_hidden_state",
         "encoder_last_hidden_state",
+        "projected",
     ]
 
     backbone: str = "resnet50"
@@ -90,6 +102,7 @@ class DetrPanopticConfig(PreTrainedConfig):
     ffn_dim: int = 2048
     dropout: float | int = 0.1
     num_queries: int = 100
+    is_encoder_decoder: bool = True
 
     auxiliary_loss: bool = True
     class_cost: float | int = 1
@@ -109,25 +122,38 @@ class DetrPanopticConfig(PreTrainedConfig):
     category_ids: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Refuses a misspelled field; other keys are transformers' own."""
+        """Refuses misspelled fields; transformers handles its own keys.
+
+        Raises:
+            ValueError: a key resembles a field, or `id2label` does not map numbers to names.
+        """
         names = [f.name for f in fields(self)]
         for key in kwargs:
             close = difflib.get_close_matches(key, names, n=1, cutoff=0.85)
             if close and key not in self.attribute_map and key not in dir(PreTrainedConfig):
-                raise ValueError(f"`{key}` is no field of DetrPanopticConfig; did you mean `{close[0]}`?")
+                raise ValueError(f"`{key}` is not a field of DetrPanopticConfig; did you mean `{close[0]}`?")
         if self.id2label is not None and not _names_labels(self.id2label):
             raise ValueError(f"`id2label` must map whole numbers to names, got {str(self.id2label)[:80]}.")
         if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
-            # The package's import registers the pipeline; to name it here as well would demand `trust_remote_code`.
+            # Importing the package registers the pipeline. Naming it here too would require `trust_remote_code`.
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Builds a configuration from a dictionary and keyword arguments, which take precedence.
+
+        New labels among the keyword arguments replace the old ones as a whole, see `replace_labels`.
+        """
+        labels = {name: kwargs.pop(name) for name in LABEL_FIELDS if name in kwargs}
+        return super().from_dict(replace_labels(config_dict, labels), **kwargs)
+
     def to_dict(self) -> dict[str, Any]:
-        """All fields, and where the Auto classes and `pipeline` find the code that is saved beside them."""
+        """Returns all fields, and where the Auto classes and `pipeline` find the code saved beside them."""
         return super().to_dict() | hub_code()
 
     def validate_sizes(self) -> None:
-        """Every size is positive, and the heads divide the hidden size."""
+        """Checks that sizes are positive and that the heads divide the hidden size."""
         for name in SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
@@ -136,7 +162,7 @@ class DetrPanopticConfig(PreTrainedConfig):
                 raise ValueError(f"`hidden_size` must be a multiple of {reason} ({divisor}), got {self.hidden_size}.")
 
     def validate_fractions(self) -> None:
-        """Probabilities lie in [0, 1], costs and weights are not negative."""
+        """Checks that probabilities lie in [0, 1] and that costs and weights are not negative."""
         for name in ("dropout", "threshold", "eos_coefficient"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be between 0 and 1, got {getattr(self, name)}.")
@@ -145,16 +171,16 @@ class DetrPanopticConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be a non-negative number, got {getattr(self, name)}.")
 
     def validate_mask_queries(self) -> None:
-        """`mask_queries` is "kept", "all" or a number of queries."""
+        """Checks that `mask_queries` is "kept", "all" or a number of queries."""
         check_mask_queries(self.mask_queries, self.num_queries)
 
     def validate_mask_loss_resolution(self) -> None:
-        """`mask_loss_resolution` is "image" or "mask"."""
+        """Checks that `mask_loss_resolution` is "image" or "mask"."""
         if self.mask_loss_resolution not in ("image", "mask"):
             raise ValueError(f'`mask_loss_resolution` must be "image" or "mask", got {self.mask_loss_resolution!r}.')
 
     def validate_labels(self) -> None:
-        """Stuff and category ids agree with the number of labels."""
+        """Checks that stuff and category ids agree with the number of labels."""
         num_labels = len(self.id2label or {})
         wrong = [label for label in self.stuff_label_ids if not 0 <= label < num_labels]
         if wrong:
@@ -167,7 +193,7 @@ class DetrPanopticConfig(PreTrainedConfig):
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """The weight of each loss term, by its name in `loss_dict`."""
+        """The weight of each loss term of a decoder layer and of its masks."""
         return {
             "loss_ce": self.ce_loss_coefficient,
             "loss_bbox": self.bbox_loss_coefficient,
@@ -177,8 +203,60 @@ class DetrPanopticConfig(PreTrainedConfig):
         }
 
 
+def replace_labels(config_dict: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a configuration's fields with other labels.
+
+    Stuff and category ids follow the names that old and new labels share, upper and lower case aside. A label with a
+    new name is a thing, and category ids are dropped if one has none. A warning says what was reset.
+
+    Args:
+        config_dict: the old fields.
+        labels: the new ones among `LABEL_FIELDS`, empty if nothing changes.
+    """
+    if not labels:
+        return dict(config_dict)
+    old = {int(label): str(name).casefold() for label, name in (config_dict.get("id2label") or {}).items()}
+    kept = {name: value for name, value in config_dict.items() if name not in ("num_labels", "label2id")}
+    if "id2label" in labels:
+        new = {int(label): str(name).casefold() for label, name in labels["id2label"].items()}
+    elif labels.get("num_labels", len(old)) == len(old):
+        new = old
+    else:
+        new = {}
+        kept.pop("id2label", None)
+    result = kept | {name: value for name, value in labels.items() if name == "num_labels" or value is not None}
+    if "id2label" in result:
+        result["label2id"] = {name: int(label) for label, name in result["id2label"].items()}
+        result.pop("num_labels", None)
+    return result | _follow_names(config_dict, labels, old, new)
+
+
+def _follow_names(
+    config_dict: Mapping[str, Any], labels: Mapping[str, Any], old: Mapping[int, str], new: Mapping[int, str]
+) -> dict[str, Any]:
+    """Returns the stuff and category ids of new labels, unless they are given or the names are the old ones."""
+    if new == old:
+        return {}
+    found: dict[str, Any] = {}
+    stuff = {old[label] for label in config_dict.get("stuff_label_ids") or () if label in old}
+    if stuff and "stuff_label_ids" not in labels:
+        found["stuff_label_ids"] = [label for label, name in new.items() if name in stuff]
+        logger.warning(
+            f"The labels are new: `stuff_label_ids` is {found['stuff_label_ids']}, the labels whose names were stuff "
+            "before. Pass `stuff_label_ids` to choose others."
+        )
+    if config_dict.get("category_ids") and "category_ids" not in labels:
+        ids = {old[label]: category for label, category in enumerate(config_dict["category_ids"]) if label in old}
+        found["category_ids"] = (
+            [ids[name] for name in new.values()] if new and ids.keys() >= set(new.values()) else None
+        )
+        if found["category_ids"] is None:
+            logger.warning("The labels are new: `category_ids` was reset to None.")
+    return found
+
+
 def hub_code() -> dict[str, Any]:
-    """The classes of the code in a Hub repository, for config.json."""
+    """Returns the classes of the code in a Hub repository, for config.json."""
     model = "modeling_detr_panoptic.DetrPanopticForSegmentation"
     return {
         "auto_map": {
@@ -198,7 +276,7 @@ def hub_code() -> dict[str, Any]:
 
 
 def _names_labels(id2label: Any) -> bool:
-    """Whether it is a mapping from numbers, which JSON writes as text."""
+    """Returns whether a value maps numbers, which are text in JSON."""
     return isinstance(id2label, dict) and all(str(label).isdecimal() for label in id2label)
 
 

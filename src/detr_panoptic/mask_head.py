@@ -1,12 +1,12 @@
 """From object embeddings to masks: attention maps over the encoded image, then an FPN-style head.
 
-Follows MHAttentionMap and MaskHeadSmallConv of facebookresearch/detr (29901c5): the same weights give the same masks,
-to rounding. The arithmetic is arranged so that what queries share is computed once per image, and the head takes any
-list of (image, query) rows, not all B x Q of them:
-  * conv([image, attention]) = conv(image) + conv(attention): the image's part once per image;
-  * conv(adapter(skip) + up(x)) = conv(adapter(skip)) + conv(up(x)): the skip's part once per image;
+Follows MHAttentionMap and MaskHeadSmallConv of facebookresearch/detr (29901c5). The same weights give the same masks
+up to rounding, but what the queries of an image share is computed once, and the head runs for any list of (image,
+query) rows instead of all B x Q:
+  * conv([image, attention]) = conv(image) + conv(attention), the first once per image;
+  * conv(adapter(skip) + up(x)) = conv(adapter(skip)) + conv(up(x)), the first once per image;
   * a 3x3 convolution after nearest upsampling by two is a transposed 4x4 convolution of the small map with stride 2:
-    every pixel of the large map sees 2x2 sources, so 4 products take the place of 9;
+    each pixel of the large map sees 2x2 sources, so there are 4 products instead of 9;
   * maps are channels-last in memory, as they come from the backbone.
 
 Legend: B images, Q queries, N rows (pairs of image and query), D hidden size, M heads, (h, w) map of stride 32 or 16.
@@ -20,15 +20,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the field's name for it
+from transformers import initialization as init
+
+from .backbone import is_plain
 
 CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
-"""The largest map of the rows that go through the head together when memory is to be saved, by type of device: enough
-to keep the cores busy, on a CPU few enough that the maps stay in its cache (docs/performance.md). A row of R50's head
-at 800x1066 has 3.4 MB."""
+"""Size of the largest map of the rows that run through the head together in inference, by device type: large enough to
+keep the cores busy, and on a CPU small enough for its cache (docs/performance.md). For R50 at 800x1066 a row's largest
+map has 3.4 MB."""
+SKIPPED_MASK_LOGIT = -1e4
+"""Mask logit of queries that the head did not run for: probability 0, finite in half precision, survives resizing."""
 
 
 class MaskAttention(nn.Module):
-    """Where each object looks: multi-head attention of object embeddings over the encoded image, scores only."""
+    """Multi-head attention from object embeddings to the encoded image, without values: where each object looks."""
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
@@ -36,8 +41,14 @@ class MaskAttention(nn.Module):
         self.q_proj = nn.Linear(hidden_size, hidden_size)
         self.k_proj = nn.Linear(hidden_size, hidden_size)
 
+    def reset_parameters(self) -> None:
+        """Initializes the projections as the reference does."""
+        for linear in (self.q_proj, self.k_proj):
+            init.xavier_uniform_(linear.weight)
+            init.zeros_(linear.bias)
+
     def forward(self, queries: Tensor, encoded: Tensor, mask: Tensor | None) -> Tensor:
-        """Attends from each object to the encoded image.
+        """Computes the attention maps of the objects.
 
         Args:
             queries: (B, Q, D) object embeddings.
@@ -52,8 +63,22 @@ class MaskAttention(nn.Module):
         scores = torch.einsum("bqmd,bhwmd->bqmhw", q * q.shape[-1] ** -0.5, k)
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None, None], torch.finfo(scores.dtype).min)
-        # One softmax over heads *and* pixels: the released weights were trained with heads competing.
+        # One softmax over heads *and* pixels: the published weights were trained with competing heads.
         return scores.flatten(2).softmax(-1).view_as(scores)
+
+
+class BoxHead(nn.Module):
+    """Three linear layers from object embeddings to boxes."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(hidden_size, size) for size in (hidden_size, hidden_size, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Computes boxes (..., 4) cxcywh in [0, 1] from embeddings (..., D)."""
+        for layer in self.layers[:-1]:
+            x = layer(x).relu()
+        return self.layers[-1](x).sigmoid()
 
 
 class ConvBlock(nn.Module):
@@ -65,30 +90,37 @@ class ConvBlock(nn.Module):
         self.norm = _group_norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in, h, w) to (N, out, h, w)."""
+        """Applies the block: (N, in, h, w) to (N, out, h, w)."""
         return self.norm(self.conv(x)).relu_()
 
     def convolve_shared(self, shared: Tensor) -> Tensor:
-        """The image's share of the convolution: (B, C, h, w), the first C channels, to (B, out, h, w)."""
+        """Convolves what a whole image shares, the first C channels: (B, C, h, w) to (B, out, h, w)."""
+        if not _is_plain_conv(self.conv):
+            return shared
         return F.conv2d(shared, self.conv.weight[:, : shared.shape[1]], self.conv.bias, padding=1)
 
     def add_own(self, own: Tensor, convolved: Tensor, image_index: Tensor) -> Tensor:
-        """The block on [shared, own] along the channels.
+        """Applies the block to [shared, own], concatenated along the channels.
 
         Args:
-            own: (N, in - C, h, w) what is each row's own.
-            convolved: (B, out, h, w) what `convolve_shared` returned for the images.
+            own: (N, in - C, h, w), the channels that differ between rows.
+            convolved: (B, out, h, w), what `convolve_shared` returned for the images.
             image_index: (N,) the image of each row.
 
         Returns:
             (N, out, h, w).
         """
+        if not _is_plain_conv(self.conv):
+            whole = torch.cat(
+                (convolved.expand(len(own), -1, -1, -1) if len(convolved) == 1 else convolved[image_index], own), dim=1
+            )
+            return self.norm(self.conv(whole)).relu_()
         convolved_own = F.conv2d(own, self.conv.weight[:, -own.shape[1] :], padding=1)
         return self.norm(_add_rows(convolved_own, convolved, image_index)).relu_()
 
 
 class FusionStage(nn.Module):
-    """Upsample the rows, add the image's map of that size, convolve."""
+    """Upsamples the rows, adds the backbone's map of that size, convolves."""
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -97,17 +129,21 @@ class FusionStage(nn.Module):
         self.norm = _group_norm(out_channels)
 
     def convolve_skip(self, skip: Tensor) -> Tensor:
-        """The image's share of the convolution: (B, skip, 2h, 2w) to (B, out, 2h, 2w), once for all rows."""
-        return self.conv(self.adapter(skip))
+        """Convolves the backbone's map, once for all rows: (B, skip, 2h, 2w) to (B, out, 2h, 2w)."""
+        adapted = self.adapter(skip)
+        return self.conv(adapted) if _is_plain_conv(self.conv) else adapted
 
     def forward(self, x: Tensor, convolved_skip: Tensor, image_index: Tensor) -> Tensor:
-        """Rows (N, in, h, w) to (N, out, 2h, 2w), given what `convolve_skip` returned for their images."""
+        """Applies the stage to rows: (N, in, h, w) and the result of `convolve_skip` to (N, out, 2h, 2w)."""
+        if not _is_plain_conv(self.conv):
+            whole = _add_rows(F.interpolate(x, size=convolved_skip.shape[-2:]), convolved_skip, image_index)
+            return self.norm(self.conv(whole)).relu_()
         own = convolve_upsampled(x, self.conv.weight, convolved_skip.shape[-2:])
         return self.norm(_add_rows(own, convolved_skip, image_index)).relu_()
 
 
 class MaskHead(nn.Module):
-    """Attention maps and features of the image to mask logits.
+    """Computes mask logits from attention maps and image features.
 
     Args:
         hidden_size: D, channels of the projected map.
@@ -128,14 +164,21 @@ class MaskHead(nn.Module):
         self.gradient_checkpointing = False  # transformers sets it, and with it the next
         self._gradient_checkpointing_func: Any = None
 
+    def reset_parameters(self) -> None:
+        """Initializes the convolutions as the reference does."""
+        for conv in [m for m in self.modules() if isinstance(m, nn.Conv2d)]:
+            init.kaiming_uniform_(conv.weight, a=1)
+            if conv.bias is not None:
+                init.zeros_(conv.bias)
+
     def forward(self, projected: Tensor, attention: Tensor, image_index: Tensor, skips: Sequence[Tensor]) -> Tensor:
-        """Mask logits of the given rows.
+        """Computes the masks of the given rows.
 
         Args:
             projected: (B, D, h, w) projected features of the images.
             attention: (N, M, h, w) attention maps of the rows.
             image_index: (N,) int64, the image of each row.
-            skips: maps of the backbone, (B, C, 2h, 2w), (B, C, 4h, 4w), (B, C, 8h, 8w) or thereabouts.
+            skips: maps of the backbone, (B, C, 2h, 2w), (B, C, 4h, 4w), (B, C, 8h, 8w); odd sizes differ by one.
 
         Returns:
             (N, 8h, 8w) logits, of the last skip's size.
@@ -147,21 +190,21 @@ class MaskHead(nn.Module):
             compute = partial(self._gradient_checkpointing_func, self._rows)
         attention = attention.contiguous(memory_format=torch.channels_last)
         count = self._rows_per_chunk(shared, attention.shape[0])
-        if count >= attention.shape[0]:  # nothing to split, and no number of chunks that an export would fix
+        if count >= attention.shape[0]:  # a graph must not depend on the number of chunks
             return compute(attention, image_index, *shared)
         chunks = zip(attention.split(count), image_index.split(count), strict=True)
         return torch.cat([compute(maps, index, *shared) for maps, index in chunks])
 
     def _rows(self, attention: Tensor, image_index: Tensor, *shared: Tensor) -> Tensor:
-        """Mask logits (N, 8h, 8w) of some rows, given what each step shares."""
+        """Computes the mask logits (N, 8h, 8w) of some rows, given what each step shares."""
         x = self.blocks[1](self.blocks[0].add_own(attention, shared[0], image_index))
         for stage, convolved_skip in zip(self.stages, shared[1:], strict=True):
             x = stage(x, convolved_skip, image_index)
         return self.predictor(x)[:, 0]
 
     def _rows_per_chunk(self, shared: Sequence[Tensor], rows: int) -> int:
-        # Where a gradient keeps every map, chunks save nothing; a compiler fuses what they keep in cache, and would
-        # write each of them out.
+        # With gradients every map is kept, so chunks save nothing. A compiler fuses the steps itself and would unroll
+        # the chunks.
         kept = torch.is_grad_enabled() and not (self.gradient_checkpointing and self.training)
         if kept or torch.compiler.is_compiling():
             return max(rows, 1)
@@ -170,19 +213,19 @@ class MaskHead(nn.Module):
 
 
 def convolve_upsampled(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
-    """Upsamples to the nearest, then convolves: (N, in, h, w) to (N, out, H, W).
+    """Upsamples with nearest neighbors, then convolves: (N, in, h, w) to (N, out, H, W).
 
     Args:
         x: the small map.
         weight: (out, in, 3, 3) of a convolution with padding 1.
-        size: (H, W), of any size. Fast for 2h or 2h - 1 and 2w or 2w - 1, which is all that strides of two make.
+        size: (H, W). Fast for 2h or 2h - 1 by 2w or 2w - 1, the sizes that strides of two give; others work too.
     """
     doubled = [2 * length for length in x.shape[-2:]]
     odd = [full - length for full, length in zip(doubled, size, strict=True)]
     if min(x.shape[-2:]) < 2 or not all(0 <= cut <= 1 for cut in odd):  # the first stage of a dilated backbone
         return F.conv2d(F.interpolate(x, size=size), weight, padding=1)
     y = F.conv_transpose2d(x, upsampling_kernel(weight), stride=2, padding=1)[..., : size[0], : size[1]]
-    # The map ends one pixel before the doubled one, and the last row or column has to see the border there.
+    # With an odd length the map ends one pixel before the doubled one: its last row or column sees the border.
     if odd[0]:
         last = F.interpolate(x[..., -2:, :], size=(2, size[1]))
         y = _replace_last(y, F.conv2d(last, weight[..., :2, :], padding=(0, 1)), dim=-2)
@@ -193,42 +236,84 @@ def convolve_upsampled(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor
 
 
 def _replace_last(y: Tensor, last: Tensor, *, dim: int) -> Tensor:
-    """`y`, its own to change, with the last row or column of `dim` replaced."""
+    """Replaces the last row or column of `y` along `dim`, in place unless compiled."""
     kept = y.narrow(dim, 0, y.shape[dim] - 1)
-    if torch.compiler.is_compiling():  # a graph would write the whole map anew, and in ONNX turn it twice before
+    if torch.compiler.is_compiling():  # in a graph, writing in place copies the whole map
         return torch.cat((kept, last), dim)
     y.narrow(dim, -1, 1).copy_(last)
     return y
 
 
 def upsampling_kernel(weight: Tensor) -> Tensor:
-    """The kernel of the transposed convolution that equals upsampling by two and then convolving.
+    """Returns the kernel of the transposed convolution that equals upsampling by two, then convolving.
 
     Args:
         weight: (out, in, 3, 3) of a convolution with padding 1.
 
     Returns:
-        (in, out, 4, 4), for `conv_transpose2d` with stride 2 and padding 1: the 3x3 taps that fall on one source pixel
-        are summed.
+        (in, out, 4, 4) for `conv_transpose2d` with stride 2 and padding 1. It sums the 3x3 taps that fall on the same
+        source pixel.
     """
     flipped = weight.flip(-2, -1).transpose(0, 1)  # a transposed convolution runs the kernel backwards
     rows = F.pad(flipped, (0, 0, 0, 1)) + F.pad(flipped, (0, 0, 1, 0))
     return F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))
 
 
+def _is_plain_conv(conv: nn.Module) -> bool:
+    """Returns whether the weights say all that a convolution does: no adapter (LoRA) or hook adds to it."""
+    return type(conv) is nn.Conv2d and is_plain(conv)
+
+
 def _add_rows(own: Tensor, once: Tensor, image_index: Tensor) -> Tensor:
-    """Adds to each row (N, C, h, w) what its image (B, C, h, w) computed once."""
+    """Adds to each row (N, C, h, w) the map of its image (B, C, h, w)."""
     return own + (once if once.shape[0] == 1 else once[image_index])
 
 
 class RowGroupNorm(nn.GroupNorm):
-    """`nn.GroupNorm`, also of one value: a map of one cell, in one channel per group, which PyTorch's refuses."""
+    """`nn.GroupNorm` that also accepts a single value per group, which PyTorch refuses."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name that the base class gives it
-        """(N, C, h, w), normalized."""
+        """Normalizes (N, C, h, w)."""
         return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    # Eight groups as published; narrower heads, which the reference cannot build, take as many as divide them.
+    # Eight groups as published; narrower heads, which the reference cannot build, take the largest common divisor.
     return RowGroupNorm(math.gcd(8, channels), channels)
+
+
+def select_rows(logits: Tensor, mask_queries: str | int) -> Tensor:
+    """Selects the queries of a batch that get a mask.
+
+    Args:
+        logits: (B, Q, K+1).
+        mask_queries: "all"; "kept" for the queries whose best class is an object; k for the k most confident queries
+            of each image.
+
+    Returns:
+        (N,) int64, ascending indices into the B*Q queries.
+
+    Example:
+        >>> select_rows(torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), "kept")
+        tensor([0])
+    """
+    batch, num_queries = logits.shape[:2]
+    first = torch.arange(batch, device=logits.device)[:, None] * num_queries
+    if mask_queries == "all":
+        return (first + torch.arange(num_queries, device=logits.device)).flatten()
+    probs = logits.float().softmax(-1)
+    score = probs[..., :-1].amax(-1)
+    kept = score >= probs[..., -1]
+    if mask_queries == "kept":
+        return kept.flatten().nonzero()[:, 0]
+    best = (score + kept).topk(int(mask_queries), dim=1).indices  # kept queries rank before all others
+    return (first + best.sort(dim=1).values).flatten()
+
+
+def spread_rows(masks: Tensor, rows: Tensor, shape: Sequence[int]) -> Tensor:
+    """Returns masks (N, h, w) of the rows as (B, Q, h, w), with `SKIPPED_MASK_LOGIT` for the other queries."""
+    batch, num_queries = shape
+    if rows.shape[0] == batch * num_queries:
+        return masks.unflatten(0, (batch, num_queries))
+    spread = masks.new_full((batch * num_queries, *masks.shape[1:]), SKIPPED_MASK_LOGIT)
+    return spread.index_copy(0, rows, masks).unflatten(0, (batch, num_queries))

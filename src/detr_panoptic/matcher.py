@@ -1,14 +1,13 @@
 """Bipartite matching of queries and targets.
 
 Follows models/matcher.py of facebookresearch/detr (29901c5), with these differences:
-  * costs are float32 at least, whatever the model's precision, and the layers of the decoder and the images of a batch
-    are computed together, with one transfer to the processor for all of them;
-  * costs and assignment are two functions.
+  * costs are computed in float32 or wider, whatever the precision of the model;
+  * the costs of all decoder layers and images are computed together and reach the CPU in one transfer.
 
-Legend: B images, Q queries, K labels, L decoder layers, T targets of one image.
+Legend: B images, Q queries, K labels, L decoder layers, T targets of one image, N matched pairs of the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,37 +21,91 @@ except ImportError:
 
 from .box_ops import at_least_float32, cxcywh_to_xyxy, generalized_iou
 
+Labels = Sequence[Mapping[str, Any]]
+"""Targets of B images: `class_labels` (T,) int64, `boxes` (T, 4) cxcywh in [0, 1], and `masks` (T, H, W) if known."""
+
 
 class Matching(NamedTuple):
-    """Matched pairs of a batch, image by image: three int64 tensors (N,) on the processor."""
+    """Matched pairs of a batch for L layers, image by image: int64 tensors."""
 
     image: Tensor
+    """(N,), ascending and the same for every layer."""
     query: Tensor
+    """(L, N), ascending within an image."""
     target: Tensor
-    """Index into the targets of all images, one image's after the other's."""
+    """(L, N), indices into the targets of all images in a row."""
+
+    def to(self, device: torch.device) -> "Matching":
+        """Returns the matching on another device."""
+        return Matching(*(index.to(device) for index in self))
+
+
+class MatchedLayers(NamedTuple):
+    """The predictions of the layers that the loss uses, and the pairs that they form with the targets."""
+
+    labels: Labels
+    logits: Tensor
+    """(L, B, Q, K+1), the last layer last."""
+    boxes: Tensor
+    """(L, B, Q, 4)."""
+    matching: Matching
+    """On the CPU."""
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every target has masks."""
+        return all("masks" in target for target in self.labels)
+
+    def rows(self) -> Tensor:
+        """Returns the last layer's matched queries as indices into the batch's B*Q: (N,) int64, ascending."""
+        index = self.matching.image * self.logits.shape[2] + self.matching.query[-1]
+        return index.to(self.logits.device)
+
+    def auxiliary_outputs(self) -> list[dict[str, Tensor]]:
+        """Returns the predictions of each layer but the last."""
+        layers = zip(self.logits[:-1], self.boxes[:-1], strict=True)
+        return [{"logits": logits, "pred_boxes": boxes} for logits, boxes in layers]
+
+
+def checked_labels(labels: Labels, *, batch: int, num_labels: int, device: torch.device) -> Labels:
+    """Returns targets on the device of the model.
+
+    Raises:
+        ValueError: there are not as many targets as images, a class is no whole number or does not exist, or only some
+            of the targets have masks.
+    """
+    if len(labels) != batch:
+        raise ValueError(f"`labels` must hold a target for each of the {batch} images, got {len(labels)}.")
+    classes = torch.cat([target["class_labels"] for target in labels])
+    if classes.is_floating_point():
+        raise ValueError(f"`class_labels` must be whole numbers, got {classes.dtype}.")
+    wrong = classes[(classes < 0) | (classes >= num_labels)]
+    if len(wrong):
+        raise ValueError(
+            f"`class_labels` must lie between 0 and {num_labels - 1} in a model with {num_labels} labels, "
+            f"got {sorted(set(wrong.tolist()))}."
+        )
+    without = [i for i, target in enumerate(labels) if "masks" not in target]
+    if 0 < len(without) < batch:
+        raise ValueError(f"`labels` must have `masks` in all targets or in none; the targets {without} have none.")
+    moved = [{name: x.to(device) if isinstance(x, Tensor) else x for name, x in target.items()} for target in labels]
+    return [target | {"class_labels": target["class_labels"].long()} for target in moved]
 
 
 def matching_costs(
-    logits: Tensor,
-    boxes_cxcywh: Tensor,
-    target: dict[str, Any],
-    *,
-    class_cost: float,
-    bbox_cost: float,
-    giou_cost: float,
+    logits: Tensor, boxes_cxcywh: Tensor, target: Mapping[str, Tensor], *, costs: Mapping[str, float]
 ) -> Tensor:
-    """What each query would cost for each target, of one image or of a batch.
+    """Computes the cost of assigning each query to each target.
 
     Args:
-        logits: (L, Q, K+1), or (L, B, Q, K+1).
-        boxes_cxcywh: (L, Q, 4) or (L, B, Q, 4), in [0, 1].
-        target: `class_labels` (T,) and `boxes` (T, 4), cxcywh; or (B, T) and (B, T, 4).
-        class_cost: weight of the negative probability of the target's class.
-        bbox_cost: weight of the L1 distance.
-        giou_cost: weight of the negative generalized IoU.
+        logits: (..., Q, K+1).
+        boxes_cxcywh: (..., Q, 4), in [0, 1].
+        target: `class_labels` (T,) and `boxes` (T, 4) cxcywh; for a batch (B, T) and (B, T, 4).
+        costs: weights `class_cost` of the negative class probability, `bbox_cost` of the L1 distance and `giou_cost`
+            of the negative generalized IoU.
 
     Returns:
-        (L, Q, T) or (L, B, Q, T), float32 at least.
+        (..., Q, T), float32 or wider.
     """
     boxes = at_least_float32(boxes_cxcywh)[..., None, :]
     target_boxes = at_least_float32(target["boxes"])[..., None, :, :]
@@ -61,51 +114,56 @@ def matching_costs(
     class_term = -probs.gather(-1, classes)
     box_term = (boxes - target_boxes).abs().sum(-1)
     giou_term = -generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
-    return class_cost * class_term + bbox_cost * box_term + giou_cost * giou_term
+    return costs["class_cost"] * class_term + costs["bbox_cost"] * box_term + costs["giou_cost"] * giou_term
 
 
 @torch.no_grad()
-def match(
-    logits: Tensor, boxes_cxcywh: Tensor, labels: Sequence[dict[str, Any]], **cost_weights: float
-) -> list[Matching]:
-    """Assigns to each target the query that makes the sum of costs least.
+def match(logits: Tensor, boxes_cxcywh: Tensor, labels: Labels, *, costs: Mapping[str, float]) -> Matching:
+    """Assigns a query to each target so that the sum of costs is minimal.
 
     Args:
         logits: (L, B, Q, K+1).
         boxes_cxcywh: (L, B, Q, 4).
-        labels: B targets, see `matching_costs`. An image with more targets than queries leaves some without one.
-        **cost_weights: `class_cost`, `bbox_cost` and `giou_cost`.
+        labels: B targets, see `matching_costs`. In an image with more targets than queries, some stay unmatched.
+        costs: see `matching_costs`.
 
     Returns:
-        L matchings; queries ascend within an image.
+        The matching, on the CPU.
 
     Raises:
         ImportError: scipy is not installed.
-        FloatingPointError: a prediction or a box of a target is not finite.
+        FloatingPointError: a prediction or a target box is not finite.
+
+    Example:
+        >>> target = {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}
+        >>> boxes = torch.tensor([[0.1, 0.1, 0.2, 0.2], [0.5, 0.5, 0.2, 0.3]])
+        >>> costs = {"class_cost": 1, "bbox_cost": 5, "giou_cost": 2}
+        >>> match(torch.zeros(1, 1, 2, 2), boxes[None, None], [target], costs=costs).query
+        tensor([[1]])
     """
     if linear_sum_assignment is None:
         raise ImportError("Matching needs scipy: `pip install scipy`.")
-    # One computation for all images: a GPU waits longer for a hundred small ones than it works on them.
     padded = {
         "class_labels": pad_sequence([target["class_labels"] for target in labels], batch_first=True),
         "boxes": pad_sequence([target["boxes"] for target in labels], batch_first=True, padding_value=0.5),
     }
-    on_processor = matching_costs(logits, boxes_cxcywh, padded, **cost_weights).cpu()  # (L, B, Q, T)
-    if not on_processor.isfinite().all():
+    cost = matching_costs(logits, boxes_cxcywh, padded, costs=costs).cpu()  # (L, B, Q, T)
+    if not cost.isfinite().all():
         raise FloatingPointError(
             "Matching met logits or boxes that are not finite, in the predictions or the targets."
         )
     counts = [len(target["class_labels"]) for target in labels]
-    return [_assign(layer, counts) for layer in on_processor]
+    layers = [_assign(layer, counts) for layer in cost]
+    image = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts).clamp(max=logits.shape[2]))
+    return Matching(image, *(torch.stack(indices) for indices in zip(*layers, strict=True)))
 
 
-def _assign(costs: Tensor, counts: Sequence[int]) -> Matching:
-    """One layer's costs (B, Q, T), of each image as many of the T as `counts` says, to its matching."""
-    images, queries, targets, first = [], [], [], 0
-    for i, count in enumerate(counts):
-        query, target = (torch.as_tensor(index) for index in linear_sum_assignment(costs[i, :, :count]))
-        images.append(torch.full_like(query, i))
+def _assign(costs: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Solves one layer: costs (B, Q, T) and the number of targets per image to queries and targets, (N,) each."""
+    queries, targets, first = [], [], 0
+    for image_costs, count in zip(costs, counts, strict=True):
+        query, target = (torch.as_tensor(index) for index in linear_sum_assignment(image_costs[:, :count]))
         queries.append(query)
         targets.append(target + first)
         first += count
-    return Matching(torch.cat(images), torch.cat(queries), torch.cat(targets))
+    return torch.cat(queries), torch.cat(targets)

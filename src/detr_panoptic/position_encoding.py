@@ -1,7 +1,7 @@
 """Sine position encoding of a padded map.
 
-Follows PositionEmbeddingSine of facebookresearch/detr (29901c5), with this difference: the mask says True on the
-image, as everywhere here, and not on the padding.
+Follows PositionEmbeddingSine of facebookresearch/detr (29901c5), except that the mask is True on the image and not on
+the padding.
 """
 
 import math
@@ -15,14 +15,18 @@ EPSILON = 1e-6
 
 
 def sine_position_encoding(mask: Tensor, hidden_size: int) -> Tensor:
-    """Encodes each cell's place within the real part of its image.
+    """Encodes the position of each cell within the unpadded part of its image.
 
     Args:
         mask: (B, h, w) bool, True on the image, False on padding.
         hidden_size: D, a multiple of 4.
 
     Returns:
-        (B, D, h, w) float32; the first half encodes the row, the second the column.
+        (B, D, h, w) float32. The first half of D encodes the row, the second half the column.
+
+    Example:
+        >>> sine_position_encoding(torch.ones(1, 2, 3, dtype=torch.bool), 8).shape
+        torch.Size([1, 8, 2, 3])
     """
     real = mask.float()
     rows, columns = real.cumsum(1), real.cumsum(2)
@@ -32,7 +36,7 @@ def sine_position_encoding(mask: Tensor, hidden_size: int) -> Tensor:
 
 
 def _sines(phase: Tensor, channels: int) -> Tensor:
-    """(B, h, w) phases to (B, channels, h, w): sine and cosine in turn, over falling frequencies."""
+    """Returns alternating sines and cosines of falling frequency: phases (B, h, w) to (B, channels, h, w)."""
     pair = torch.arange(channels // 2, dtype=phase.dtype, device=phase.device)
     angle = phase[..., None] / TEMPERATURE ** (2 * pair / channels)  # (B, h, w, channels / 2)
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2).movedim(-1, 1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from detr_panoptic.losses import detection_losses, loss_normalizers, mask_losses
-from detr_panoptic.matcher import match, matching_costs
+from detr_panoptic.matcher import MatchedLayers, match, matching_costs
 from tests.conftest import tiny_labels
 
 COSTS = {"class_cost": 1.0, "bbox_cost": 5.0, "giou_cost": 2.0}
@@ -31,17 +31,16 @@ def test_matching_and_losses_of_half_precision_are_computed_in_float32(dtype):
         if not narrow:
             logits, boxes, masks = logits.float(), boxes.float(), masks.float()
             targets = [{**target, "boxes": target["boxes"].float()} for target in targets]
-        costs = [matching_costs(logits[:, i], boxes[:, i], t, **COSTS) for i, t in enumerate(targets)]
-        matchings = match(logits, boxes, targets, **COSTS)
-        losses = detection_losses(
-            logits, boxes, targets, matchings, eos_coefficient=0.1, normalizers=normalizers
-        ) | mask_losses(
-            masks[: len(matchings[-1].query)],
+        costs = [matching_costs(logits[:, i], boxes[:, i], t, costs=COSTS) for i, t in enumerate(targets)]
+        matching = match(logits, boxes, targets, costs=COSTS)
+        matched = MatchedLayers(targets, logits, boxes, matching)
+        losses = detection_losses(matched, eos_coefficient=0.1, normalizers=normalizers) | mask_losses(
+            masks[: len(matching.image)],
             targets,
-            matchings[-1],
+            matching,
             canvas_size=CANVAS,
             image_sizes=[CANVAS, (49, 64)],
             num_targets=normalizers.num_targets,
         )
-        results.append({"costs": costs, "matchings": matchings, "losses": losses})
+        results.append({"costs": costs, "matching": matching, "losses": losses})
     torch.testing.assert_close(*results, atol=0, rtol=0)

@@ -106,18 +106,18 @@ def least_cost(costs):
 
 def image_costs(problem, index):
     logits, boxes, targets = problem
-    return matching_costs(logits[:, index], boxes[:, index], targets[index], **COSTS)[0]
+    return matching_costs(logits[:, index], boxes[:, index], targets[index], costs=COSTS)[0]
 
 
 @examples(80)
 @given(matching_problems())
 def test_no_assignment_costs_less(problem):
     logits, _, targets = problem
-    (matching,) = match(*problem, **COSTS)
+    matching = match(*problem, costs=COSTS)
     first = 0
     for index, target in enumerate(targets):
         count, chosen = len(target["class_labels"]), matching.image == index
-        queries, own = matching.query[chosen], matching.target[chosen] - first
+        queries, own = matching.query[0, chosen], matching.target[0, chosen] - first
         assert len(queries) == min(count, logits.shape[2]) == len(set(queries.tolist())) == len(set(own.tolist()))
         assert queries.tolist() == sorted(queries.tolist())
         costs = image_costs(problem, index)
@@ -129,7 +129,7 @@ def test_no_assignment_costs_less(problem):
 @given(matching_problems(), st.randoms(use_true_random=False))
 def test_the_order_of_targets_and_of_images_changes_no_cost(problem, random):
     logits, boxes, targets = problem
-    (matching,) = match(*problem, **COSTS)
+    matching = match(*problem, costs=COSTS)
     images = list(range(len(targets)))
     random.shuffle(images)
     mixed = []
@@ -137,14 +137,14 @@ def test_the_order_of_targets_and_of_images_changes_no_cost(problem, random):
         order = list(range(len(targets[index]["class_labels"])))
         random.shuffle(order)
         mixed.append({name: value[order] for name, value in targets[index].items()})
-    (other,) = match(logits[:, images], boxes[:, images], mixed, **COSTS)
+    other = match(logits[:, images], boxes[:, images], mixed, costs=COSTS)
 
     def total(found, order, targets):
         firsts = np.cumsum([0, *(len(target["class_labels"]) for target in targets)])
         problem_of = (logits[:, order], boxes[:, order], targets)
         return sum(
             float(image_costs(problem_of, i)[q, t - firsts[i]])
-            for i, q, t in zip(*(index.tolist() for index in found), strict=True)
+            for i, q, t in zip(*(index.flatten().tolist() for index in found), strict=True)
         )
 
     assert total(other, images, mixed) == pytest.approx(total(matching, list(range(len(targets))), targets), abs=1e-4)
@@ -162,4 +162,4 @@ def test_what_is_not_finite_is_an_error_that_says_so(problem, value, data):
     )
     if is_seen:
         with pytest.raises(FloatingPointError, match="not finite"):
-            match(logits, boxes, targets, **COSTS)
+            match(logits, boxes, targets, costs=COSTS)

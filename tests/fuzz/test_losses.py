@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as arrays
 
 from detr_panoptic import losses
 from detr_panoptic.losses import FocalAndDice, detection_losses, loss_normalizers, mask_losses
-from detr_panoptic.matcher import match
+from detr_panoptic.matcher import MatchedLayers, match
 from tests.conftest import build_tiny
 from tests.fuzz import examples
 
@@ -53,14 +53,17 @@ def problems(draw, values=LOGITS):
 
 def all_losses(predictions, labels, canvas, sizes, *, eos=0.1, **options):
     logits, boxes, masks = predictions["logits"], predictions["boxes"], predictions["masks"]
-    matchings = match(logits.detach(), boxes.detach(), labels, **COSTS)
+    matching = match(logits.detach(), boxes.detach(), labels, costs=COSTS)
     normalizers = loss_normalizers(labels, num_queries=logits.shape[2], eos_coefficient=eos)
-    terms = detection_losses(logits, boxes, labels, matchings, eos_coefficient=eos, normalizers=normalizers)
-    last = matchings[-1]
+    matched = MatchedLayers(labels, logits, boxes, matching)
+    terms = {
+        name: values.sum()
+        for name, values in detection_losses(matched, eos_coefficient=eos, normalizers=normalizers).items()
+    }
     return terms | mask_losses(
-        masks[last.image, last.query],
+        masks[matching.image, matching.query[-1]],
         labels,
-        last,
+        matching,
         canvas_size=canvas,
         image_sizes=sizes,
         num_targets=normalizers.num_targets,

@@ -10,15 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import detr_panoptic.modeling_detr_panoptic as modeling
+import detr_panoptic.losses as losses
 from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation
 from detr_panoptic.checkpoints.conversion import convert_state_dict
-from detr_panoptic.losses import matching_errors
 from detr_panoptic.matcher import Matching, match
+from detr_panoptic.training.matching_errors import matching_errors
 from tests.goldens.formula_weights import formula_weight
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 TOLERANCE = 1e-4
+COSTS = {"class_cost": 1, "bbox_cost": 5, "giou_cost": 2}
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +58,7 @@ def labels(tensors) -> list[dict[str, torch.Tensor]]:
 @pytest.fixture(scope="module")
 def prediction(model, tensors):
     with torch.no_grad():
-        return model.eval()(
-            tensors["pixel_values"], tensors["pixel_mask"], mask_queries="all", output_hidden_states=True
-        )
+        return model.eval()(tensors["pixel_values"], tensors["pixel_mask"], mask_queries="all")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +72,7 @@ def trained(model, tensors, labels):
 def count_padding():
     """The mask losses of the reference, which take padding for background."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(modeling, "mask_losses", partial(modeling.mask_losses, count_padding=True))
+        patch.setattr(losses, "mask_losses", partial(losses.mask_losses, count_padding=True))
         yield
 
 
@@ -86,8 +85,10 @@ def test_predictions(prediction, tensors):
         assert_near(prediction[name], tensors[golden])
 
 
-def test_hidden_states(prediction, tensors):
-    assert_near(torch.stack(prediction.decoder_hidden_states), tensors["decoder_hidden_states"])
+def test_hidden_states(model, prediction, tensors):
+    with torch.no_grad():
+        features = model.eval().model(tensors["pixel_values"], tensors["pixel_mask"])
+    assert_near(features.intermediate_hidden_states, tensors["decoder_hidden_states"])
     encoded = prediction.encoder_last_hidden_state.transpose(1, 2)
     assert_near(encoded, tensors["encoder_last_hidden_state"].flatten(2))
 
@@ -108,7 +109,7 @@ def test_losses(trained, expected):
 def test_matching_of_every_layer(trained, expected, labels):
     logits = torch.stack([*(layer["logits"] for layer in trained.auxiliary_outputs), trained.logits])
     boxes = torch.stack([*(layer["pred_boxes"] for layer in trained.auxiliary_outputs), trained.pred_boxes])
-    matchings = match(logits, boxes, labels, class_cost=1, bbox_cost=5, giou_cost=2)
+    matchings = by_layer(match(logits, boxes, labels, costs=COSTS))
     counts = [len(target["class_labels"]) for target in labels]
     for matching, golden in zip(
         matchings, [*expected["matching_aux_layers"], expected["matching_last_layer"]], strict=True
@@ -119,7 +120,7 @@ def test_matching_of_every_layer(trained, expected, labels):
 def test_logged_errors(trained, expected, labels):
     logits = [*(layer["logits"] for layer in trained.auxiliary_outputs), trained.logits]
     boxes = [*(layer["pred_boxes"] for layer in trained.auxiliary_outputs), trained.pred_boxes]
-    matchings = match(torch.stack(logits), torch.stack(boxes), labels, class_cost=1, bbox_cost=5, giou_cost=2)
+    matchings = by_layer(match(torch.stack(logits), torch.stack(boxes), labels, costs=COSTS))
     errors = [matching_errors(*layer) for layer in zip(logits, [labels] * 3, matchings, strict=True)]
     assert errors[-1]["class_error"].item() == expected["losses"]["class_error"]
     for layer, suffix in zip(errors, ("_0", "_1", ""), strict=True):
@@ -147,11 +148,18 @@ def test_frozen_parameters_are_those_of_the_reference(model, expected):
     )
 
 
+def by_layer(matching: Matching) -> list[Matching]:
+    return [
+        Matching(matching.image, query[None], target[None])
+        for query, target in zip(matching.query, matching.target, strict=True)
+    ]
+
+
 def _per_image(matching: Matching, counts: list[int]) -> list[list[list[int]]]:
     """The golden's form: for each image its queries and its targets."""
     firsts = [sum(counts[:i]) for i in range(len(counts))]
     return [
-        [matching.query[matching.image == i].tolist(), (matching.target[matching.image == i] - first).tolist()]
+        [matching.query[0, matching.image == i].tolist(), (matching.target[0, matching.image == i] - first).tolist()]
         for i, first in enumerate(firsts)
     ]
 

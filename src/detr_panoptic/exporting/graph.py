@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 
-from ..modeling_detr_panoptic import select_rows
+from ..mask_head import select_rows
 from .merging import MASK_STRIDE, merge_batch
 
 if TYPE_CHECKING:

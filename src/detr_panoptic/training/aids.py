@@ -1,11 +1,10 @@
-"""Losses that act in training only: what the model computes, and what is saved of it, stay as they are.
+"""Auxiliary losses for training that change neither the predictions nor the saved model.
 
-Not in the paper, and off unless asked for. DETR adds positions to queries and keys alone, so what an object embedding
-gathers says where it is only as far as the backbone has put places into its features, by the borders' zero padding. It
-learns that from boxes, through decoder and encoder, in thousands of updates, and until then two things of a class look
-alike. The aids shorten the way (docs/learning.md has what they gave): every cell of the projected and of the encoded
-map names the class and the box of the segment that it lies on, each by a linear layer that is thrown away after
-training. A segment counts once, however many cells it has, so things weigh as much as stuff.
+They are not in the paper and are off by default. DETR adds positions to queries and keys only, so an object embedding
+learns where it is only as far as the backbone encodes positions, through the zero padding of the borders. That takes
+thousands of updates, and until then two objects of a class look alike. The aids shorten the way (docs/learning.md has
+the measurements): every cell of the projected and of the encoded map predicts the class and the box of the segment on
+it, with a linear layer each that is discarded after training. A segment counts once, however many cells it has.
 
 Legend: B images, K labels, T targets of one image, (H, W) canvas, (h, w) map.
 """
@@ -13,21 +12,24 @@ Legend: B images, K labels, T targets of one image, (H, W) canvas, (h, w) map.
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 from torch.nn.utils.rnn import pad_sequence
 
 from ..box_ops import at_least_float32
+from ..losses import LossNormalizers, loss_normalizers
+from ..matcher import Labels, checked_labels
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
 AIDS = "training_aids"
-"""The model's attribute, and the beginning of the parameters' names."""
+"""The model's attribute and the prefix of the parameters' names."""
 HEAD_SCALE = 8.0
-"""Factor on what a cell's linear layer gives: Adam moves every weight alike, and these have to run ahead."""
+"""Factor on the output of the linear layers. Adam moves every weight alike, and these have to learn faster."""
 
 
 class TrainingAids(nn.Module):
-    """The aids' losses and the layers that they need.
+    """The losses and the layers that they need.
 
     Args:
         hidden_size: D.
@@ -35,7 +37,7 @@ class TrainingAids(nn.Module):
     """
 
     weights = {"loss_cell_ce": 1.0, "loss_cell_bbox": 5.0}  # noqa: RUF012  never written
-    """Of each term in the sum, as in the paper for classes and boxes."""
+    """Weight of each term in the loss, as in the paper for classes and boxes."""
 
     def __init__(self, hidden_size: int, num_labels: int) -> None:
         super().__init__()
@@ -46,15 +48,15 @@ class TrainingAids(nn.Module):
     def forward(
         self,
         features: Any,
-        labels: Sequence[dict[str, Any]],
+        labels: Labels,
         *,
         canvas_size: tuple[int, int],
         num_targets: Tensor,
     ) -> dict[str, Tensor]:
-        """The terms of one batch, without their weights.
+        """Computes the terms of one batch, unweighted.
 
         Args:
-            features: output of `DetrPanopticModel`.
+            features: the model's output, with `projected` and `encoder_last_hidden_state`.
             labels: B targets with `masks`.
             canvas_size: (H, W).
             num_targets: to divide by.
@@ -70,14 +72,14 @@ class TrainingAids(nn.Module):
 
 
 def cell_shares(masks: Tensor, canvas_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """How much of each cell a segment covers: (T, ., .) masks on the canvas (H, W) to (T, h, w) in [0, 1]."""
+    """Computes the share of each cell that a segment covers: masks (T, ., .) on the canvas to (T, h, w) in [0, 1]."""
     height, width = canvas_size
     canvas = F.pad(masks.float(), (0, width - masks.shape[2], 0, height - masks.shape[1]))
     return F.adaptive_avg_pool2d(canvas, size)
 
 
-def cell_losses(predictions: Tensor, labels: Sequence[dict[str, Any]], shares: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Classes and boxes that cells name, against those of the segments on them.
+def cell_losses(predictions: Tensor, labels: Labels, shares: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Compares the classes and boxes that cells predict with those of the segments on them.
 
     Args:
         predictions: (B, h*w, K + 4): class logits, then boxes cxcywh less a half.
@@ -99,8 +101,36 @@ def cell_losses(predictions: Tensor, labels: Sequence[dict[str, Any]], shares: S
 
 
 def attach_training_aids(model: DetrPanopticForSegmentation) -> None:
-    """Gives a model its aids, before the optimizer is built; `save_pretrained` leaves them out."""
+    """Adds the aids to a model before its optimizer is built; `save_pretrained` leaves them out.
+
+    A forward hook adds their terms to the loss in training, if the targets have masks.
+    """
     aids = TrainingAids(model.config.hidden_size, model.class_head.out_features - 1).to(model.device)
     setattr(model, AIDS, aids)
     ignored = set(model._keys_to_ignore_on_save or ())
     model._keys_to_ignore_on_save = ignored | {f"{AIDS}.{name}" for name in aids.state_dict()}
+    model.register_forward_hook(add_aid_losses, with_kwargs=True)
+
+
+def add_aid_losses(
+    model: DetrPanopticForSegmentation, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> Any:
+    """Adds the terms of a model's aids to its output; a forward hook."""
+    given = dict(zip(("pixel_values", "pixel_mask", "labels"), args, strict=False)) | kwargs
+    labels: Labels | None = given.get("labels")
+    if not model.training or labels is None or "masks" not in labels[0]:
+        return output
+    logits = output.logits
+    labels = checked_labels(labels, batch=len(logits), num_labels=logits.shape[-1] - 1, device=logits.device)
+    normalizers: LossNormalizers = given.get("normalizers") or loss_normalizers(
+        labels,
+        num_queries=model.config.num_queries,
+        eos_coefficient=model.config.eos_coefficient,
+        device=logits.device,
+    )
+    height, width = given["pixel_values"].shape[-2:]
+    aids: TrainingAids = getattr(model, AIDS)
+    terms = aids(output, labels, canvas_size=(height, width), num_targets=normalizers.num_targets)
+    output["loss_dict"] = output.loss_dict | terms
+    output["loss"] = output.loss + torch.stack([aids.weights[name] * term for name, term in terms.items()]).sum()
+    return output

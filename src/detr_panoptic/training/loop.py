@@ -19,10 +19,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..losses import LossNormalizers, loss_normalizers, matching_errors
+from ..losses import LossNormalizers, loss_normalizers
 from ..matcher import match
 from .batches import Batch
 from .checkpoints import save_checkpoint
+from .matching_errors import matching_errors
 from .state import Run
 from .validation import validate
 
@@ -169,7 +170,7 @@ def prediction_errors(output: Any, labels: Sequence[dict[str, Any]], config: Any
     """Returns `class_error` and `cardinality_error` of the last decoder layer, see `matching_errors`."""
     costs = {name: getattr(config, name) for name in ("class_cost", "bbox_cost", "giou_cost")}
     logits = output.logits.detach()
-    (matching,) = match(logits[None], output.pred_boxes.detach()[None], labels, **costs)
+    matching = match(logits[None], output.pred_boxes.detach()[None], labels, costs=costs)
     return matching_errors(logits, labels, matching)
 
 

@@ -5,7 +5,7 @@ from torch.nn import functional as F  # noqa: N812
 import detr_panoptic.losses as losses
 from detr_panoptic.losses import (
     FocalAndDice,
-    classification_loss,
+    classification_losses,
     loss_normalizers,
     mask_losses,
 )
@@ -37,7 +37,7 @@ def mask_problem(requires_grad=False):
         {"class_labels": torch.zeros(count), "masks": torch.rand(count, *size, generator=generator) > 0.5}
         for count, size in ((2, SIZES[0]), (2, SIZES[1]))
     ]
-    matching = Matching(torch.tensor([0, 0, 1]), torch.tensor([1, 4, 2]), torch.tensor([1, 0, 3]))
+    matching = Matching(torch.tensor([0, 0, 1]), torch.tensor([[1, 4, 2]]), torch.tensor([[1, 0, 3]]))
     return logits, labels, matching
 
 
@@ -106,7 +106,7 @@ def test_images_of_one_size_are_compared_together(monkeypatch):
         passes.clear()
         count = len(sizes)
         labels = [{"class_labels": torch.zeros(2), "masks": torch.rand(2, *size) > 0.5} for size in sizes]
-        matching = Matching(torch.arange(count), torch.zeros(count), 2 * torch.arange(count) + 1)
+        matching = Matching(torch.arange(count), torch.zeros(1, count), 2 * torch.arange(count)[None] + 1)
         options = {"canvas_size": CANVAS, "num_targets": torch.tensor(1.0)}
         logits = torch.randn(count, 13, 17, dtype=torch.float64)
         found = mask_losses(logits, labels, matching, image_sizes=sizes, **options)
@@ -115,7 +115,7 @@ def test_images_of_one_size_are_compared_together(monkeypatch):
             mask_losses(
                 logits[i : i + 1],
                 labels[i : i + 1],
-                Matching(*torch.tensor([[0], [0], [1]])),
+                Matching(torch.tensor([0]), torch.tensor([[0]]), torch.tensor([[1]])),
                 image_sizes=sizes[i : i + 1],
                 **options,
             )
@@ -169,10 +169,10 @@ def test_no_target_and_no_weight_for_no_object_is_no_loss():
     logits = torch.randn(1, 5, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     nothing = torch.zeros(0, dtype=torch.int64)
     normalizers = loss_normalizers([{"class_labels": nothing}], num_queries=5, eos_coefficient=0.0)
-    loss = classification_loss(
-        logits,
+    (loss,) = classification_losses(
+        logits[None],
         nothing,
-        Matching(nothing, nothing, nothing),
+        Matching(nothing, nothing[None], nothing[None]),
         eos_coefficient=0.0,
         class_weight=normalizers.class_weight,
     )
@@ -191,13 +191,13 @@ def test_normalizer_of_the_classification_is_the_sum_of_its_weights():
     torch.manual_seed(0)
     logits = torch.randn(2, 5, 4)
     labels = [{"class_labels": torch.tensor([2, 0, 1])}, {"class_labels": torch.tensor([1])}]
-    matching = Matching(torch.tensor([0, 0, 0, 1]), torch.tensor([0, 2, 4, 3]), torch.tensor([1, 0, 2, 3]))
+    matching = Matching(torch.tensor([0, 0, 0, 1]), torch.tensor([[0, 2, 4, 3]]), torch.tensor([[1, 0, 2, 3]]))
     classes = torch.full((2, 5), 3)
     classes[0, 0], classes[0, 2], classes[0, 4], classes[1, 3] = 0, 2, 1, 1
     mean = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), weight=torch.tensor([1, 1, 1, 0.1]))
     normalizers = loss_normalizers(labels, num_queries=5, eos_coefficient=0.1)
-    found = classification_loss(
-        logits,
+    (found,) = classification_losses(
+        logits[None],
         torch.cat([target["class_labels"] for target in labels]),
         matching,
         eos_coefficient=0.1,

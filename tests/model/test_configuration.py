@@ -21,7 +21,7 @@ from detr_panoptic import DetrPanopticConfig
         ),
         ({"mask_queries": "some"}, '`mask_queries` must be "kept", "all" or a number from 0 to 100, got \'some\''),
         ({"mask_queries": 101}, "`mask_queries` must be .* a number from 0 to 100, got 101"),
-        ({"hiden_size": 64}, "`hiden_size` is no field.*did you mean `hidden_size`"),
+        ({"hiden_size": 64}, "`hiden_size` is not a field.*did you mean `hidden_size`"),
     ],
 )
 def test_a_wrong_field_is_named_with_what_was_expected(settings, message):

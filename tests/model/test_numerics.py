@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from detr_panoptic.commands.demo import UNSEEN_SEED, load_shipped_model
+from detr_panoptic.checkpoints import BUNDLED
 from detr_panoptic.data import PanopticCollator, PanopticData
 from detr_panoptic.evaluation import evaluate
+from detr_panoptic.inference import load
 from detr_panoptic.scenes import SCENE_CATEGORIES, scenes_dataset
 from tests.conftest import build_tiny
 
@@ -29,8 +30,8 @@ WAY_NAMES = ["float16", "float16-autocast", "bfloat16", "bfloat16-autocast"]
 @pytest.fixture(scope="module")
 def shipped():
     """The model, its processor, two scenes as a batch and what float32 makes of it."""
-    model, processor = load_shipped_model()
-    scenes = scenes_dataset(4, seed=UNSEEN_SEED, height=SIDE, width=SIDE)
+    model, processor = load(BUNDLED, device="cpu")
+    scenes = scenes_dataset(4, seed=77_000_000, height=SIDE, width=SIDE)
     batch = PanopticCollator(processor)([scenes[0], scenes[1]])
     with torch.no_grad():
         return model, processor, scenes, batch, model(**batch, mask_queries="all")
