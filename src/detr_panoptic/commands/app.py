@@ -32,6 +32,8 @@ def app(
         detr-panoptic app --model facebook/detr-resnet-50-panoptic
         detr-panoptic app --model my_model --host 0.0.0.0 --port 80
     """
+    import signal
+
     from ..app import launch
     from ..checkpoints import BUNDLED
 
@@ -45,5 +47,6 @@ def app(
         max_queue=max_queue,
         block=False,
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the server deletes its files when it ends
     print(f"Open {page.local_url} (Ctrl-C ends it)", flush=True)
     page.block_thread()

@@ -77,6 +77,7 @@ def _run(words: list[str]) -> int:
             return legacy([*words, "--debug"] if debug else words)
         program = build_program(words)
         command, bound, _ = program.parse_args(words, print_error=False, exit_on_error=False, verbose=False)
+        refuse_postscript()
         with _log_on_stderr():
             return command(*bound.args, **bound.kwargs) or 0
     except BrokenPipeError:
@@ -113,6 +114,13 @@ def build_program(words: Sequence[str] = ()) -> App:
         for name, place in commands.items():
             group.command(f"{__package__}.{place}", name=name, help_epilogue="")
     return program
+
+
+def refuse_postscript() -> None:
+    """Keeps Pillow from running Ghostscript in this process, as it does for PostScript under any file name."""
+    from PIL import EpsImagePlugin
+
+    EpsImagePlugin.gs_binary = False
 
 
 @contextmanager

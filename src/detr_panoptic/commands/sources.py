@@ -59,7 +59,9 @@ def read_pictures(source: str, **options: Any) -> Dataset | IterableDataset:
 def prepare_reading() -> None:
     """Turns progress bars off where nobody sees them."""
     from datasets import disable_progress_bars
+    from PIL import EpsImagePlugin
 
+    EpsImagePlugin.gs_binary = False  # as the program does
     if not sys.stderr.isatty():
         disable_progress_bars()
 
