@@ -41,7 +41,8 @@ INTERVAL = 0.25  # seconds between samples
 BOUNDS = {"predict": 1024, "train": 4096}  # bytes per image and per update: less than one image of 64x64, 12288
 CONFIDENCE = 0.95
 TRAINING = {
-    "data": "scenes", "limit": 50, "short-side": SIDE, "long-side": 96, "augmentation": "flip", "workers": 1,
+    "recipe": "none", "data": "scenes", "limit": 50, "short-side": SIDE, "long-side": 96,
+    "augmentation": "flip", "workers": 1,
     "backbone": "test_resnet", "hidden-size": 32, "num-heads": 4, "encoder-layers": 1, "decoder-layers": 2,
     "ffn-dim": 32, "num-queries": 12, "batch-size": 1, "ema-decay": 0.9,
     "evaluate-every": 10, "checkpoint-every": 100, "log-every": 5,
@@ -99,8 +100,8 @@ def predict(work: Path, count: int) -> tuple[list[str], Callable[[], int]]:
     (work / "images").mkdir()
     for number, picture in enumerate(generated_images(count)):
         picture.save(work / "images" / f"{number:06d}.{('png', 'jpg')[number % 2]}")
-    words = ["predict", work / "images", "--model", model, "--to", "coco", "--device", "cpu"]
-    return [*map(str, words), "--output", str(output)], LineCounter(output / ".journal" / "00000.jsonl")
+    words = ["predict", work / "images", "--model", model, "--device", "cpu"]
+    return [*map(str, words), "--output", str(output)], FileCounter(output)
 
 
 def train(work: Path, count: int) -> tuple[list[str], Callable[[], int]]:
@@ -120,6 +121,17 @@ def generated_images(count: int) -> Iterator[Image.Image]:
         height, width = SIZES[number % len(SIZES)]
         left, top = (7 * number) % (scene.width - width), (5 * number) % (scene.height - height)
         yield scene.crop((left, top, left + width, top + height))
+
+
+class FileCounter:
+    """Counts the result files of a prediction."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self) -> int:
+        """How many."""
+        return len(list(self.folder.glob("*.json")))
 
 
 class LineCounter:

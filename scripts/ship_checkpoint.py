@@ -1,9 +1,9 @@
-"""Copies a trained model into the package in half precision, as the bundled checkpoint.
+"""Copies a trained model into the package as the bundled checkpoint, in half precision.
 
 python scripts/ship_checkpoint.py outputs/scenes_320_end --merging score_weighted
 
-A weighted cross-entropy is minimal where the probabilities are the true ones times the weights, so another weight of
-"no object" is another bias of that class. The bias is shifted to the paper's weight (0.1), whatever was trained with.
+Scores are converted to those of the paper's weight of "no object" (0.1): a weighted cross-entropy is smallest where
+the probabilities are the true ones times the weights, so another weight corresponds to another bias of that class.
 """
 
 import argparse
@@ -16,11 +16,11 @@ from detr_panoptic.checkpoints import BUNDLED
 from detr_panoptic.image_processing_detr_panoptic import MERGING_MODES
 
 PAPER_EOS_COEFFICIENT = 0.1
-CODE_SUFFIX = ".py"  # the code that is saved beside the weights for the Hub is left out
+CODE_SUFFIX = ".py"  # the Hub's copy of the code, which the package has already
 
 
 def main() -> int:
-    """Returns 0 after the checkpoint was replaced."""
+    """Reads the trained folder and writes the bundled one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="output of a training run")
     parser.add_argument("--merging", choices=MERGING_MODES, default="paper", help="of its image processor")
@@ -36,7 +36,7 @@ def main() -> int:
         if path.suffix == CODE_SUFFIX:
             path.unlink()
         else:
-            path.chmod(0o644)  # readable by every user of a shared installation
+            path.chmod(0o644)  # readable for all users of an installation
     size = sum(path.stat().st_size for path in BUNDLED.iterdir())
     print(f"{BUNDLED}: {size / 2**20:.1f} MiB")
     return 0

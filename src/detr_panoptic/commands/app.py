@@ -1,5 +1,6 @@
 """`detr-panoptic app`."""
 
+import signal
 from importlib.util import find_spec
 from typing import Annotated
 
@@ -49,5 +50,6 @@ def app(
         max_queue=max_queue,
         block=False,
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the server deletes its files when it ends
     print(f"Open {page.local_url} (Ctrl-C ends it)", flush=True)
     page.block_thread()

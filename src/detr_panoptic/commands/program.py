@@ -137,16 +137,13 @@ def build_program(words: Sequence[str] = ()) -> App:
 
 
 def _prepare() -> None:
-    """Limits images to the formats that are documented, and hides progress bars and broken names on the terminal."""
+    """Keeps PostScript from being run, and progress bars and broken names from the output."""
     from datasets import disable_progress_bars
-    from PIL import Image
+    from PIL import EpsImagePlugin
     from transformers.utils.logging import disable_progress_bar
 
-    from ..image_reading import FORMATS
-
-    disable_progress_bar()  # for a file or two
-    Image.init()
-    Image.ID[:] = [name for name in Image.ID if name in FORMATS]  # `datasets` opens images, too
+    EpsImagePlugin.gs_binary = False  # Pillow runs Ghostscript for PostScript under any file name
+    disable_progress_bar()  # of transformers, for a file or two
     if not sys.stderr.isatty():
         disable_progress_bars()
     for stream in (sys.stdout, sys.stderr):
