@@ -13,6 +13,7 @@ after, which saves work; the filter sees nothing beyond the border of the window
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -226,3 +227,34 @@ def _choose(values: Sequence[int], generator: torch.Generator) -> int:
 def _integer(least: int, greatest: int, generator: torch.Generator) -> int:
     """Returns a random integer, both ends included."""
     return int(torch.randint(least, greatest + 1, (), generator=generator))
+
+
+def build_augmentation(
+    kind: Literal["none", "flip", "paper", "jitter"], *, short_side: int, long_side: int
+) -> Augmentation | None:
+    """Builds the augmentation of a training run.
+
+    Args:
+        kind: "flip"; "paper" also scales and crops, with the paper's lengths in proportion to the short side; "jitter"
+            is large-scale jitter to a square of the long side; "none" returns None.
+        short_side: of an image, in pixels.
+        long_side: its maximum, in pixels.
+
+    Example:
+        >>> build_augmentation("paper", short_side=400, long_side=666).max_size
+        666
+    """
+    if kind == "none":
+        return None
+    if kind == "jitter":
+        return LargeScaleJitter(long_side)
+    max_size = max(long_side, short_side + 1)  # torchvision requires more than the short side
+    if kind == "flip":
+        return RandomAugmentation((short_side,), max_size=max_size, crop_probability=0.0, crop_scales=(1,))
+    ratio = short_side / max(PAPER_SCALES)
+    return RandomAugmentation(
+        [round(ratio * scale) for scale in PAPER_SCALES],
+        max_size=max_size,
+        crop_scales=[round(ratio * scale) for scale in PAPER_CROP_SCALES],
+        crop_range=(round(ratio * PAPER_CROP_RANGE[0]), round(ratio * PAPER_CROP_RANGE[1])),
+    )
