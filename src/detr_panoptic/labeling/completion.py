@@ -174,7 +174,9 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
     least = predictor.processor.threshold if threshold is None else threshold
     completed = (
         additions.complete({**record, "image": pictures.stored(record["index"])["image"]}, prediction, least)
-        for record, prediction in tqdm(predictions, total=len(data.records), unit="image", disable=not progress)
+        for record, prediction in tqdm(
+            predictions, total=len(data.records), unit="image", disable=not progress or None
+        )
     )
     with whole_folder(output) as folder:
         write_coco_panoptic_dataset(folder, completed, match.categories)
