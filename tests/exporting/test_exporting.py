@@ -129,6 +129,7 @@ def test_a_graph_of_one_size_equals_the_model(model, write, run):
     assert_close(outputs, predictions(model, images, mask))
 
 
+@pytest.mark.slow  # the exported program has the same graph
 @pytest.mark.parametrize("run", [run_onnxruntime, run_openvino])
 @pytest.mark.parametrize("shape", ANY_SIZE, ids=str)
 def test_a_graph_of_any_size_equals_the_model_on_the_padded_canvas(model, write, run, shape):
@@ -250,6 +251,7 @@ def test_merging_in_the_graph_equals_the_paper_s(seed):
             torch.testing.assert_close(table[i].double(), torch.tensor(values).double(), atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow  # the merging has a test of its own
 @pytest.mark.parametrize("run", [run_onnxruntime, run_openvino])
 def test_a_merging_graph_equals_post_processing(model, processor, write, run):
     segments = 0
