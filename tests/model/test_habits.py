@@ -172,6 +172,7 @@ def test_eager_attentions_are_in_the_graph(tiny_batch):
     assert gradients[-1].abs().sum() > 0
 
 
+@pytest.mark.slow  # compiles its kernels
 @pytest.mark.filterwarnings("ignore")
 def test_flex_attention_agrees(tiny_batch):
     outputs = []
@@ -283,7 +284,7 @@ def test_lora(tiny_batch, targets, tmp_path):
         torch.testing.assert_close(found.pred_masks, adapted.pred_masks, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("mask_queries", ["all", "kept", 2])
+@pytest.mark.parametrize("mask_queries", [pytest.param("all", marks=pytest.mark.slow), "kept", 2])
 def test_it_compiles_as_one_graph(tiny_model, tiny_batch, mask_queries):
     images = tiny_batch["pixel_values"], tiny_batch["pixel_mask"]
     with torch.no_grad():
