@@ -79,4 +79,4 @@ def run(arguments: argparse.Namespace) -> int:
         **{name: getattr(arguments, name) for name in names},
     )
     sys.stdout.write(f"{completion}\nWritten to {completion.folder}. Look before you train on it.\n")
-    return USER_ERROR if completion.skipped else 0
+    return USER_ERROR if completion.failures else 0
