@@ -21,12 +21,13 @@ CODE = """
 import json, sys
 from pathlib import Path
 from detr_panoptic.evaluation import evaluate
+from detr_panoptic.inference.predictor import processes
 model, limit, result, *outputs = sys.argv[1:]
 found = []
 for output in outputs:
     evaluation = evaluate(model, "scenes", limit=int(limit), output=output or None, device="cpu", progress=False)
     found.append([evaluation.metrics, [example.pq for example in evaluation.worst]])
-Path(result).write_text(json.dumps(found))
+Path(result).write_text(json.dumps([processes().num_processes, *found]))
 """
 
 
@@ -66,7 +67,7 @@ def test_two_processes_measure_what_one_measures(tmp_path, alone):
         _, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, errors.decode()
     expected = json.loads(json.dumps([alone.metrics, [example.pq for example in alone.worst]]))
-    assert [json.loads(result.read_text()) for result in results] == [[expected] * 2] * 2
+    assert [json.loads(result.read_text()) for result in results] == [[2, expected, expected]] * 2
     assert json.loads((output / "metrics.json").read_text()) == expected[0]
     alone.save(tmp_path / "alone")
     assert (output / "worst_images.png").read_bytes() == (tmp_path / "alone" / "worst_images.png").read_bytes()
