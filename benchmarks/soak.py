@@ -29,8 +29,7 @@ from scipy import stats
 
 from cases import describe_run, markdown_table
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
-from detr_panoptic.commands.demo import SHIPPED_MODEL
-from detr_panoptic.inference.old_loading import without_progress_bars
+from detr_panoptic.checkpoints import BUNDLED
 from detr_panoptic.scenes import make_scene
 
 SIDE = 64  # pixels; of the shorter side
@@ -42,7 +41,8 @@ INTERVAL = 0.25  # seconds between samples
 BOUNDS = {"predict": 1024, "train": 4096}  # bytes per image and per update: less than one image of 64x64, 12288
 CONFIDENCE = 0.95
 TRAINING = {
-    "data": "scenes", "limit": 50, "short-side": SIDE, "long-side": 96, "augmentation": "flip", "workers": 1,
+    "recipe": "none", "data": "scenes", "limit": 50, "short-side": SIDE, "long-side": 96,
+    "augmentation": "flip", "workers": 1,
     "backbone": "test_resnet", "hidden-size": 32, "num-heads": 4, "encoder-layers": 1, "decoder-layers": 2,
     "ffn-dim": 32, "num-queries": 12, "batch-size": 1, "ema-decay": 0.9,
     "evaluate-every": 10, "checkpoint-every": 100, "log-every": 5,
@@ -77,7 +77,7 @@ def main() -> int:
             count = arguments.images if name == "predict" else arguments.steps
             command, progress = {"predict": predict, "train": train}[name](Path(work), count)
             started = time.perf_counter()
-            samples = watch([sys.executable, "-m", "detr_panoptic.cli", *command], progress)
+            samples = watch([sys.executable, "-m", "detr_panoptic.commands", *command], progress)
             seconds = time.perf_counter() - started
             if arguments.samples is not None:
                 lines = [json.dumps({"run": name, **sample._asdict()}) + "\n" for sample in samples]
@@ -94,15 +94,14 @@ def main() -> int:
 def predict(work: Path, count: int) -> tuple[list[str], Callable[[], int]]:
     """The words of a prediction over so many new image files, and what tells how many are done."""
     model, output = work / "model", work / "predictions"
-    with without_progress_bars():
-        DetrPanopticForSegmentation.from_pretrained(SHIPPED_MODEL).save_pretrained(model)
+    DetrPanopticForSegmentation.from_pretrained(BUNDLED).save_pretrained(model)
     size = {"shortest_edge": SIDE, "longest_edge": 96}
-    DetrPanopticImageProcessor.from_pretrained(SHIPPED_MODEL, size=size).save_pretrained(model)
+    DetrPanopticImageProcessor.from_pretrained(BUNDLED, size=size).save_pretrained(model)
     (work / "images").mkdir()
     for number, picture in enumerate(generated_images(count)):
         picture.save(work / "images" / f"{number:06d}.{('png', 'jpg')[number % 2]}")
-    words = ["predict", work / "images", "--model", model, "--to", "coco-panoptic", "--device", "cpu"]
-    return [*map(str, words), "--output", str(output)], LineCounter(output / ".journal" / "00000.jsonl")
+    words = ["predict", work / "images", "--model", model, "--device", "cpu"]
+    return [*map(str, words), "--output", str(output)], FileCounter(output)
 
 
 def train(work: Path, count: int) -> tuple[list[str], Callable[[], int]]:
@@ -122,6 +121,17 @@ def generated_images(count: int) -> Iterator[Image.Image]:
         height, width = SIZES[number % len(SIZES)]
         left, top = (7 * number) % (scene.width - width), (5 * number) % (scene.height - height)
         yield scene.crop((left, top, left + width, top + height))
+
+
+class FileCounter:
+    """Counts the result files of a prediction."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self) -> int:
+        """How many."""
+        return len(list(self.folder.glob("*.json")))
 
 
 class LineCounter:

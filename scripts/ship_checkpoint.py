@@ -1,9 +1,9 @@
-"""Put a trained folder into the package, in half precision: what `detr-panoptic demo` loads.
+"""Copies a trained model into the package as the bundled checkpoint, in half precision.
 
 python scripts/ship_checkpoint.py outputs/scenes_320_end --merging score_weighted
 
-Scores are those of the paper's weight of "no object" (0.1), whatever the training's: a weighted cross-entropy is least
-where the probabilities are the true ones times the weights, so another weight is another bias of that class.
+Scores are converted to those of the paper's weight of "no object" (0.1): a weighted cross-entropy is smallest where
+the probabilities are the true ones times the weights, so another weight corresponds to another bias of that class.
 """
 
 import argparse
@@ -12,15 +12,15 @@ import sys
 from pathlib import Path
 
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
-from detr_panoptic.commands.demo import SHIPPED_MODEL
+from detr_panoptic.checkpoints import BUNDLED
 from detr_panoptic.image_processing_detr_panoptic import MERGING_MODES
 
 PAPER_EOS_COEFFICIENT = 0.1
-CODE_SUFFIX = ".py"  # the package has its own code: what is saved beside the weights for the Hub stays out
+CODE_SUFFIX = ".py"  # the Hub's copy of the code, which the package has already
 
 
 def main() -> int:
-    """Reads one folder, writes the other."""
+    """Reads the trained folder and writes the bundled one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="output of a training run")
     parser.add_argument("--merging", choices=MERGING_MODES, default="paper", help="of its image processor")
@@ -30,15 +30,15 @@ def main() -> int:
     model.class_head.bias.data[-1] += math.log(PAPER_EOS_COEFFICIENT / model.config.eos_coefficient)
     model.config.eos_coefficient = PAPER_EOS_COEFFICIENT
     model.half()
-    model.save_pretrained(SHIPPED_MODEL)
-    DetrPanopticImageProcessor.from_pretrained(source, merging=arguments.merging).save_pretrained(SHIPPED_MODEL)
-    for path in SHIPPED_MODEL.iterdir():
+    model.save_pretrained(BUNDLED)
+    DetrPanopticImageProcessor.from_pretrained(source, merging=arguments.merging).save_pretrained(BUNDLED)
+    for path in BUNDLED.iterdir():
         if path.suffix == CODE_SUFFIX:
             path.unlink()
         else:
-            path.chmod(0o644)  # who installs the package for all must let all read it
-    size = sum(path.stat().st_size for path in SHIPPED_MODEL.iterdir())
-    print(f"{SHIPPED_MODEL}: {size / 2**20:.1f} MiB")
+            path.chmod(0o644)  # readable for all users of an installation
+    size = sum(path.stat().st_size for path in BUNDLED.iterdir())
+    print(f"{BUNDLED}: {size / 2**20:.1f} MiB")
     return 0
 
 

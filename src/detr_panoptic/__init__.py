@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .checkpoints.conversion import convert_checkpoint
     from .configuration_detr_panoptic import DetrPanopticConfig
+    from .data.checking import DataCheck, check_data
+    from .data.converting import DataConversion, convert_data
     from .data.reading import PanopticData, read_panoptic
     from .evaluation.model_evaluation import evaluate
     from .evaluation.panoptic_quality import PanopticQuality
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "DataCheck",
+    "DataConversion",
     "DetrPanopticConfig",
     "DetrPanopticForSegmentation",
     "DetrPanopticImageProcessor",
@@ -46,8 +50,10 @@ __all__ = [
     "PredictionFolder",
     "Predictor",
     "TrainingResult",
+    "check_data",
     "complete_stuff",
     "convert_checkpoint",
+    "convert_data",
     "evaluate",
     "explain",
     "export",
@@ -63,6 +69,8 @@ _NAMES = {
     "pipeline_detr_panoptic": ("DetrPanopticImageSegmentationPipeline",),
     "inference": ("Prediction", "PredictionFolder", "Predictor"),
     "explanation": ("Explanation", "explain"),
+    "data.checking": ("DataCheck", "check_data"),
+    "data.converting": ("DataConversion", "convert_data"),
     "data.reading": ("PanopticData", "read_panoptic"),
     "evaluation.model_evaluation": ("evaluate",),
     "evaluation.panoptic_quality": ("PanopticQuality",),

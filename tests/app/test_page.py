@@ -3,6 +3,7 @@
 import gc
 import io
 import json
+import os
 import re
 import struct
 import subprocess
@@ -284,11 +285,19 @@ def test_the_space_is_described_and_needs_what_the_package_needs():
 
 
 @pytest.mark.slow  # starts an interpreter and imports everything
-def test_the_command_serves_the_page(tmp_path):
-    command = [sys.executable, "-m", "detr_panoptic.commands", "app", "--host", "127.0.0.1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+def test_the_command_serves_the_page_and_deletes_uploads_when_it_ends(tmp_path):
+    command = [sys.executable, "-m", "detr_panoptic.commands", "app"]
+    environment = {**os.environ, "GRADIO_TEMP_DIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
-            address = re.search(r"http://\S+", process.stdout.readline())[0]
-            assert "gradio" in httpx.get(address, trust_env=False).text
+            address = re.search(r"Open (http://\S+)", process.stdout.readline())[1]
+            with httpx.Client(base_url=address, trust_env=False, timeout=60) as client:
+                assert "gradio" in client.get("/").text
+                file = Path(upload(client, b"x")["path"])
+            assert file.is_relative_to(tmp_path)
+            assert file.is_file()
         finally:
             process.terminate()
+            process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert not file.exists()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from detr_panoptic.data.augmentation import LargeScaleJitter, RandomAugmentation, sample_seed
+from detr_panoptic.data.augmentation import LargeScaleJitter, RandomAugmentation, build_augmentation, sample_seed
 from detr_panoptic.data.records import measure_segments
 from detr_panoptic.segment_ids import ids_to_rgb
 
@@ -255,3 +255,15 @@ def test_a_picture_that_becomes_one_pixel_wide_keeps_its_colors(augment):
     pictures = [augment(record, seed)["image"] for seed in range(20)]
     assert any(picture.width == 1 for picture in pictures)
     assert all(picture.getcolors() == [(picture.width * picture.height, (250, 130, 10))] for picture in pictures)
+
+
+@pytest.mark.parametrize("kind", ["none", "flip", "paper", "jitter"])
+def test_augmentation_of_a_run_keeps_to_its_size(kind):
+    augmentation = build_augmentation(kind, short_side=400, long_side=666)
+    if kind == "none":
+        assert augmentation is None
+    elif kind == "jitter":
+        assert augmentation.size == 666
+    else:
+        assert max(augmentation.scales) == 400
+        assert augmentation.max_size == 666

@@ -12,7 +12,6 @@ from detr_panoptic import DetrPanopticImageProcessor
 from detr_panoptic.backbone import Backbone
 from detr_panoptic.checkpoints.backbone_weights import load_backbone_weights
 from detr_panoptic.data.categories import Categories
-from detr_panoptic.training.batches import build_augmentation
 from detr_panoptic.training.calibration import ADAPTED_STD, calibrate_mask_head
 from detr_panoptic.training.data import read_data
 from detr_panoptic.training.loop import train_step
@@ -26,22 +25,10 @@ from detr_panoptic.training.optimization import (
     rate_factor,
 )
 from detr_panoptic.training.plan import describe_rates
-from detr_panoptic.training.settings import DataSettings, ModelSettings, OptimizationSettings, resolve_settings
+from detr_panoptic.training.settings import ModelSettings, OptimizationSettings, resolve_settings
 from tests.conftest import build_tiny
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("kind", ["none", "flip", "paper", "jitter"])
-def test_augmentation_keeps_to_the_size_of_the_settings(kind):
-    augmentation = build_augmentation(DataSettings(augmentation=kind, short_side=400, long_side=666))
-    if kind == "none":
-        assert augmentation is None
-    elif kind == "jitter":
-        assert augmentation.size == 666
-    else:
-        assert max(augmentation.scales) == 400
-        assert augmentation.max_size == 666
 
 
 # ------ optimization

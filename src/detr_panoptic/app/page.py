@@ -64,8 +64,7 @@ def launch(
     Example:
         >>> from detr_panoptic.app import launch
         >>> page = launch(block=False)  # doctest: +SKIP
-        >>> page.local_url  # doctest: +SKIP
-        'http://127.0.0.1:7860/'
+        >>> page.close()  # doctest: +SKIP
     """
     predictor = model if isinstance(model, Predictor) else Predictor.from_pretrained(model, device=device)
     page = build_page(predictor, max_pixels=max_pixels)
@@ -127,13 +126,13 @@ def build_page(predictor: Predictor, *, max_pixels: int = MAX_PIXELS) -> gr.Bloc
     if max_pixels <= 0:
         raise ValueError(f"`max_pixels` must be positive, got {max_pixels}.")
     knows_scenes = predictor.categories.names == SCENE_CATEGORIES.names
-    introduction = "Click a name below the segments to see where the model looked."
-    if knows_scenes:
-        introduction += " This model knows generated scenes, not photographs."
+    knows = " This model knows generated scenes, not photographs." if knows_scenes else ""
     with gr.Blocks(
         title="Panoptic segmentation", analytics_enabled=False, delete_cache=(TIDY_EVERY, MAX_AGE), fill_width=True
     ) as page:
-        gr.Markdown(f"# Panoptic segmentation\n\n{introduction}")
+        gr.Markdown(
+            f"# Panoptic segmentation\n\nClick a name below the segments to see where the model looked.{knows}"
+        )
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 image = gr.Image(label="Image", sources=["upload", "clipboard"], type="filepath", height=280)
@@ -144,12 +143,12 @@ def build_page(predictor: Predictor, *, max_pixels: int = MAX_PIXELS) -> gr.Bloc
                 task = gr.Radio(tasks, value="panoptic", label="Task")
                 least = predictor.processor.threshold
                 threshold = gr.Slider(0, 1, least, step=0.01, label="Threshold", info="Minimum score of a segment")
+                table = gr.Dataframe(headers=["segment", "score", "area"], interactive=False, max_height=300)
+                files = gr.File(label="Segment ids (PNG), segments (JSON), overlay", interactive=False)
             with gr.Column(scale=3, min_width=280):
                 # The colors are fixed here: Gradio does not delete the files of a component that changes its settings.
-                segments = gr.AnnotatedImage(label="Segments", color_map=desk.color_map())
+                segments = gr.AnnotatedImage(label="Segments", color_map=desk.color_map(), height=640)
                 attention = gr.Image(show_label=False, interactive=False, buttons=["download", "fullscreen"])
-                table = gr.Dataframe(headers=["segment", "score", "area"], interactive=False)
-                files = gr.File(label="Segment ids (PNG), segments (JSON), overlay", interactive=False)
         # Without `preprocess`, because there Pillow opens files of any size and format.
         settings: dict[str, Any] = {"inputs": [image, task, threshold], "concurrency_id": "model", "preprocess": False}
         gr.on(
@@ -182,9 +181,9 @@ class _Desk:
     def examples(self) -> list[str]:
         """Writes generated scenes that the bundled model has not seen, and returns the files."""
         folder = Path(tempfile.mkdtemp(dir=self.cache))
-        for seed in EXAMPLE_SEEDS:
+        for number, seed in enumerate(EXAMPLE_SEEDS, start=1):
             scene = make_scene(seed, height=256, width=256)["image"]
-            scene.resize((512, 512), Image.Resampling.BICUBIC).save(folder / f"scene_{seed}.png")
+            scene.resize((512, 512), Image.Resampling.BICUBIC).save(folder / f"scene_{number}.png")
         return sorted(map(str, folder.iterdir()))
 
     def color_map(self) -> dict[str, str]:
@@ -212,9 +211,8 @@ class _Desk:
             name = _name(segment.label, seen[segment.label_id])
             seen[segment.label_id] += 1
             masks.append((OPACITY * (ids == segment.id), name))
-            table.append(
-                [name, segment.score and round(segment.score, 2), f"{segment.area / prediction.segmentation.size:.1%}"]
-            )
+            score = "" if segment.score is None else f"{segment.score:.2f}"
+            table.append([name, score, f"{segment.area / prediction.segmentation.size:.1%}"])
         return (shown, masks), None, table, sorted(map(str, folder.iterdir()))
 
     def explain(self, image: Any, task: Any, threshold: Any, selected: gr.SelectData) -> Image.Image:

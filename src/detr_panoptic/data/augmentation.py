@@ -1,20 +1,19 @@
 """Training augmentation of canonical records: the paper's, and large-scale jitter.
 
-The paper's follows `make_coco_transforms` of facebookresearch/detr (29901c5): flip; then resize to a random scale, or
-resize, random crop and resize. Differences:
-  * every choice is drawn from the seed alone, so workers and batch order change nothing;
+`RandomAugmentation` follows `make_coco_transforms` of facebookresearch/detr (29901c5) with these differences:
+  * every choice follows from the seed alone, so workers and batch order change nothing;
   * boxes and areas are measured on the map after the crop; the reference clips the old boxes, which leaves them loose;
-  * the id map is resized to the nearest *center*, as the picture's bilinear filter is aligned; the reference's
-    "nearest" is off by up to half a pixel.
+  * the id map is resized to the nearest pixel *center*, aligned with the bilinear filter of the image; the
+    reference's "nearest" is off by up to half a pixel.
 
-Large-scale jitter follows Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance
-Segmentation" (arXiv 2012.07177), without the copies that gave it its name. Difference: the window is cut out of the
-picture before it is resized, not after, which saves resizing what is then thrown away; the filter sees nothing beyond
-the window's border.
+`LargeScaleJitter` follows Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance
+Segmentation" (arXiv 2012.07177), without copy-paste. Difference: the window is cropped before resizing instead of
+after, which saves work; the filter sees nothing beyond the border of the window.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,27 +34,27 @@ JITTER_RANGE = (0.1, 2.0)
 
 
 class Augmentation(ABC):
-    """Changes a record at random; the same seed gives the same result."""
+    """Base class: changes a record at random; the same seed gives the same result."""
 
     def __call__(self, record: Record, seed: int) -> Record:
-        """Augment one record.
+        """Augments one record.
 
         Args:
-            record: a canonical record; it stays as it is.
-            seed: of every choice, such as `sample_seed` makes it.
+            record: a canonical record, which is not changed.
+            seed: of every choice; see `sample_seed`.
 
         Returns:
-            A record with `image` as PIL picture, `segmentation` as (H, W) id map of integers, and the segments that
-            are still seen, measured anew.
+            A record with `image` (PIL), `segmentation`, an (H, W) id map of integers, and the segments that are still
+            visible, measured again.
 
         Raises:
-            ValueError: if `image` and `segmentation` differ in size.
+            ValueError: `image` and `segmentation` differ in size.
         """
         image: Tensor = tv_tensors.Image(F.pil_to_tensor(record["image"].convert("RGB")))
         ids: Tensor = tv_tensors.Mask(torch.from_numpy(segmentation_ids(record["segmentation"])))
         if image.shape[-2:] != ids.shape:
             raise ValueError(
-                f"`segmentation` of image {record['image_id']} must be as large as `image`, "
+                f"`segmentation` of image {record['image_id']} must have the size of `image`, "
                 f"{tuple(image.shape[-2:])}, got {tuple(ids.shape)}."
             )
         image, ids = self._transform(image, ids, torch.Generator().manual_seed(seed))
@@ -69,22 +68,28 @@ class Augmentation(ABC):
 
     @abstractmethod
     def _transform(self, image: Tensor, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A picture (3, H, W) uint8 and its id map (H, W), changed alike."""
+        """Changes an image (3, H, W) uint8 and its id map (H, W) in the same way."""
 
 
 class RandomAugmentation(Augmentation):
-    """The paper's: flip, resize and crop at random.
+    """Flips, resizes and crops at random, as in the paper.
 
     Args:
-        scales: lengths of the short side to choose from, pixels.
-        max_size: limit of the long side, pixels; not before a crop.
+        scales: lengths of the short side to choose from, in pixels.
+        max_size: limit of the long side in pixels; not before a crop.
         crop_scales: lengths of the short side before a crop.
-        crop_range: least and greatest height and width of a crop, both included.
-        flip_probability: of mirroring left and right.
-        crop_probability: of the way with a crop.
+        crop_range: smallest and largest height and width of a crop, inclusive.
+        flip_probability: of a horizontal flip.
+        crop_probability: of a crop.
 
     Raises:
-        ValueError: if there is no scale, one of `scales` is not below `max_size`, or `crop_range` is empty.
+        ValueError: there is no scale, one of `scales` is not below `max_size`, or `crop_range` is empty.
+
+    Example:
+        >>> from detr_panoptic.scenes import make_scene
+        >>> augmentation = RandomAugmentation(scales=[48, 64], max_size=100, crop_scales=[80], crop_range=(40, 60))
+        >>> augmentation(make_scene(0), seed=3)["segmentation"].shape
+        (78, 64)
     """
 
     def __init__(
@@ -97,7 +102,7 @@ class RandomAugmentation(Augmentation):
         flip_probability: float = 0.5,
         crop_probability: float = 0.5,
     ) -> None:
-        """Check and keep the settings."""
+        """Checks the settings."""
         if not scales or min(scales) < 1 or max(scales) >= max_size:
             raise ValueError(f"`scales` must be one or more lengths from 1 to below {max_size=}, got {scales}.")
         if not crop_scales or min(crop_scales) < 1:
@@ -126,17 +131,22 @@ class RandomAugmentation(Augmentation):
 
 
 class LargeScaleJitter(Augmentation):
-    """Flip, resize by a random factor, and cut to a square that a small result does not fill.
+    """Flips, resizes by a random factor, and crops to a square, which a small result does not fill.
 
-    Padding is the image processor's: its `pad_size` of the same square gives all batches one size.
+    The image processor pads: with `pad_size` set to the same square, all batches have the same size.
 
     Args:
-        size: side of the square, pixels; at a scale of 1 the image just fits into it.
-        scale_range: least and greatest scale.
-        flip_probability: of mirroring left and right.
+        size: side of the square in pixels; at a scale of 1 the image just fits into it.
+        scale_range: smallest and largest scale.
+        flip_probability: of a horizontal flip.
 
     Raises:
-        ValueError: if `size` is not positive or `scale_range` is empty.
+        ValueError: `size` is not positive or `scale_range` is empty.
+
+    Example:
+        >>> from detr_panoptic.scenes import make_scene
+        >>> LargeScaleJitter(128)(make_scene(0), seed=3)["image"].size
+        (38, 38)
     """
 
     def __init__(
@@ -146,7 +156,7 @@ class LargeScaleJitter(Augmentation):
         scale_range: tuple[float, float] = JITTER_RANGE,
         flip_probability: float = 0.5,
     ) -> None:
-        """Check and keep the settings."""
+        """Checks the settings."""
         if size < 1:
             raise ValueError(f"`size` must be at least 1, got {size}.")
         if not 0 < scale_range[0] <= scale_range[1]:
@@ -160,29 +170,29 @@ class LargeScaleJitter(Augmentation):
             image, ids = F.horizontal_flip(image), F.horizontal_flip(ids)
         least, greatest = self.scale_range
         scale = least + (greatest - least) * _fraction(generator)
-        factor = scale * self.size / max(ids.shape)  # of the picture's own lengths
+        factor = scale * self.size / max(ids.shape)  # of the image's own lengths
         height, width = (min(side, max(round(self.size / factor), 1)) for side in ids.shape)
         image, ids = _random_window(image, ids, (height, width), generator)
         return _resize(image, ids, [min(max(round(factor * side), 1), self.size) for side in ids.shape])
 
 
 def sample_seed(seed: int, epoch: int, image_id: int) -> int:
-    """Seed of one sample's augmentation: known from what the sample is, not from when or where it is loaded."""
+    """Returns the seed of a sample: it depends on the sample, not on the worker or the order of loading."""
     return int(np.random.SeedSequence((seed, epoch, image_id)).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _random_window(
     image: Tensor, ids: Tensor, size: tuple[int, int], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """A window (height, width) of both, anywhere inside."""
+    """Crops both to a random window (height, width)."""
     top, left = (_integer(0, side - length, generator) for side, length in zip(ids.shape, size, strict=True))
     return F.crop(image, top, left, *size), F.crop(ids, top, left, *size)
 
 
 def _scaled(size: Sequence[int], short_side: int, max_size: int | None = None) -> list[int]:
-    """Height and width with such a short side, or less where the long side would exceed `max_size`.
+    """Returns height and width for a short side, or less if the long side would exceed `max_size`.
 
-    As torchvision's `resize` computes it, but a thin picture keeps at least one pixel.
+    As torchvision's `resize`, but a thin image keeps at least one pixel.
     """
     short, long = short_side, int(short_side * max(size) / min(size))
     if max_size is not None and long > max_size:
@@ -191,11 +201,11 @@ def _scaled(size: Sequence[int], short_side: int, max_size: int | None = None) -
 
 
 def _resize(image: Tensor, ids: Tensor, size: list[int]) -> tuple[Tensor, Tensor]:
-    """Both resized to (height, width)."""
+    """Resizes both to (height, width)."""
     if size[1] == 1:
         image = tv_tensors.Image(channels_last(image))
     image = F.resize(image, size, antialias=True)
-    # By index: torchvision's kernel for masks knows the misaligned nearest only, and goes through float32.
+    # By index: torchvision's kernel for masks is the misaligned nearest, and goes through float32.
     for axis, length in enumerate(image.shape[-2:]):
         ids = ids.index_select(axis, torch.from_numpy(nearest_positions(ids.shape[axis], length)))
     return image, tv_tensors.Mask(ids)
@@ -206,7 +216,7 @@ def _chance(probability: float, generator: torch.Generator) -> bool:
 
 
 def _fraction(generator: torch.Generator) -> float:
-    """A random number from 0 to below 1; in float32, so that torch's default dtype does not count."""
+    """Returns a random number in [0, 1), in float32 whatever the default dtype is."""
     return float(torch.rand((), dtype=torch.float32, generator=generator))
 
 
@@ -215,5 +225,36 @@ def _choose(values: Sequence[int], generator: torch.Generator) -> int:
 
 
 def _integer(least: int, greatest: int, generator: torch.Generator) -> int:
-    """A random integer, both ends included."""
+    """Returns a random integer, both ends included."""
     return int(torch.randint(least, greatest + 1, (), generator=generator))
+
+
+def build_augmentation(
+    kind: Literal["none", "flip", "paper", "jitter"], *, short_side: int, long_side: int
+) -> Augmentation | None:
+    """Builds the augmentation of a training run.
+
+    Args:
+        kind: "flip"; "paper" also scales and crops, with the paper's lengths in proportion to the short side; "jitter"
+            is large-scale jitter to a square of the long side; "none" returns None.
+        short_side: of an image, in pixels.
+        long_side: its maximum, in pixels.
+
+    Example:
+        >>> build_augmentation("paper", short_side=400, long_side=666).max_size
+        666
+    """
+    if kind == "none":
+        return None
+    if kind == "jitter":
+        return LargeScaleJitter(long_side)
+    max_size = max(long_side, short_side + 1)  # torchvision requires more than the short side
+    if kind == "flip":
+        return RandomAugmentation((short_side,), max_size=max_size, crop_probability=0.0, crop_scales=(1,))
+    ratio = short_side / max(PAPER_SCALES)
+    return RandomAugmentation(
+        [round(ratio * scale) for scale in PAPER_SCALES],
+        max_size=max_size,
+        crop_scales=[round(ratio * scale) for scale in PAPER_CROP_SCALES],
+        crop_range=(round(ratio * PAPER_CROP_RANGE[0]), round(ratio * PAPER_CROP_RANGE[1])),
+    )

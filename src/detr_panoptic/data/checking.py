@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ..segment_ids import rgb_to_ids
 from .categories import Categories
-from .checks import AnnotatedMap, DataCounts, check_annotation
+from .checks import AnnotatedMap, DataCounts
 from .files import written_whole
 from .findings import ERROR, KINDS, SEVERITIES, DataError, Finding
 from .lazy_records import (
@@ -36,7 +36,6 @@ DRAFT_SCALE = 8  # a JPEG file decoded at an eighth of its size is read to its e
 ROWS_AHEAD = 256  # submitted to the threads at once
 UPRIGHT = 1  # EXIF orientation
 SHOWN_CASES = 3  # of each kind, in the text
-LISTED_CASES = 100  # of each kind, in the Markdown report
 
 Stored = Image.Image | dict[str, Any]
 """An image, or its file as `datasets` stores it: `bytes` or `path`."""
@@ -78,12 +77,10 @@ class DataCheck:
     @property
     def totals(self) -> str:
         """One line about what the dataset consists of."""
-        counts = self.counts
-        void = f"{counts.void / counts.pixels:.1%}" if counts.pixels else "no"
+        counts, seen = self.counts, int((self.counts.class_segments > 0).sum())
         return (
-            f"{len(self.names)} annotated images, {counts.class_segments.sum()} segments of "
-            f"{(counts.class_segments > 0).sum()} of {len(self.categories)} classes, {counts.crowds} crowds, "
-            f"{void} pixels void"
+            f"{len(self.names)} annotated images, {counts.class_segments.sum()} segments of {seen} of "
+            f"{len(self.categories)} classes, {counts.crowds} crowds, {counts.void / max(counts.pixels, 1):.1%} void"
         )
 
     def __str__(self) -> str:
@@ -96,50 +93,31 @@ class DataCheck:
                 lines.append(f"         ... and {len(cases) - SHOWN_CASES} more")
         return "\n".join(lines if self.findings else [*lines, "No problems found."])
 
-    def class_table(self) -> list[dict[str, Any]]:
-        """Returns name, kind, segments, images and share of pixels of each class, the most frequent first."""
-        counts = self.counts
-        return [
+    def save(self, folder: str | Path) -> Path:
+        """Writes `check.json`, with all findings, and `check.md`; returns the latter."""
+        counts, names, is_thing = self.counts, self.categories.names, self.categories.is_thing
+        classes = [
             {
-                "name": self.categories.names[label],
-                "kind": "thing" if self.categories.is_thing[label] else "stuff",
+                "name": names[label],
+                "kind": "thing" if is_thing[label] else "stuff",
                 "segments": int(counts.class_segments[label]),
                 "images": int(counts.class_images[label]),
-                "pixels": float(counts.class_pixels[label]) / max(counts.pixels, 1),
+                "pixels": f"{counts.class_pixels[label] / max(counts.pixels, 1):.2%}",
             }
             for label in (-counts.class_segments).argsort(kind="stable").tolist()
         ]
-
-    def save(self, folder: str | Path) -> Path:
-        """Writes `check.json` with all findings and `check.md` to read; returns the latter."""
-        folder = Path(folder)
-        contents = {
-            "source": self.source,
-            "totals": self.totals,
-            "findings": [{"severity": f.severity, **vars(f)} for f in self.findings],
-            "classes": self.class_table(),
-        }
-        with written_whole(folder / "check.json") as part:
-            part.write_text(json.dumps(contents, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        with written_whole(folder / "check.md") as part:
-            part.write_text("\n".join(self._markdown()) + "\n", encoding="utf-8")
-        return folder / "check.md"
-
-    def _markdown(self) -> Iterator[str]:
-        yield from (f"# Check of {markdown(self.source)}", "", markdown(self.totals), "", "## Findings", "")
-        if self.findings:
-            yield from ("| severity | kind | cases | meaning |", "|---|---|---:|---|")
+        findings = [{"severity": finding.severity, **vars(finding)} for finding in self.findings]
+        contents = {"source": self.source, "totals": self.totals, "findings": findings, "classes": classes}
+        text = [f"# Check of {markdown(self.source)}", "", markdown(self.totals), "", "## Findings", ""]
         for kind, cases in self.by_kind.items():
-            yield f"| {KINDS[kind].severity} | {kind} | {len(cases)} | {markdown(KINDS[kind].meaning)} |"
-        yield from ("", "## Classes", "", "| class | kind | segments | images | pixels |", "|---|---|---:|---:|---:|")
-        for row in self.class_table():
-            numbers = f"{row['segments']} | {row['images']} | {row['pixels']:.2%}"
-            yield f"| {markdown(row['name'])} | {row['kind']} | {numbers} |"
-        for kind, cases in self.by_kind.items():
-            yield from ("", f"## {kind}", "")
-            yield from (f"- {markdown(case.where)}: {markdown(case.message)}" for case in cases[:LISTED_CASES])
-            if len(cases) > LISTED_CASES:
-                yield f"- ... and {len(cases) - LISTED_CASES} more (check.json has all)"
+            text += [f"- {KINDS[kind].severity}, {kind}, {len(cases)}x: {markdown(KINDS[kind].meaning)}"]
+            text += [f"  - {markdown(f'{case.where}: {case.message}')}" for case in cases[:SHOWN_CASES]]
+        text += ["", "## Classes", "", "| class | kind | segments | images | pixels |", "|---|---|---:|---:|---:|"]
+        text += ["| " + " | ".join(markdown(str(value)) for value in row.values()) + " |" for row in classes]
+        for name, content in (("check.json", json.dumps(contents, indent=1)), ("check.md", "\n".join(text))):
+            with written_whole(Path(folder, name)) as part:
+                part.write_text(content + "\n", encoding="utf-8")
+        return Path(folder, "check.md")
 
 
 def check_data(
@@ -172,7 +150,7 @@ def check_data(
         >>> check.has_errors, check.counts.images
         (False, 2)
         >>> print(check.totals)
-        2 annotated images, 20 segments of 10 of 14 classes, 0 crowds, 0.0% pixels void
+        2 annotated images, 20 segments of 10 of 14 classes, 0 crowds, 0.0% void
     """
     workers = os.cpu_count() or 1 if workers is None else workers
     if workers < 1 or num_queries < 1:
@@ -180,21 +158,19 @@ def check_data(
     check_limit(limit)
     findings: list[Finding] = []
     if isinstance(source, PanopticData):
-        raw = RawRecords(source.records, source.categories)
-        name = repr(source)
+        name, raw = repr(source), RawRecords(source.records, source.categories)
     else:
-        name = str(source)
         options = ReadOptions(split, limit, report=lambda *finding: findings.append(Finding(*finding)))
-        raw = raw_records(name, data_format, options)
+        name, raw = str(source), raw_records(str(source), data_format, options)
     records = map_style_records(raw)
     if not isinstance(records, Dataset):
         raise ValueError("`source` must not be a stream.")
     records = records if limit is None else records.select(range(min(limit, len(records))))
-    rows = partial(open_row, undecoded(records), raw.categories)
-    counts = DataCounts.zeros(len(raw.categories))
-    names = []
-    check = partial(_check_row, rows, num_queries=num_queries)
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(records), disable=not progress, desc="checking") as bar:
+    open_index = partial(open_row, undecoded(records), raw.categories)
+    counts, names = DataCounts.zeros(len(raw.categories)), []
+    check = partial(_check_row, open_index, num_queries)
+    is_hidden = None if progress else True  # None: unless on a terminal
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(records), disable=is_hidden, desc="checking") as bar:
         for start in range(0, len(records), ROWS_AHEAD):
             for row_name, found, added in pool.map(check, range(start, min(start + ROWS_AHEAD, len(records)))):
                 findings += found
@@ -203,7 +179,7 @@ def check_data(
                 bar.update()
     findings += _unused_categories(counts, raw.categories, name)
     findings.sort(key=lambda finding: (SEVERITIES.index(finding.severity), list(KINDS).index(finding.kind)))
-    return DataCheck(name, raw.categories, findings, counts, rows, names)
+    return DataCheck(name, raw.categories, findings, counts, open_index, names)
 
 
 class OpenedRow(NamedTuple):
@@ -223,17 +199,16 @@ class OpenedRow(NamedTuple):
 
 def open_row(records: Dataset, categories: Categories, index: int) -> OpenedRow:
     """Opens the image and the map of a row; what cannot be read becomes a finding."""
-    findings: list[Finding] = []
-    where = f"row {index}"
     try:
         record = records[index]
     except Exception as error:  # of any format's decoder
-        found = error.finding if isinstance(error, DataError) else None
-        found = found or Finding("unreadable-record", where, first_line(error))
+        known = error.finding if isinstance(error, DataError) else None
+        found = known or Finding("unreadable-record", f"row {index}", first_line(error))
         return OpenedRow(AnnotatedMap(found.where, None, None, [], categories.is_thing), None, [found])
     where = record["file_name"] or name_of(record)
-    size, ids = None, None
     image, segmentation = record["image"], record["segmentation"]  # None: reported by the reader
+    size, ids = None, None
+    findings: list[Finding] = []
     try:
         if image is not None:
             size, orientation = _image_size(image)
@@ -247,19 +222,17 @@ def open_row(records: Dataset, categories: Categories, index: int) -> OpenedRow:
             findings += [Finding(kind, where, _complaint(segmentation, text)) for kind, text in problems]
     except Exception as error:  # as above
         findings.append(Finding("unreadable-map", where, _complaint(segmentation, error)))
-    annotation = AnnotatedMap(where, size, ids, record["segments_info"], categories.is_thing)
-    return OpenedRow(annotation, image, findings)
+    return OpenedRow(AnnotatedMap(where, size, ids, record["segments_info"], categories.is_thing), image, findings)
 
 
 def _check_row(
-    rows: Callable[[int], OpenedRow], index: int, *, num_queries: int
+    open_index: Callable[[int], OpenedRow], num_queries: int, index: int
 ) -> tuple[str, list[Finding], DataCounts]:
     """Returns the name of a row, what is wrong with it, and its counts."""
-    annotation, image, findings = rows(index)
-    if image is None and annotation.ids is None:
-        return annotation.where, findings, DataCounts.zeros(len(annotation.is_thing))
-    found = check_annotation(annotation, num_queries=num_queries)
-    return annotation.where, findings + found, DataCounts.of(annotation)
+    annotation, image, findings = open_index(index)
+    if image is not None or annotation.ids is not None:
+        findings += annotation.findings(num_queries)
+    return annotation.where, findings, annotation.counts()
 
 
 def _image_size(stored: Stored) -> tuple[tuple[int, int], int]:
@@ -293,5 +266,6 @@ def _complaint(stored: Stored, problem: object) -> str:
 def _unused_categories(counts: DataCounts, categories: Categories, where: str) -> list[Finding]:
     unused = [name for name, count in zip(categories.names, counts.class_segments, strict=True) if not count]
     shown = ", ".join(unused[:12]) + (f" and {len(unused) - 12} more" if len(unused) > 12 else "")
-    message = f"{len(unused)} of {len(categories)} classes: {shown}"
-    return [Finding("unused-category", where, message)] if unused else []
+    return (
+        [Finding("unused-category", where, f"{len(unused)} of {len(categories)} classes: {shown}")] if unused else []
+    )

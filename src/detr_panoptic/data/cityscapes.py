@@ -35,11 +35,7 @@ CITYSCAPES = Categories.from_coco(
 
 
 def raw_cityscapes(folder: Path, options: ReadOptions) -> RawRecords:
-    """Reads the images of a split that have a map, in the order of their names.
-
-    Raises:
-        ValueError: a folder is missing, there are several splits and none is named, or a map has no image.
-    """
+    """Reads the images of a split that have a map, in the order of their names."""
     maps, split = first_existing([folder / MAPS_FOLDER]), options.split
     splits = sorted(path.name for path in maps.iterdir() if path.is_dir())
     if split is None and len(splits) == 1:
@@ -61,11 +57,7 @@ def raw_cityscapes(folder: Path, options: ReadOptions) -> RawRecords:
 
 
 def decode_cityscapes(row: Record) -> Record:
-    """Makes a record of an image and its map of instance ids.
-
-    Raises:
-        ValueError: the map is not 16-bit grayscale, or has a class that Cityscapes does not know.
-    """
+    """Makes a record of an image and its map; raises ValueError for other maps and unknown classes."""
     picture = opened(row["segmentation"])
     values = np.asarray(picture)
     if values.ndim != 2 or picture.mode == "P":

@@ -35,28 +35,24 @@ class CocoPanopticPaths(NamedTuple):
 
 
 def find_coco_panoptic(folder: str | Path, *, split: str | None = None) -> CocoPanopticPaths:
-    """Finds the parts of a COCO panoptic dataset.
-
-    Args:
-        folder: a folder with `panoptic.json`, `images/` and `panoptic/`; with `split`, one in the official layout, or
-            one with a subfolder of that name which holds the three parts.
-        split: such as "val2017", for `annotations/panoptic_val2017.json`, `annotations/panoptic_val2017/` (or
-            `panoptic_val2017/`) and `val2017/`.
+    """Finds `panoptic.json`, `images/` and `panoptic/`, or the parts of a split in the official layout.
 
     Raises:
         ValueError: a part is missing; names the paths that were tried.
     """
     folder = Path(folder)
-    if split is None:
-        segmentation_dirs = [folder / "panoptic"]
-    else:
-        names = (Path(split, "panoptic"), Path("annotations", f"panoptic_{split}"), Path(f"panoptic_{split}"))
-        segmentation_dirs = [folder / name for name in names]
+    map_dirs = [folder / "panoptic"]
+    if split is not None:
+        map_dirs = [
+            folder / split / "panoptic",
+            folder / f"annotations/panoptic_{split}",
+            folder / f"panoptic_{split}",
+        ]
     hint = splits_hint(folder, "panoptic") if split is None else ""
     return CocoPanopticPaths(
         first_existing(json_candidates(folder, split, "panoptic"), hint=hint),
         first_existing(image_dir_candidates(folder, split)),
-        first_existing(segmentation_dirs),
+        first_existing(map_dirs),
     )
 
 
@@ -64,7 +60,7 @@ def json_candidates(folder: Path, split: str | None, kind: str) -> list[Path]:
     """Returns where the annotations of a split may lie; `kind` is "panoptic" or "instances"."""
     if split is None:
         return [folder / f"{kind}.json"]
-    names = (Path(split, f"{kind}.json"), Path("annotations", f"{kind}_{split}.json"), Path(f"{kind}_{split}.json"))
+    names = (f"{split}/{kind}.json", f"annotations/{kind}_{split}.json", f"{kind}_{split}.json")
     return [folder / name for name in names]
 
 
@@ -83,19 +79,9 @@ def splits_hint(folder: Path, kind: str) -> str:
 
 
 def raw_coco_panoptic(folder: Path, options: ReadOptions) -> RawRecords:
-    """Reads a COCO panoptic dataset.
+    """Reads a dataset in the order of `annotations`; missing areas and boxes are measured when a row is used.
 
-    Args:
-        folder: as of `find_coco_panoptic`.
-        options: of reading. If they collect findings, invalid entries are left out, files are not looked for, and
-            missing areas and boxes stay None.
-
-    Returns:
-        Rows in the order of `annotations`. Missing areas and boxes are measured when a row is used.
-
-    Raises:
-        ValueError: an entry is invalid or repeated, an annotation names an unknown image or category, or a file is
-            missing.
+    If the options collect findings, invalid entries are left out and nothing is measured.
     """
     paths = find_coco_panoptic(folder, split=options.split)
     file = CocoFile.read(paths.json_path, options)
@@ -139,15 +125,12 @@ class CocoFile(NamedTuple):
 
     @classmethod
     def read(cls, path: Path, options: ReadOptions) -> "CocoFile":
-        """Reads a file.
-
-        Raises:
-            ValueError: it is not JSON or lacks one of its three lists.
-        """
+        """Reads a file; raises ValueError if it is not JSON or lacks one of its three lists."""
         contents = read_json(path)
-        if not isinstance(contents, dict) or any(not isinstance(contents.get(key), list) for key in LISTS):
-            lists = ", ".join(f"`{key}`" for key in LISTS)
-            raise ValueError(f"{path} must have the lists {lists}, {_lacks(contents)}.")
+        for key in LISTS:
+            if not isinstance(contents, dict) or not isinstance(contents.get(key), list):
+                found = contents if not isinstance(contents, dict) else contents.get(key, "nothing")
+                raise ValueError(f"{path} must hold an object with the list `{key}`, got {excerpt(found)}.")
         report = options.report or raising(path)
         return cls(contents, path.name, report, options.files_may_be_missing or options.report is not None)
 
@@ -173,14 +156,7 @@ class CocoFile(NamedTuple):
         return images
 
     def path(self, folder: Path, file_name: str, where: str, kind: str) -> str | None:
-        """Returns the absolute path of a file name, or None after reporting that it is invalid or missing.
-
-        Args:
-            folder: must contain the file.
-            file_name: relative to the folder.
-            where: place of a finding.
-            kind: of the finding if the file is missing.
-        """
+        """Returns the path of a file; None after reporting that the name is unsafe or, as `kind`, the file missing."""
         try:
             path = path_inside(folder, file_name)
         except ValueError as error:
@@ -190,13 +166,6 @@ class CocoFile(NamedTuple):
             self.report(kind, where, f"expected the file {path}, which does not exist")
             return None
         return str(path)
-
-
-def _lacks(contents: Any) -> str:
-    if not isinstance(contents, dict):
-        return f"got {excerpt(contents)}"
-    key = next(key for key in LISTS if not isinstance(contents.get(key), list))
-    return f"got {excerpt(contents[key])} as `{key}`" if key in contents else f"`{key}` not found"
 
 
 def entry_problem(entry: Any, keys: Mapping[str, tuple[type, ...]]) -> str | None:
@@ -227,16 +196,10 @@ def checked_categories(entries: list[Any], where: str, report: Report) -> Catego
 
 
 def checked_segment(entry: Any, categories: Categories, where: str, report: Report) -> dict[str, Any] | None:
-    """Returns an entry of `segments_info` with the keys of a canonical record.
+    """Returns an entry of `segments_info` with the keys of a canonical record, or None if it cannot be used.
 
-    Args:
-        entry: with `id`, `category_id` or `label_id`, and optionally `iscrowd`, `area` and `bbox`.
-        categories: of the dataset.
-        where: place of a finding.
-        report: takes findings.
-
-    Returns:
-        None if it cannot be used; `label_id` is None for an unknown category; `area` and `bbox` may be None.
+    It has `id`, `category_id` or `label_id`, and maybe `iscrowd`, `area` and `bbox`. The latter two may stay None, and
+    `label_id` is None for an unknown category.
     """
     labeled = isinstance(entry, Mapping) and entry.get("label_id") is not None
     category_key = "label_id" if labeled else "category_id"

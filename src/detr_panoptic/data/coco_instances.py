@@ -66,11 +66,7 @@ class InstancePaths:
 
 
 def find_coco_instances(folder: Path, *, split: str | None) -> InstancePaths:
-    """Finds `instances.json` and `images/`, or the official layout, or a Roboflow export; and maps of stuff.
-
-    Raises:
-        ValueError: a part is missing; names the paths that were tried.
-    """
+    """Finds `instances.json` and `images/`, or the official layout, or a Roboflow export; and maps of stuff."""
     inner = folder if split is None else folder / split
     json_paths = [*json_candidates(folder, split, "instances"), inner / ROBOFLOW_FILE]
     json_path = first_existing(json_paths, hint=splits_hint(folder, "instances") if split is None else "")
@@ -89,12 +85,7 @@ def find_coco_instances(folder: Path, *, split: str | None) -> InstancePaths:
 
 
 def raw_coco_instances(folder: Path, options: ReadOptions) -> RawRecords:
-    """Reads the images in the order of `images`, including those without instances.
-
-    Raises:
-        ValueError: an entry is invalid or repeated, an annotation names an unknown image or category, or a file is
-            missing.
-    """
+    """Reads the images in the order of `images`, including those without instances."""
     paths = find_coco_instances(folder, split=options.split)
     file = CocoFile.read(paths.json_path, options)
     categories = _categories(file, paths)
@@ -156,20 +147,12 @@ def _categories(file: CocoFile, paths: InstancePaths) -> Categories:
 
 @dataclass(frozen=True)
 class InstanceDecoder:
-    """Makes a record of an image, its instances and its map of stuff.
-
-    Args:
-        categories: of both; their category ids are the values of the map.
-    """
+    """Makes a record of an image, its instances and its map of stuff, whose values are category ids."""
 
     categories: Categories
 
     def __call__(self, row: Record) -> Record:
-        """Makes the record: ids run from 1, first the instances in the order of their annotations, then stuff.
-
-        Raises:
-            ValueError: a mask cannot be decoded or has another size, or the map has an unknown class.
-        """
+        """Makes the record: ids run from 1, first the instances in the order of their annotations, then stuff."""
         width, height = upright_size(row["image"])
         if row["width"] is not None and row["height"] is not None:
             check_size(row, (row["width"], row["height"]))  # the polygons are in these coordinates
@@ -216,16 +199,7 @@ class InstanceDecoder:
 
 
 def paint_instances(masks: list[np.ndarray], is_crowd: list[bool], size: tuple[int, int]) -> np.ndarray:
-    """Makes one map of overlapping masks, by the rule of this module.
-
-    Args:
-        masks: bool, each of `size`.
-        is_crowd: of each mask.
-        size: (H, W).
-
-    Returns:
-        (H, W) int64: the index of the mask plus 1; 0 where there is none.
-    """
+    """Makes one map (H, W) int64 of overlapping masks: the index of the mask plus 1, or 0."""
     ids = np.zeros(size, dtype=np.int64)
     areas = [int(np.count_nonzero(mask)) for mask in masks]
     # The lowest is painted first.

@@ -1,4 +1,4 @@
-"""Records to batches: the `collate_fn` of training and evaluation."""
+"""The `collate_fn` that makes batches of records."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,29 +11,36 @@ from .records import Record
 
 
 class PanopticCollator:
-    """Augment canonical records and hand them to the image processor.
+    """Augments canonical records and passes them to the image processor.
 
     Args:
-        processor: a `DetrPanopticImageProcessor`, or what is called like one.
-        augmentation: of training; it sets the size, so the processor then leaves sizes alone. None: the processor
-            resizes.
-        seed: of the augmentation, together with the epoch and each record's `image_id`.
+        processor: a `DetrPanopticImageProcessor`.
+        augmentation: of training; it sets the size, so the processor does not resize then.
+        seed: of the augmentation, together with the epoch and the `image_id` of each record.
+
+    Example:
+        >>> from detr_panoptic import DetrPanopticImageProcessor
+        >>> from detr_panoptic.scenes import make_scene
+        >>> collate = PanopticCollator(DetrPanopticImageProcessor(size={"height": 64, "width": 96}))
+        >>> batch = collate([make_scene(0), make_scene(1)])
+        >>> tuple(batch["pixel_values"].shape), len(batch["labels"])
+        ((2, 3, 64, 96), 2)
     """
 
     def __init__(self, processor: Any, augmentation: Augmentation | None = None, *, seed: int = 0) -> None:
-        """Keep the parts; the epoch is 0."""
+        """Starts with epoch 0."""
         self.processor = processor
         self.augmentation = augmentation
         self.seed = seed
-        # In shared memory: workers that live through several epochs hold a copy of the collator and must see a change.
+        # In shared memory: persistent workers hold a copy of the collator and must see the change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the augmentations of this epoch from the next batch on."""
+        """Sets the epoch of the next batches."""
         self._epoch.fill_(epoch)
 
     def __call__(self, records: Sequence[Record]) -> BatchFeature:
-        """Make a batch.
+        """Makes a batch.
 
         Args:
             records: canonical records.

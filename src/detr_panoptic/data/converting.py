@@ -114,7 +114,7 @@ def convert_data(
         raise ValueError("`source` must not be a stream.")
     conversion = DataConversion(Path(output), data.categories)
     records = readable_records(data.records, conversion, skip=on_error == "skip")
-    bar = tqdm(records, total=len(data.records), disable=not progress, desc="converting")
+    bar = tqdm(records, total=len(data.records), disable=None if progress else True, desc="converting")
     write_records(bar, data.categories, output, to=to, split=split)
     return conversion
 
@@ -122,18 +122,7 @@ def convert_data(
 def write_records(
     records: Iterable[Record], categories: Categories, output: str | Path, *, to: Target, split: str | None = None
 ) -> None:
-    """Writes canonical records in one of `TARGETS`; the folder appears when it is complete.
-
-    Args:
-        records: canonical records.
-        categories: of their label ids.
-        output: a folder that is empty or does not exist.
-        to: one of `TARGETS`.
-        split: name of the split in the names of Parquet files; "train" by default.
-
-    Raises:
-        ValueError: `output` is not empty, or a record is invalid.
-    """
+    """Writes canonical records in one of `TARGETS`; the folder appears when it is complete."""
     with whole_folder(output) as part:
         if to == COCO:
             write_coco_panoptic_dataset(part, records, categories)
@@ -144,16 +133,7 @@ def write_records(
 
 
 def readable_records(records: Dataset, conversion: DataConversion, *, skip: bool) -> Iterator[Record]:
-    """Yields records whose files can be decoded, as files, and counts them.
-
-    Args:
-        records: map-style canonical records.
-        conversion: takes the counts and the messages of skipped records.
-        skip: leave out what cannot be read.
-
-    Raises:
-        ValueError: a record cannot be read and `skip` is False, or none can be read.
-    """
+    """Yields records whose files can be decoded, as files; counts them, and skips the others or raises ValueError."""
     encoded = NamedRecords(undecoded(records))
     for index in range(len(encoded)):
         try:

@@ -47,11 +47,11 @@ def whole_files(folder: str | Path, what: str) -> Iterator[Path]:
     """Yields an empty folder; the files written to it replace those of `folder` when all are complete.
 
     Args:
-        folder: an existing folder that receives the files. Its other files stay.
+        folder: an existing folder. Its other files stay.
         what: description of the files for the error message, such as "The model".
 
     Raises:
-        OSError: the files could not be written, for example because the disk is full. Earlier files are unchanged.
+        OSError: the files could not be written. Earlier files are unchanged.
     """
     folder = Path(folder)
     partial = folder / f"{PARTIAL_PREFIX}files"
@@ -69,9 +69,6 @@ def whole_files(folder: str | Path, what: str) -> Iterator[Path]:
 @contextmanager
 def whole_folder(folder: str | Path) -> Iterator[Path]:
     """Yields a folder to fill, which becomes `folder` if no error is raised and is removed otherwise.
-
-    Args:
-        folder: must not exist, or be empty.
 
     Raises:
         ValueError: `folder` exists and is not empty, or another process is writing it.
@@ -101,16 +98,7 @@ def check_new_folder(folder: str | Path) -> None:
 
 @contextmanager
 def reported_failure(what: str, folder: Path, partial: Path) -> Iterator[None]:
-    """Removes an incomplete folder after an error and raises OSError with the reason.
-
-    Args:
-        what: description of what is written, at the beginning of the message.
-        folder: destination, for the message.
-        partial: the incomplete folder.
-
-    Raises:
-        OSError: an exception was raised in the context.
-    """
+    """Removes the folder `partial` after an error, and raises OSError: `what` could not be written to `folder`."""
     try:
         yield
     except Exception as error:  # torch, safetensors and the system raise different errors for a full disk

@@ -25,11 +25,7 @@ _logger = logging.getLogger(__name__)
 
 
 def first_existing(paths: Sequence[Path], *, hint: str = "") -> Path:
-    """Returns the first of some paths that exists.
-
-    Raises:
-        ValueError: none exists; names them all, followed by the hint.
-    """
+    """Returns the first of some paths that exists; raises ValueError with all of them and the hint if none does."""
     for path in paths:
         if path.exists():
             return path
@@ -37,16 +33,11 @@ def first_existing(paths: Sequence[Path], *, hint: str = "") -> Path:
     raise ValueError(f"Expected {looked_for} to exist, found neither file nor folder.{hint}")
 
 
-def pictures_below(folder: Path, *, recursive: bool = True) -> list[str]:
-    """Returns the names of all images in a folder relative to it, sorted, without hidden files and folders.
-
-    Args:
-        folder: the folder.
-        recursive: include subfolders.
-    """
+def pictures_below(folder: Path) -> list[str]:
+    """Returns the names of all images in a folder and its subfolders, relative to it, without hidden ones, sorted."""
     names: list[str] = []
     for parent, subfolders, files in os.walk(folder):
-        subfolders[:] = [name for name in subfolders if recursive and not name.startswith(".")]
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         names += [Path(parent, name).relative_to(folder).as_posix() for name in files if is_picture(name)]
     return sorted(names)
 
@@ -59,11 +50,7 @@ def is_picture(name: str) -> bool:
 def paired_by_name(
     image_names: Iterable[str], map_names: Iterable[str], *, where: str, report: Report | None = None
 ) -> list[tuple[str, str]]:
-    """Pairs images and maps whose names differ only in the suffix, in the order of the maps.
-
-    Raises:
-        ValueError: a map has no image, or two images share a name.
-    """
+    """Pairs images and maps whose names differ only in the suffix, in the order of the maps; each map needs one."""
     report = report or raising(Path(where))
     images: dict[str, str] = {}
     for name in image_names:
@@ -105,11 +92,7 @@ def read_categories(path: Path, *, kind_needed: bool = True) -> Categories:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        ValueError: it is missing or not JSON; names it.
-    """
+    """Reads a JSON file; raises ValueError with its name if it is missing or not JSON."""
     if not path.is_file():
         raise ValueError(f"Expected the file {path}, which does not exist.")
     try:

@@ -1,4 +1,4 @@
-"""Names of repositories on the Hugging Face Hub, told from paths."""
+"""Tells names of repositories on the Hugging Face Hub from paths."""
 
 import re
 from pathlib import Path
@@ -7,5 +7,5 @@ OWNER_AND_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def hub_name(source: str) -> str | None:
-    """OWNER/NAME; None if it reads otherwise, such as "../data", or if there is a file or folder of that name here."""
+    """Returns OWNER/NAME; None for other text such as "../data", or if a file or folder has this name."""
     return source if OWNER_AND_NAME.fullmatch(source) and not Path(source).exists() else None

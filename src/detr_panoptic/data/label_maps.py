@@ -45,11 +45,7 @@ def find_maps(folder: Path, split: str | None) -> tuple[Path, Path] | None:
 
 
 def kind_of_maps(maps: Path) -> str:
-    """Returns `TWO_CHANNEL` or `SEMANTIC`, judged by the first map of a folder.
-
-    Raises:
-        ValueError: there is no map.
-    """
+    """Returns `TWO_CHANNEL` or `SEMANTIC`, judged by the first map of a folder; raises ValueError without one."""
     names = pictures_below(maps)
     if not names:
         raise ValueError(f"Expected maps in {maps}, found no image.")
@@ -60,16 +56,7 @@ def kind_of_maps(maps: Path) -> str:
 
 
 def raw_label_maps(folder: Path, options: ReadOptions, kind: str) -> RawRecords:
-    """Reads images and maps of the same name, in the order of their names.
-
-    Args:
-        folder: as of `find_maps`.
-        options: of reading.
-        kind: `TWO_CHANNEL` or `SEMANTIC`.
-
-    Raises:
-        ValueError: folders or categories are missing, or a map has no image.
-    """
+    """Reads images and maps of the same name, in the order of their names."""
     found = find_maps(folder, options.split)
     if found is None:
         split = options.split
@@ -97,22 +84,13 @@ def rows_of_files(images: Path, maps: Path, pairs: list[tuple[str, str]]) -> Dat
 
 @dataclass(frozen=True)
 class LabelMapDecoder:
-    """Makes a record of an image and its map of classes; segment ids run from 1, by class and instance.
-
-    Args:
-        categories: their category ids are the values of the map.
-        kind: `TWO_CHANNEL` or `SEMANTIC`.
-    """
+    """Makes a record of an image and its map of classes, whose values are category ids."""
 
     categories: Categories
     kind: str
 
     def __call__(self, row: Record) -> Record:
-        """Makes the record.
-
-        Raises:
-            ValueError: the map is of another kind, or has an unknown class; names the image.
-        """
+        """Makes the record; raises ValueError for maps of another kind and unknown classes."""
         read = _two_channels if self.kind == TWO_CHANNEL else _one_channel
         ids, segments = label_segments(*read(opened(row["segmentation"]), row), self.categories, row)
         return make_record(row, ids, measure_segments(ids, segments))
@@ -131,9 +109,6 @@ def label_segments(
 
     Returns:
         (H, W) int64 ids from 1 in the order of category id and instance, 0 is void; and the entries.
-
-    Raises:
-        ValueError: a class is unknown and not one of `VOID_VALUES`.
     """
     labels = dict(zip(categories.category_ids, range(len(categories)), strict=True))
     present = np.unique(classes).tolist()

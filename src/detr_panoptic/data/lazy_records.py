@@ -95,10 +95,7 @@ def _decode_batch(decode: Decode, earlier: Callable[[Batch], Batch] | None, batc
 
 
 class NamedRecords:
-    """Canonical records by index, whose errors name the image.
-
-    Args:
-        records: map-style canonical records.
+    """Map-style canonical records whose errors name the image.
 
     Example:
         >>> from detr_panoptic.scenes import scenes_dataset
@@ -116,11 +113,7 @@ class NamedRecords:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Record:
-        """Returns a record.
-
-        Raises:
-            ValueError: it cannot be read; names the image.
-        """
+        """Returns a record; raises ValueError with the name of the image if it cannot be read."""
         try:
             return self._records[index]
         except Exception as error:  # broken files raise anything from SyntaxError to struct.error
@@ -137,11 +130,7 @@ class NamedRecords:
 
 
 def relabeled(raw: RawRecords, categories: Categories) -> RawRecords:
-    """Returns the same records with the label ids of other categories, matched by name (`match_labels`).
-
-    Raises:
-        ValueError: a class of the source is not among `categories`.
-    """
+    """Returns the same records with the label ids of other categories, which must have every class by name."""
     table = match_labels(categories, raw.categories)
     lacking = [repr(name) for label, name in raw.categories.id2label.items() if label not in table]
     if lacking:
@@ -158,11 +147,7 @@ def _decode_and_relabel(decode: Decode | None, table: dict[int, int], row: Recor
 
 
 def make_record(row: Record, ids: np.ndarray, segments_info: list[dict[str, Any]]) -> Record:
-    """Makes a canonical record of a raw row, its (H, W) id map and its measured segments.
-
-    Raises:
-        ValueError: the map and the image differ in size, or an id is too large.
-    """
+    """Makes a canonical record of a raw row, its (H, W) id map and its measured segments; checks size and ids."""
     check_size(row, ids.shape[::-1])
     try:
         colors = ids_to_rgb(ids)
@@ -200,11 +185,7 @@ def name_of(row: Record) -> str:
 
 
 def upright_size(image: PILImage.Image | dict[str, Any]) -> tuple[int, int]:
-    """Returns (width, height) of an image after the rotation of its EXIF tag.
-
-    Args:
-        image: decoded, hence upright already; or as `datasets` stores it, `bytes` or `path`: only its header is read.
-    """
+    """Returns (width, height) of a decoded, hence upright image; or of a file after the rotation of its EXIF tag."""
     if isinstance(image, PILImage.Image):
         return image.size
     with open_stored(image) as picture:

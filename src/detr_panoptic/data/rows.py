@@ -36,16 +36,7 @@ from .findings import raising
 from .folders import CATEGORIES_FILE, read_categories
 from .hub_names import hub_name
 from .label_maps import SEMANTIC, LabelMapDecoder
-from .lazy_records import (
-    RawRecords,
-    ReadOptions,
-    hashed_id,
-    image_id_of,
-    make_record,
-    name_of,
-    opened,
-    row_error,
-)
+from .lazy_records import RawRecords, ReadOptions, hashed_id, image_id_of, make_record, name_of, opened, row_error
 from .plain_text import first_line
 from .records import Record, categories_of, fill_measures, panoptic_features
 
@@ -68,11 +59,7 @@ def holds_rows(source: str) -> bool:
 
 
 def is_hub_id(source: str) -> bool:
-    """Returns whether a source is the name of a dataset on the Hub rather than a path.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """Returns whether a source is the name of a dataset on the Hub, False for a path; raises ValueError for others."""
     if Path(source).exists():
         return False
     if hub_name(source):
@@ -81,16 +68,7 @@ def is_hub_id(source: str) -> bool:
 
 
 def raw_rows(source: str, options: ReadOptions, *, map_kind: str | None = None) -> RawRecords:
-    """Reads rows of a dataset.
-
-    Args:
-        source: path, or name on the Hub.
-        options: of reading.
-        map_kind: of maps of classes, instead of `segments_info`: `TWO_CHANNEL` or `SEMANTIC`.
-
-    Raises:
-        ValueError: there is no such dataset or split, it has other columns, or its categories are unknown.
-    """
+    """Reads rows of a dataset; `map_kind` is `TWO_CHANNEL` or `SEMANTIC` for maps of classes without segments."""
     rows = open_rows(source, split=options.split, streaming=options.streaming)
     if isinstance(rows, Dataset):
         check_pictures_inside(rows, source)
@@ -137,12 +115,7 @@ def is_picture_column(feature: Any) -> bool:
 
 
 def identified(rows: Dataset, file_names: Sequence[str | None] | None = None) -> Dataset:
-    """Returns the rows with a number as `image_id` and with a `file_name`.
-
-    Args:
-        rows: an `image_id` of text becomes a number; a missing one is the index of the row.
-        file_names: names for rows without `file_name`.
-    """
+    """Returns the rows with a number as `image_id`, by default the index, and with a `file_name`."""
     numbers = list(range(len(rows)))
     if "image_id" in rows.column_names:
         numbers = [image_id_of(name) for name in rows["image_id"]]
@@ -207,11 +180,7 @@ def _add_hash(row: Record) -> Record:
 
 
 def open_rows(source: str, *, split: str | None, streaming: bool) -> Dataset | IterableDataset:
-    """Opens the rows of one split as they are.
-
-    Raises:
-        ValueError: there is no such dataset, it is broken, or it has several splits and none of this name.
-    """
+    """Opens the rows of one split; raises ValueError if the dataset is missing or broken, or lacks the split."""
     path = Path(source)
     if any((path / name).is_file() for name in SAVED_FILES):
         with _named_errors(source, "is not a saved dataset, or a broken one"):
@@ -298,24 +267,14 @@ def _entries(segments: Any) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class RowDecoder:
-    """Makes a record of a row.
-
-    Args:
-        categories: of the rows.
-        map_column: the column of the maps.
-        label_maps: reads maps of classes; None: the maps hold ids.
-    """
+    """Makes a record of a row; `label_maps` reads maps of classes, None: the maps hold ids."""
 
     categories: Categories
     map_column: str
     label_maps: LabelMapDecoder | None = None
 
     def __call__(self, row: Record) -> Record:
-        """Makes the record.
-
-        Raises:
-            ValueError: the map is invalid, ids do not fit, or a segment has an unknown category; names the row.
-        """
+        """Makes the record; raises ValueError for invalid maps and segments."""
         raw = {
             "image": row["image"],
             "image_id": image_id_of(row["image_id"]),
@@ -332,16 +291,7 @@ class RowDecoder:
 
 
 def map_ids(picture: PILImage.Image, listed: set[int], row: Record) -> np.ndarray:
-    """Returns the ids (H, W) int64 of a map in any mode.
-
-    Args:
-        picture: the map.
-        listed: ids of `segments_info`; they decide whether a palette image holds ids or colors.
-        row: for the error.
-
-    Raises:
-        ValueError: it holds no ids.
-    """
+    """Returns the ids (H, W) int64 of a map; a palette image holds ids if they are those of `segments_info`."""
     if picture.mode == "P":
         values = np.asarray(picture).astype(np.int64)
         if set(np.unique(values).tolist()) - {0} == listed:

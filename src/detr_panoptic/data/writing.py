@@ -79,15 +79,12 @@ def save_dataset(
 
     Args:
         folder: created if it does not exist.
-        records: canonical records.
+        records: at least one canonical record.
         categories: of their label ids; saved with the dataset.
         with_scores: segments have a `score`.
 
     Returns:
         The saved dataset; its `push_to_hub` uploads everything.
-
-    Raises:
-        ValueError: there is no record, or a map and its image differ in size.
 
     Example:
         >>> import tempfile
@@ -119,16 +116,13 @@ def write_parquet(
 
     Args:
         folder: created if it does not exist.
-        records: canonical records.
+        records: at least one canonical record.
         categories: of their label ids; saved with the files.
         split: name of the split in the file names.
         with_scores: segments have a `score`.
 
     Returns:
         The files.
-
-    Raises:
-        ValueError: there is no record, or a map and its image differ in size.
 
     Example:
         >>> import tempfile
@@ -164,11 +158,7 @@ def _tables(records: Iterable[Record], features: Features) -> Iterator[pa.Table]
 
 
 def stored_record(record: Record) -> Record:
-    """Returns a record whose images are the contents of files, as `datasets` stores them.
-
-    Raises:
-        ValueError: map and image differ in size, or the map is broken.
-    """
+    """Returns a record whose images are the contents of files; raises ValueError for a broken or unfitting map."""
     name, contents = picture_file(record)
     return {
         "image": {"bytes": contents, "path": PurePosixPath(name).name},
@@ -196,11 +186,7 @@ def picture_file(record: Record) -> tuple[str, bytes]:
 
 
 def map_file(record: Record) -> bytes:
-    """Returns a record's id map as an RGB PNG file; such a file is copied.
-
-    Raises:
-        ValueError: it is broken, or differs from the image in size.
-    """
+    """Returns a record's id map as an RGB PNG file (copied if it is one); raises ValueError as `stored_record`."""
     segmentation = record["segmentation"]
     if isinstance(segmentation, Mapping):
         contents = _contents(segmentation)

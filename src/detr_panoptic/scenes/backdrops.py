@@ -1,4 +1,4 @@
-"""Stuff of the generated scenes: sky, mountain, sea, sand, grass and road, each as a patch over the whole canvas."""
+"""Stuff of the generated scenes: sky, mountain, sea, sand, grass and road, each a patch as large as the canvas."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from .painting import Light, Patch, float_color
 
 @dataclass(frozen=True)
 class Place:
-    """What every backdrop of one scene shares.
+    """What all backdrops of a scene share.
 
     Args:
         height: of the canvas, pixels.
@@ -30,17 +30,17 @@ class Place:
 
     @property
     def rows(self) -> np.ndarray:
-        """(H, 1) float32 middle of each row."""
+        """Center of each row, (H, 1) float32."""
         return np.arange(self.height, dtype=np.float32)[:, None] + 0.5
 
     @property
     def columns(self) -> np.ndarray:
-        """(1, W) float32 middle of each column."""
+        """Center of each column, (1, W) float32."""
         return np.arange(self.width, dtype=np.float32)[None] + 0.5
 
 
 def smooth_noise(rng: np.random.Generator, height: int, width: int, cells: tuple[float, float]) -> np.ndarray:
-    """Noise (H, W) float32 of three octaves, mean 0 and deviation about 1, with this many cells down and across."""
+    """Returns noise (H, W) float32 of three octaves, mean 0, deviation about 1, with `cells` down and across."""
     total = np.zeros((height, width), dtype=np.float32)
     for octave, weight in ((1, 0.83), (2.6, 0.45), (6.1, 0.3)):
         down, across = (max(round(count * octave), 1) + 1 for count in cells)
@@ -50,7 +50,7 @@ def smooth_noise(rng: np.random.Generator, height: int, width: int, cells: tuple
 
 
 def ridge(rng: np.random.Generator, width: int, cells: Sequence[int], fall: float) -> np.ndarray:
-    """A line (W,) float64 of mean 0: noise in octaves of `cells` points, each `fall` times as high as the last."""
+    """Returns a line (W,) float64 of mean 0: noise in octaves of `cells` points, each `fall` times as high."""
     line = np.zeros(width)
     for octave, count in enumerate(cells):
         points = np.linspace(-rng.random(), count + rng.random(), count + 2)
@@ -59,18 +59,18 @@ def ridge(rng: np.random.Generator, width: int, cells: Sequence[int], fall: floa
 
 
 def _mix(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """`share` (H, W) or (H, 1) of the second color, the rest of the first."""
+    """Blends two colors: `share` (H, W) or (H, 1) of the second one."""
     return first + (second - first) * share[..., None]
 
 
 def _below(place: Place, edge: np.ndarray, color: np.ndarray) -> Patch:
-    """Everything below a line: `edge` (W,) rows, may be fractions; `color` (H, W or 1, 3) in [0, 1]."""
+    """Fills everything below a line: `edge` (W,) rows, `color` (H, W or 1, 3) in [0, 1]."""
     coverage = np.clip(place.rows + 0.5 - edge[None].astype(np.float32), 0, 1)
     return Patch(np.clip(color, 0, 1) * coverage[..., None], coverage)
 
 
 def sky(place: Place, rng: np.random.Generator) -> Patch:
-    """Gradient, clouds, stars, and the sun or the moon with its glow."""
+    """Paints a gradient, clouds, stars, and the sun or the moon with its glow."""
     light, height, width = place.light, place.height, place.width
     down = np.clip(place.rows / place.horizon, 0, 1)
     color = _mix(float_color(light.sky_top), float_color(light.sky_horizon), down**1.3)
@@ -91,14 +91,14 @@ def sky(place: Place, rng: np.random.Generator) -> Patch:
 
 
 def mountain(place: Place, rng: np.random.Generator, *, rise: float, haze: float) -> Patch:
-    """A range whose peaks reach up to `rise` of the sky, with `haze` of its color lost in the distance."""
+    """Paints a range whose peaks reach up to `rise` of the sky, with `haze` of its color lost."""
     cells = (int(rng.integers(2, 5)), 8, 17, 40)
     line = ridge(rng, place.width, cells, 0.45)
     line = (line - line.min()) / np.ptp(line)
     edge = place.horizon * (1 - rise * (0.15 + 0.85 * line))
     rock = float_color(((96, 104, 128), (104, 118, 112), (126, 104, 100))[rng.integers(3)])
     crags = smooth_noise(rng, place.height, place.width, (14, 18))
-    # The side of a crest that looks away from the sun is dark; its shade runs down the slope, slanted and ragged.
+    # The side of a crest that faces away from the sun is dark; its shade runs down the slope, slanted and ragged.
     slope = np.gradient(np.convolve(np.pad(line, 2, mode="edge"), np.ones(5) / 5, mode="valid")) * place.width
     fall = place.rows - edge[None].astype(np.float32)
     source = place.columns + 0.6 * fall * (1 if place.sun_x < 0.5 else -1) + 0.012 * place.width * crags
@@ -116,18 +116,18 @@ def mountain(place: Place, rng: np.random.Generator, *, rise: float, haze: float
 
 
 def _depth(place: Place) -> np.ndarray:
-    """(H, 1): 0 at the horizon, 1 at the lower border."""
+    """Returns (H, 1): 0 at the horizon, 1 at the lower border."""
     return np.clip((place.rows - place.horizon) / (place.height - place.horizon), 0, 1)
 
 
 def _ground(place: Place, edge: np.ndarray, color: np.ndarray, haze: float) -> Patch:
-    """Ground under the light, hazy toward the horizon."""
+    """Paints ground under the light, hazy toward the horizon."""
     tinted = color * place.light.tint_factors
     return _below(place, edge, _mix(tinted, float_color(place.light.sky_horizon), haze * (1 - _depth(place)) ** 2))
 
 
 def sea(place: Place, rng: np.random.Generator, edge: np.ndarray) -> Patch:
-    """Water with waves that grow toward the viewer, and the sun's path on it."""
+    """Paints water with waves that grow toward the viewer, and the reflection of the sun."""
     height, width = place.height, place.width
     deep, near = (((24, 92, 150), (58, 168, 186)), ((30, 78, 128), (70, 140, 170)), ((18, 110, 140), (84, 196, 190)))[
         rng.integers(3)
@@ -145,7 +145,7 @@ def sea(place: Place, rng: np.random.Generator, edge: np.ndarray) -> Patch:
 
 
 def sand(place: Place, rng: np.random.Generator, edge: np.ndarray) -> Patch:
-    """Dunes and grains; wet and dark along its upper edge."""
+    """Paints dunes and grains, wet and dark along the upper edge."""
     height, width = place.height, place.width
     color = float_color(((232, 206, 158), (238, 216, 176), (224, 190, 142))[rng.integers(3)])
     tone = (
@@ -158,7 +158,7 @@ def sand(place: Place, rng: np.random.Generator, edge: np.ndarray) -> Patch:
 
 
 def grass(place: Place, rng: np.random.Generator, edge: np.ndarray) -> Patch:
-    """Meadow with upright blades, lighter patches and, at times, flowers."""
+    """Paints a meadow with upright blades, lighter patches and sometimes flowers."""
     height, width = place.height, place.width
     far, near = (((128, 168, 84), (74, 136, 60)), ((150, 176, 84), (96, 146, 56)), ((176, 172, 92), (140, 142, 62)))[
         rng.integers(3)
@@ -176,7 +176,7 @@ def grass(place: Place, rng: np.random.Generator, edge: np.ndarray) -> Patch:
 
 
 def road(place: Place, rng: np.random.Generator, middle: np.ndarray, half_width: float) -> Patch:
-    """A road from border to border: `middle` (W,) rows of its dashed line, `half_width` in pixels."""
+    """Paints a road from border to border: `middle` (W,) rows of its dashed line, `half_width` in pixels."""
     offset = place.rows - middle[None].astype(np.float32)
     coverage = np.clip(half_width - np.abs(offset) + 0.5, 0, 1)
     noise = rng.standard_normal(offset.shape, dtype=np.float32)
@@ -191,7 +191,7 @@ def road(place: Place, rng: np.random.Generator, middle: np.ndarray, half_width:
 
 
 def foam(place: Place, edge: np.ndarray) -> Patch:
-    """Surf on the water just above a line (W,) of the shore: to be seen, but owned by the water."""
+    """Paints surf just above the shore line (W,); its pixels belong to the water."""
     thick = 0.012 * place.height + 1
     distance = edge[None].astype(np.float32) - place.rows
     coverage = 0.8 * np.exp(-(np.clip(distance, 0, None) / thick)) * (distance > -1)
@@ -201,16 +201,13 @@ def foam(place: Place, edge: np.ndarray) -> Patch:
 
 
 def shadow(sprite: Patch, place: Place, foot: tuple[float, float]) -> Patch:
-    """The soft shadow of a thing that stands at `foot` (column, row).
-
-    The sun is in the picture, so shadows come toward the viewer and away from its column, longer when it is low.
-    """
+    """Paints the shadow of a thing at `foot` (column, row): toward the viewer, away from the sun."""
     height, width = sprite.coverage.shape
     length = 1 - place.light.elevation
     tall = max(round((0.12 + 0.3 * length) * height), 2)
     slant = 1.6 * (0.5 - place.sun_x) * length * height / tall  # columns per row
     margin = math.ceil(abs(slant) * tall) + 4
-    # The thing's own outline upside down, flattened, and slanted away from the sun.
+    # The outline of the thing upside down, flattened, and slanted away from the sun.
     outline = Image.fromarray((sprite.coverage[::-1] * 255).astype(np.uint8)).resize((width, tall))
     sheet = Image.new("L", (width + 2 * margin, tall + 8))
     sheet.paste(outline, (margin, 4))
@@ -222,7 +219,7 @@ def shadow(sprite: Patch, place: Place, foot: tuple[float, float]) -> Patch:
 
 
 def reflection(sprite: Patch, foot: tuple[float, float]) -> Patch:
-    """The thing upside down in the water below `foot` (column, row), fading with the distance."""
+    """Paints the reflection of a thing in the water below `foot` (column, row)."""
     half = max(sprite.coverage.shape[0] // 2, 1)
     fade = np.linspace(0.45, 0.0, half, dtype=np.float32)[:, None]
     coverage = sprite.coverage[::-2][:half] * fade[: sprite.coverage[::-2].shape[0]]

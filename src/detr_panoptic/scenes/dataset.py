@@ -1,9 +1,8 @@
-"""Generated scenes: endless pictures of land and sea with exact panoptic annotations.
+"""Generated scenes: endless images of land and sea with exact panoptic annotations.
 
 A scene is a list of layers, painted one over the other; the topmost layer that covers at least half of a pixel owns
-it. Shadows, reflections and surf are seen but own nothing. A segment of which too little would be seen is not painted
-at all, so every pixel belongs to what it shows and none is void. The same seed gives the same scene, whatever was made
-before.
+it. Shadows, reflections and surf are visible but own nothing. A segment of which too little is visible is not
+painted, so every pixel belongs to what it shows and none is void. The same seed always gives the same scene.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,32 +23,21 @@ from .backdrops import Place
 from .painting import LIGHTS, Patch, float_color
 from .things import THING_KINDS, ThingKind
 
-# The category ids have gaps, as in most real data: who takes them for label ids is found out at once.
+UNSEEN_SEED = 77_000_000
+"""Seeds from here on are not used in training."""
+
+_THINGS = ("house", "tree", "sheep", "car", "boat", "ball", "bird", "balloon")
+_STUFF = ("sky", "mountain", "sea", "sand", "grass", "road")
 SCENE_CATEGORIES = Categories(
-    names=(
-        "house",
-        "tree",
-        "sheep",
-        "car",
-        "boat",
-        "ball",
-        "bird",
-        "balloon",
-        "sky",
-        "mountain",
-        "sea",
-        "sand",
-        "grass",
-        "road",
-    ),
-    is_thing=(True,) * 8 + (False,) * 6,
+    names=_THINGS + _STUFF,
+    is_thing=(True,) * len(_THINGS) + (False,) * len(_STUFF),
+    # With gaps, as in most real data: code that takes them for label ids fails.
     category_ids=(1, 2, 3, 5, 6, 8, 9, 10, 101, 102, 104, 105, 107, 108),
 )
-MIN_SIDE = 64  # pixels; smaller, and most things would be specks
+MIN_SIDE = 64  # pixels; in smaller scenes most things would be specks
 MIN_SEGMENT_AREA = 12  # pixels
 MIN_SEGMENT_SHARE = 0.0005  # of the picture
 SEEDS_PER_DATASET = 2**32
-_STUFF_NAMES = frozenset(SCENE_CATEGORIES.names[label] for label in SCENE_CATEGORIES.stuff_label_ids)
 # Grounds from the horizon to the lower border; each takes about an equal part.
 _LANDSCAPES = (
     ("sea", "sand"),
@@ -65,12 +53,12 @@ _LANDSCAPES = (
 
 @dataclass(frozen=True)
 class Layer:
-    """One thing, or one piece of stuff.
+    """One thing or piece of stuff.
 
     Args:
         name: of its category.
-        patch: what it looks like and which pixels it covers, on the canvas.
-        effect: a shadow, reflection or surf that is painted before it and belongs to what it falls on.
+        patch: its colors and the pixels it covers.
+        effect: a shadow, reflection or surf, painted first; its pixels belong to what it falls on.
     """
 
     name: str
@@ -79,18 +67,22 @@ class Layer:
 
 
 def make_scene(seed: int, *, height: int = 256, width: int = 256) -> Record:
-    """Make one scene.
+    """Makes one scene.
 
     Args:
-        seed: not negative, below 2**63; it is the record's `image_id`, too.
+        seed: from 0 to below 2**63; it is the `image_id` of the record.
         height: pixels, at least 64.
         width: pixels, at least 64.
 
     Returns:
-        A canonical record. Segment ids are random ones of up to 24 bits.
+        A canonical record with random segment ids of up to 24 bits.
 
     Raises:
-        ValueError: if the seed or the size is out of range.
+        ValueError: the seed or the size is out of range.
+
+    Example:
+        >>> make_scene(7, height=64, width=96)["image"].size
+        (96, 64)
     """
     if not 0 <= seed < 2**63:
         raise ValueError(f"`seed` must lie in [0, 2**63), got {seed}.")
@@ -104,15 +96,12 @@ def make_scene(seed: int, *, height: int = 256, width: int = 256) -> Record:
 
 
 def compose_scene(layers: Sequence[Layer], rng: np.random.Generator, *, image_id: int) -> Record:
-    """Paint layers one over the other and annotate what is seen of them.
+    """Paints layers one over the other and annotates what is visible.
 
     Args:
-        layers: in paint order, clipped to the canvas; the first covers it whole.
-        rng: of the segment ids and the picture's grain.
+        layers: in paint order, clipped to the canvas; the first covers the whole canvas.
+        rng: of the segment ids and the noise of the image.
         image_id: of the record.
-
-    Returns:
-        A canonical record; its segments are in paint order.
     """
     height, width = layers[0].patch.coverage.shape
     layers = _visible_layers(list(layers), height, width)
@@ -127,20 +116,24 @@ def compose_scene(layers: Sequence[Layer], rng: np.random.Generator, *, image_id
 
 
 def scenes_dataset(count: int, *, seed: int = 0, height: int = 256, width: int = 256, workers: int = 0) -> Dataset:
-    """Scenes 0 to `count` - 1 of a seed as an in-memory dataset: nothing is cached, so nothing can be stale.
+    """Makes a dataset of scenes in memory.
 
     Args:
         count: number of scenes.
         seed: below 2**31; two seeds have no scene in common.
         height: pixels.
         width: pixels.
-        workers: processes that make them, the same ones whatever the number; 0: this one.
+        workers: number of processes, which does not change the scenes; 0 uses this process.
 
     Returns:
-        Rows with the columns of `panoptic_features`; `make_scene(image_id, ...)` makes the row again.
+        Rows with the columns of `panoptic_features`; `make_scene(image_id, ...)` makes a row again.
 
     Raises:
-        ValueError: if the count, the seed or the size is out of range.
+        ValueError: the count, the seed or the size is out of range.
+
+    Example:
+        >>> scenes_dataset(3, height=64, width=64).num_rows
+        3
     """
     if not 0 <= seed < 2**31:
         raise ValueError(f"`seed` must lie in [0, 2**31), got {seed}.")
@@ -158,12 +151,12 @@ def scenes_dataset(count: int, *, seed: int = 0, height: int = 256, width: int =
 
 
 def _encoded_scene(seed: int, height: int, width: int) -> Record:
-    """A scene as `datasets` stores it: a thousand open pictures take ten times the memory."""
+    """Returns a scene as `datasets` stores it: decoded images take ten times the memory."""
     return panoptic_features().encode_example(make_scene(seed, height=height, width=width))
 
 
 def _backdrop_layers(place: Place, rng: np.random.Generator) -> list[Layer]:
-    """Sky, mountains, and the grounds of one landscape from far to near."""
+    """Returns sky, mountains, and the grounds of a landscape from far to near."""
     layers = [Layer("sky", backdrops.sky(place, rng))]
     rises = sorted(rng.uniform(0.2, 0.8, rng.choice(3, p=(0.3, 0.35, 0.35))), reverse=True)
     hazes = rng.uniform(0.25, 0.5) + 0.2 * np.arange(len(rises))[::-1]  # the high range is far, the low one before it
@@ -187,7 +180,7 @@ def _backdrop_layers(place: Place, rng: np.random.Generator) -> list[Layer]:
 
 
 def _ground_edge(place: Place, rng: np.random.Generator, name: str, share: float) -> np.ndarray:
-    """Upper edge (W,) of a ground that begins after this share of the way down from the horizon, in rows."""
+    """Returns the upper edge (W,) of a ground that begins at `share` of the way from the horizon down, in rows."""
     start = place.horizon + (place.height - place.horizon) * share * rng.uniform(0.85, 1.1)
     if name == "sea" and share == 0:
         return np.full(place.width, round(start), dtype=np.float64)
@@ -199,7 +192,7 @@ def _ground_edge(place: Place, rng: np.random.Generator, name: str, share: float
 
 
 def _island(place: Place, rng: np.random.Generator) -> Layer:
-    """A hill of sand that rises from the sea near the horizon."""
+    """Returns a hill of sand in the sea near the horizon."""
     base = place.horizon + (place.height - place.horizon) * rng.uniform(0.1, 0.2)
     columns = (np.arange(place.width) / place.width - rng.uniform(0.1, 0.9)) / rng.uniform(0.1, 0.2)
     top = base - 0.05 * place.height * (np.exp(-(columns**2)) * 1.4 - 0.35)
@@ -210,7 +203,7 @@ def _island(place: Place, rng: np.random.Generator) -> Layer:
 
 
 def _owners(layers: Iterable[Layer], height: int, width: int) -> np.ndarray:
-    """(H, W) int16: index of the layer that owns each pixel. The first layer covers all."""
+    """Returns (H, W) int16, the index of the layer that owns each pixel."""
     owners = np.zeros((height, width), dtype=np.int16)
     for index, layer in enumerate(layers):
         owners[layer.patch.window][layer.patch.coverage >= 0.5] = index
@@ -218,14 +211,14 @@ def _owners(layers: Iterable[Layer], height: int, width: int) -> np.ndarray:
 
 
 def _thing_layers(place: Place, rng: np.random.Generator, backdrop: list[Layer]) -> list[Layer]:
-    """Things on the grounds that suit them, in paint order: from far to near."""
+    """Returns things on the grounds that suit them, from far to near."""
     owners = _owners(backdrop, place.height, place.width)
     names = np.array([layer.name for layer in backdrop])
     fitting = [kind for kind in THING_KINDS if set(kind[1].grounds) & set(names[np.unique(owners)])]
     placed: list[tuple[float, Layer]] = []
     kind, foot = fitting[0], (0.0, 0.0)
     for _ in range(rng.integers(5, 15)):
-        # Things like company: the next one often stands beside the last, and hides a part of it.
+        # The next thing often stands beside the last one and hides a part of it.
         together = bool(placed) and rng.random() < 0.4
         kind = kind if together else fitting[rng.integers(len(fitting))]
         for _attempt in range(12):
@@ -244,7 +237,7 @@ def _thing_layers(place: Place, rng: np.random.Generator, backdrop: list[Layer])
 def _thing_layer(
     place: Place, rng: np.random.Generator, kind: tuple[str, ThingKind], foot: tuple[float, float]
 ) -> tuple[float, Layer]:
-    """A thing at `foot` (column, row), and its place in the paint order: small when far."""
+    """Returns a thing at `foot` (column, row), and its place in the paint order: small when far."""
     name, look = kind
     flies = "sky" in look.grounds
     # On the ground the size follows from the distance; in the sky nothing tells it.
@@ -269,18 +262,18 @@ def _thing_layer(
 
 
 def _segment_keys(layers: list[Layer]) -> np.ndarray:
-    """Segment of each layer, named by its first layer's index: one for each stuff class, one for each thing."""
+    """Returns the segment of each layer as the index of its first layer: one per stuff class, one per thing."""
     names = [layer.name for layer in layers]
-    return np.array([names.index(name) if name in _STUFF_NAMES else index for index, name in enumerate(names)])
+    return np.array([names.index(name) if name in _STUFF else index for index, name in enumerate(names)])
 
 
 def _visible_layers(layers: list[Layer], height: int, width: int) -> list[Layer]:
-    """The layers without the segments of which too little is seen; what lies beneath gets their pixels."""
+    """Returns the layers without segments of which too little is visible; what lies below gets their pixels."""
     smallest = max(MIN_SEGMENT_AREA, MIN_SEGMENT_SHARE * height * width)
     while True:
         keys = _segment_keys(layers)
         areas = np.bincount(keys[_owners(layers, height, width)].ravel(), minlength=len(layers))
-        # The sky stays, as all else lies upon it. One at a time, as what is uncovered may then be large enough.
+        # The sky stays. One segment at a time, since what it uncovers may then be large enough.
         tiny = [key for key in np.unique(keys)[1:] if areas[key] < smallest]
         if not tiny:
             return layers
@@ -291,7 +284,7 @@ def _visible_layers(layers: list[Layer], height: int, width: int) -> list[Layer]
 def _annotate(
     layers: list[Layer], rng: np.random.Generator, height: int, width: int
 ) -> tuple[list[dict[str, object]], np.ndarray]:
-    """Entries of `segments_info`, in paint order, and the id map (H, W)."""
+    """Returns the entries of `segments_info`, in paint order, and the id map (H, W)."""
     keys = _segment_keys(layers)
     id_of_layer = (rng.choice(MAX_ID, len(layers), replace=False) + 1)[keys]
     ids = id_of_layer[_owners(layers, height, width)]
@@ -310,5 +303,5 @@ def _paint(layers: list[Layer], rng: np.random.Generator, height: int, width: in
                 view = canvas[patch.window]
                 view *= 1 - patch.coverage[..., None]
                 view += patch.color
-    canvas += 0.012 * rng.standard_normal(canvas.shape, dtype=np.float32)  # as of a camera's sensor
+    canvas += 0.012 * rng.standard_normal(canvas.shape, dtype=np.float32)  # sensor noise
     return Image.fromarray((canvas.clip(0, 1) * 255 + 0.5).astype(np.uint8))

@@ -1,7 +1,7 @@
-"""What the generated scenes are painted with: light, patches, and sprites that are drawn in a thing's own units.
+"""Light, patches and sprites of the generated scenes.
 
-A sprite is drawn four times too large and averaged down, so it has soft edges; who owns a pixel is decided elsewhere,
-from the same coverage. Colors are (R, G, B): 0 to 255 while drawing, 0 to 1 float32 in arrays.
+A sprite is drawn four times too large and averaged down, so it has soft edges. Colors are (R, G, B): 0 to 255 while
+drawing, 0 to 1 float32 in arrays.
 """
 
 import math
@@ -40,12 +40,12 @@ class Light:
 
     @property
     def tint_factors(self) -> np.ndarray:
-        """(3,) float32, the tint as an array."""
+        """The tint as an array, (3,) float32."""
         return np.array(self.tint, dtype=np.float32)
 
 
 def float_color(color: Color) -> np.ndarray:
-    """(3,) float32 in [0, 1]."""
+    """Returns a color as (3,) float32 in [0, 1]."""
     return np.array(color, dtype=np.float32) / 255
 
 
@@ -60,10 +60,10 @@ LIGHTS = (
 
 @dataclass(frozen=True)
 class Patch:
-    """A picture to lay onto a canvas.
+    """An image to lay onto a canvas.
 
     Args:
-        color: (h, w, 3) float32 in [0, 1], times the coverage already.
+        color: (h, w, 3) float32 in [0, 1], premultiplied by the coverage.
         coverage: (h, w) float32 in [0, 1].
         top: row of the canvas for the first row; negative if the patch hangs over the border.
         left: the same for columns.
@@ -75,7 +75,7 @@ class Patch:
     left: int = 0
 
     def clipped(self, height: int, width: int) -> "Patch":
-        """The part that lies on a canvas of this size; maybe empty."""
+        """Returns the part that lies on a canvas of this size; it may be empty."""
         rows = slice(max(-self.top, 0), max(height - self.top, 0))
         columns = slice(max(-self.left, 0), max(width - self.left, 0))
         return Patch(
@@ -87,13 +87,13 @@ class Patch:
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Where a clipped patch lies on the canvas."""
+        """Rows and columns of a clipped patch on the canvas."""
         height, width = self.coverage.shape
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
 class Sprite:
-    """A drawing in a thing's own units: x from its middle to the right, y from its foot up, 1 = `unit` pixels.
+    """A drawing in units of its own: x from its middle to the right, y from its foot up, 1 = `unit` pixels.
 
     Args:
         unit: pixels, may be a fraction.
@@ -103,7 +103,7 @@ class Sprite:
     """
 
     def __init__(self, unit: float, half_width: float, height: float = 1.0, *, mirrored: bool = False) -> None:
-        """Lay out an empty sheet."""
+        """Makes an empty sheet."""
         self.scale = unit * SUPERSAMPLING
         self.sign = -1 if mirrored else 1
         size = (math.ceil(2 * half_width * unit) + 2, math.ceil(height * unit) + 2)
@@ -116,34 +116,34 @@ class Sprite:
         return self.image.width / 2 + self.sign * x * self.scale, foot - y * self.scale
 
     def polygon(self, points: Sequence[Point], color: Color) -> None:
-        """Fill a polygon."""
+        """Fills a polygon."""
         self._draw.polygon([self._at(*point) for point in points], fill=(*color, 255))
 
     def box(self, left: float, right: float, bottom: float, top: float, color: Color) -> None:
-        """Fill an upright rectangle."""
+        """Fills an upright rectangle."""
         self.polygon([(left, bottom), (left, top), (right, top), (right, bottom)], color)
 
     def lamp(self, left: float, right: float, bottom: float, top: float) -> None:
-        """Fill an upright rectangle that shines by itself, whatever the light."""
+        """Fills an upright rectangle that shines by itself."""
         corners = [self._at(left, bottom), self._at(left, top), self._at(right, top), self._at(right, bottom)]
         ImageDraw.Draw(self.lamps).polygon(corners, fill=255)
         self._draw.polygon(corners, fill=(*LAMP, 255))
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, color: Color) -> None:
-        """Fill an ellipse around (x, y)."""
+        """Fills an ellipse around (x, y)."""
         (x0, y0), (x1, y1) = self._at(x, y + ry), self._at(x, y - ry)
         reach = rx * self.scale
         self._draw.ellipse([x0 - reach, y0, x1 + reach, y1], fill=(*color, 255))
 
     def line(self, points: Sequence[Point], width: float, color: Color) -> None:
-        """Draw a line, `width` in units and at least half a pixel."""
+        """Draws a line, `width` in units and at least half a pixel."""
         pixels = max(round(width * self.scale), SUPERSAMPLING // 2)
         self._draw.line([self._at(*point) for point in points], fill=(*color, 255), width=pixels, joint="curve")
 
     def shaded(
         self, rng: np.random.Generator, light: Light, *, light_x: float, relief: float, texture: float
     ) -> Patch:
-        """The drawing at its final size under the light, at the canvas' corner.
+        """Returns the drawing in its final size under the light, at the corner of the canvas.
 
         Args:
             rng: of the texture.

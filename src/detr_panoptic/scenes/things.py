@@ -228,7 +228,7 @@ def _balloon(unit: float, rng: np.random.Generator, light: Light) -> Sprite:
 
 @dataclass(frozen=True)
 class ThingKind:
-    """How a kind of thing looks and where it is found.
+    """How a kind of thing looks and where it stands.
 
     Args:
         draw: makes the drawing from the unit in pixels, the random generator and the light.

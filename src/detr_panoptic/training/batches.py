@@ -11,17 +11,10 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from ..data import NamedRecords, PanopticCollator
-from ..data.augmentation import (
-    PAPER_CROP_RANGE,
-    PAPER_CROP_SCALES,
-    PAPER_SCALES,
-    Augmentation,
-    LargeScaleJitter,
-    RandomAugmentation,
-)
+from ..data.augmentation import build_augmentation
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from .data import TrainingData
-from .settings import DataSettings, TrainingSettings
+from .settings import TrainingSettings
 
 Batch = dict[str, Any]
 
@@ -63,17 +56,18 @@ class Batches:
 
 def build_batches(settings: TrainingSettings, data: TrainingData, processor: DetrPanopticImageProcessor) -> Batches:
     """Builds the loader of the training data."""
-    seed, batch_size = settings.run.seed, settings.optimization.batch_size
-    collator = PanopticCollator(processor, build_augmentation(settings.data), seed=seed)
+    images, seed = settings.data, settings.run.seed
+    augmentation = build_augmentation(images.augmentation, short_side=images.short_side, long_side=images.long_side)
+    collator = PanopticCollator(processor, augmentation, seed=seed)
     order = EpochOrder(len(data.train), seed)
     is_over = torch.zeros((), dtype=torch.int64).share_memory_()
     loader: DataLoader[Any] = DataLoader(
         NamedRecords(data.train),  # type: ignore[arg-type]  # has the two methods that are needed
-        batch_size=int(batch_size),
+        batch_size=int(settings.optimization.batch_size),
         sampler=order,
         collate_fn=partial(collate, collator, with_masks=settings.model.stage != "boxes"),
-        num_workers=settings.data.workers,
-        persistent_workers=settings.data.workers > 0,
+        num_workers=images.workers,
+        persistent_workers=images.workers > 0,
         worker_init_fn=partial(_leave_signals_to_the_run, is_over),
         generator=torch.Generator().manual_seed(seed),  # otherwise each pass advances the generator of the dropout
     )
@@ -87,24 +81,6 @@ def collate(collator: PanopticCollator, records: list[dict[str, Any]], *, with_m
         labels = [{name: value for name, value in target.items() if name != "masks"} for target in batch["labels"]]
         batch |= {"labels": labels, "mask_queries": 0}
     return batch
-
-
-def build_augmentation(settings: DataSettings) -> Augmentation | None:
-    """Builds the augmentation; its lengths are the paper's, in proportion to the short side."""
-    if settings.augmentation == "none":
-        return None
-    if settings.augmentation == "jitter":
-        return LargeScaleJitter(settings.long_side)
-    max_size = max(settings.long_side, settings.short_side + 1)  # torchvision requires more than the short side
-    if settings.augmentation == "flip":
-        return RandomAugmentation((settings.short_side,), max_size=max_size, crop_probability=0.0, crop_scales=(1,))
-    ratio = settings.short_side / max(PAPER_SCALES)
-    return RandomAugmentation(
-        [round(ratio * scale) for scale in PAPER_SCALES],
-        max_size=max_size,
-        crop_scales=[round(ratio * scale) for scale in PAPER_CROP_SCALES],
-        crop_range=(round(ratio * PAPER_CROP_RANGE[0]), round(ratio * PAPER_CROP_RANGE[1])),
-    )
 
 
 def _leave_signals_to_the_run(is_over: torch.Tensor, _worker: int) -> None:

@@ -38,8 +38,8 @@ def build_model(
     """Builds or loads the model, freezes what is not trained, and builds its image processor.
 
     Raises:
-        ValueError: If there is no such checkpoint, the stage would leave a new class head untrained, or the
-            architecture or the weights of the backbone are wrong.
+        ValueError: there is no such checkpoint, the stage would leave a new class head untrained, or the architecture
+            or the weights of the backbone are wrong.
     """
     wanted = settings.model
     if wanted.model is None:
@@ -95,8 +95,8 @@ def fit_class_head(model: DetrPanopticForSegmentation, categories: Categories) -
     """Replaces the labels of a model; the rows of classes that it knows by name, and of "no object", are copied.
 
     Args:
-        model: Changed in place, with its configuration.
-        categories: Classes of the data; names are matched by `match_labels`.
+        model: changed in place, with its configuration.
+        categories: of the data; names are matched by `match_labels`.
 
     Returns:
         The names that the model did not know; their rows are new.

@@ -17,12 +17,7 @@ MASK_PARTS = ("mask_attention.", "mask_head.")
 
 
 def freeze(model: nn.Module, settings: ModelSettings) -> None:
-    """Freezes the parameters that are not trained; the stem is always frozen, batch norms have no parameters.
-
-    Args:
-        model: A `DetrPanopticForSegmentation`.
-        settings: Uses `stage` and `freeze_backbone`.
-    """
+    """Freezes the parameters of a `DetrPanopticForSegmentation` that the stage does not train."""
     for name, parameter in model.named_parameters():
         is_mask_part = name.startswith(MASK_PARTS)
         left_alone = (
@@ -44,12 +39,12 @@ def build_optimizer(model: nn.Module, settings: OptimizationSettings, *, factor:
     """Builds AdamW over the parameters that are trained; the backbone has its own learning rates.
 
     Args:
-        model: A `DetrPanopticForSegmentation`.
-        settings: Learning rates and weight decay.
-        factor: Factor on every rate, see `rate_factor`.
+        model: a `DetrPanopticForSegmentation`.
+        settings: learning rates and weight decay.
+        factor: on every rate, see `rate_factor`.
 
     Raises:
-        ValueError: If every parameter is frozen.
+        ValueError: every parameter is frozen.
     """
     groups: dict[float, list[nn.Parameter]] = {settings.learning_rate: []}
     stages = backbone_stages(model)

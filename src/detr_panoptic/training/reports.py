@@ -6,18 +6,13 @@ from typing import Any
 
 from ..data.hub_names import hub_name
 from ..sharing.card import MeasuredQuality, write_card
+from ..visualization.curves import draw_curves
 from .data import TrainingData
 from .settings import TrainingSettings
 from .tracking import read_metrics
 from .validation import PICTURE
 
 CURVES = "training_curves.png"
-PANELS = {
-    "loss terms of the last layer": ("loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice"),
-    "panoptic quality": ("pq", "pq_things", "pq_stuff", "training_pq"),
-    "learning rate": ("rate",),
-    "gradient norm": ("gradient_norm",),
-}
 
 
 def best_evaluation(folder: Path) -> dict[str, Any]:
@@ -49,28 +44,8 @@ def measured_quality(best: Mapping[str, Any], data: TrainingData) -> MeasuredQua
     groups = {"all": "", "things": "_things", "stuff": "_stuff"}
     return MeasuredQuality(
         dataset=data.validation_name,
-        hub_dataset=hub_name(data.validation_name.split(" ")[0]),
         how=f"{len(data.validation)} images, after update {best['step']}",
         groups={name: tuple(best[f"{key}{ending}"] for key in ("pq", "sq", "rq")) for name, ending in groups.items()},
         classes={name.removeprefix("pq/"): value for name, value in best.items() if name.startswith("pq/")},
         on_training_images=data.validation is data.train,
     )
-
-
-def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws losses, quality, learning rate and gradient norm over the updates."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    for axis, (title, names) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
-        for name in names:
-            points = [(line["step"], line[name]) for line in lines if name in line]
-            if points:
-                axis.plot(*zip(*points, strict=True), label=name.removeprefix("loss_"), marker=".")
-        axis.set(title=title, xlabel="updates")
-        axis.grid(alpha=0.3)
-        if len(names) > 1 and axis.lines:
-            axis.legend()
-        if axis.lines and ("loss" in title or "gradient" in title):
-            axis.set_yscale("log")
-    figure.savefig(path, dpi=110)

@@ -172,7 +172,7 @@ class TrainingSettings:
         """Builds settings from a flat mapping of names to values, as `to_dict` returns it.
 
         Raises:
-            ValueError: If a name is unknown, or a value has the wrong type or is out of range.
+            ValueError: a name is unknown, or a value has the wrong type or is out of range.
         """
         _refuse_unknown("setting", values, ("recipe", *setting_names()))
         groups = {
@@ -226,12 +226,12 @@ def resolve_settings(
     timm's pretrained weights.
 
     Args:
-        recipe: Name of a recipe (see `recipe_names`). None takes the one that the file names, or else "finetune".
+        recipe: name of a recipe (see `recipe_names`). None takes the one that the file names, or else "finetune".
         file: YAML file with names and values.
-        overrides: Names and values, as of `train`.
+        overrides: names and values, as of `train`.
 
     Raises:
-        ValueError: If a recipe or a setting is unknown, a value is wrong, or the file cannot be read.
+        ValueError: a recipe or a setting is unknown, a value is wrong, or the file cannot be read.
 
     Example:
         >>> settings = resolve_settings("finetune", overrides={"epochs": 20})
@@ -257,7 +257,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     """Reads the settings of a recipe.
 
     Raises:
-        ValueError: If there is no such recipe.
+        ValueError: there is no such recipe.
     """
     if name == NO_RECIPE:
         return {}
@@ -269,7 +269,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     """Reads a YAML file of settings: names of settings, and `recipe`, with plain values.
 
     Raises:
-        ValueError: If the file cannot be read, is no mapping, or has an unknown name.
+        ValueError: the file cannot be read, is no mapping, or has an unknown name.
     """
     import yaml
 
