@@ -2,7 +2,7 @@
 
 import sys
 
-from detr_panoptic.cli import main
+from detr_panoptic.commands import main
 
 if __name__ == "__main__":
     sys.exit(main(["predict", *sys.argv[1:]]))

@@ -25,8 +25,8 @@ from typing import Any
 import psutil
 import pytest
 
-from detr_panoptic.cli import main
-from detr_panoptic.commands.frame import PROGRAM
+from detr_panoptic.commands import main
+from detr_panoptic.commands.program import PROGRAM
 
 PATIENCE = 300  # seconds; a process takes three on a free core
 OPERATIONS = ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate")

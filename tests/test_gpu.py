@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import pipeline
 
-from detr_panoptic.commands.demo import SHIPPED_MODEL, load_shipped_model
+from detr_panoptic.checkpoints import BUNDLED
+from detr_panoptic.inference import load
 from detr_panoptic.mask_head import CHUNK_BYTES
 from detr_panoptic.scenes import make_scene
 from detr_panoptic.training.aids import attach_training_aids
@@ -79,7 +80,7 @@ def test_losses_and_gradients_are_those_of_the_processor(tiny_batch):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_finds_nearly_the_same_segments(dtype):
-    model, processor = load_shipped_model()
+    model, processor = load(BUNDLED, device="cpu")
     images = [make_scene(seed)["image"] for seed in SCENES]
     inputs = processor(images, return_tensors="pt")
     maps = []
@@ -113,7 +114,7 @@ def test_the_compiled_model_gives_the_same():
 def test_the_pipeline_runs_there_in_batches():
     images = [photo((71, 53), seed=1), make_scene(901)["image"], make_scene(902)["image"]]
     results = [
-        pipeline("image-segmentation", model=str(SHIPPED_MODEL), device=device)(images, batch_size=2)
+        pipeline("image-segmentation", model=str(BUNDLED), device=device)(images, batch_size=2)
         for device in ("cpu", "cuda:0")
     ]
     for expected, found in zip(*results, strict=True):

@@ -109,3 +109,10 @@ def test_a_closed_pipe_ends_a_result_quietly(monkeypatch, capsys):
         monkeypatch.setattr(sys, "stdout", closed)
         assert main(["convert", "a", "b"]) == CLOSED_PIPE
     assert capsys.readouterr().err == ""
+
+
+def test_the_package_leaves_through_one_door():
+    """`sys.exit` anywhere else would be an exit code that is not documented."""
+    package = Path(program.__file__).parents[1]
+    leaving = [path.name for path in package.rglob("*.py") if "sys.exit(" in path.read_text()]
+    assert leaving == ["__main__.py"]

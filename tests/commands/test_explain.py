@@ -20,7 +20,7 @@ def test_sheets_of_segments_and_queries(tmp_path, model_folder, picture, capsys)
     out = tmp_path / "out"
     assert run(picture, "--model", model_folder, "--output", out, "--segments", 1, 2, "--layer", 1) == 0
     assert "segment_2: " in capsys.readouterr().out
-    assert run(picture, "--model", model_folder, "--output", out, "--queries", 0, 12, "--head", 1) == 0
+    assert run(picture, "--model", model_folder, "--output", out, "--query", 0, 12, "--head", 1) == 0
     names = {path.name for path in out.iterdir()}
     assert names == {f"photo_{name}.png" for name in ("overlay", "segment_1", "segment_2", "query_0", "query_12")}
 
@@ -34,7 +34,7 @@ def test_nothing_above_the_threshold_is_no_error(tmp_path, model_folder, picture
     ("options", "part"),
     [
         (["--segments", "99"], "99"),
-        (["--queries", "1", "--segments", "1"], "together"),
+        (["--query", "1", "--segments", "1"], "together"),
         (["--layer", "3"], "`layer`"),
         (["--threshold", "2"], "threshold"),
     ],

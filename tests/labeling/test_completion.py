@@ -6,12 +6,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from detr_panoptic.checkpoints import BUNDLED
-from detr_panoptic.data import measure_segments, read_panoptic, segmentation_ids
+from detr_panoptic.data import measure_segments, panoptic_features, read_panoptic, segmentation_ids
 from detr_panoptic.data.categories import Categories
 from detr_panoptic.data.writing import write_coco_panoptic_dataset
 from detr_panoptic.inference import Predictor
@@ -213,10 +214,14 @@ def test_nothing_sure_adds_nothing(things, predictor, tmp_path):
         assert np.array_equal(old["segmentation"], new["segmentation"])
 
 
+def as_dataset(scenes):
+    return Dataset.from_list(scenes, features=panoptic_features(SCENE_CATEGORIES))
+
+
 def test_claimed_pixels_are_those_where_a_kept_mask_has_one_half(scenes, predictor):
     model, processor = predictor.model, predictor.processor
     unsure = 0
-    for scene, (_, prediction) in zip(scenes, predictor.iterate(scenes, detections="mask"), strict=True):
+    for scene, (_, prediction) in zip(scenes, predictor.iterate(as_dataset(scenes), detections="mask"), strict=True):
         inputs = processor(scene["image"], return_tensors="pt")
         with torch.inference_mode():
             outputs = model(**inputs, mask_queries="all")

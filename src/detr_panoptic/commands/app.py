@@ -1,5 +1,7 @@
 """`detr-panoptic app`."""
 
+import signal
+from importlib.util import find_spec
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -10,13 +12,13 @@ from .options import Device
 def app(
     *,
     model: Annotated[
-        str | None, Parameter(help="Folder or Hub id of a saved model. By default the bundled one.")
+        str | None, Parameter(help="Folder or Hub id of a saved model; by default the bundled one.")
     ] = None,
-    host: Annotated[str, Parameter(help="Address to listen on. 0.0.0.0 lets other machines connect.")] = "127.0.0.1",
+    host: Annotated[str, Parameter(help="Address to listen on; 0.0.0.0 lets other machines connect.")] = "127.0.0.1",
     port: Annotated[int | None, Parameter(help="By default the first free one from 7860.")] = None,
     max_file_size: Annotated[str, Parameter(help="Of an upload: 20mb, 500kb.")] = "20mb",
     max_pixels: Annotated[int, Parameter(help="Of an image.")] = 25_000_000,
-    max_queue: Annotated[int, Parameter(help="Requests that wait. More are refused.")] = 20,
+    max_queue: Annotated[int, Parameter(help="Requests that wait; more are refused.")] = 20,
     device: Device = "auto",
 ) -> None:
     """Serves a web page to try a model on.
@@ -32,7 +34,8 @@ def app(
         detr-panoptic app --model facebook/detr-resnet-50-panoptic
         detr-panoptic app --model my_model --host 0.0.0.0 --port 80
     """
-    import signal
+    if find_spec("gradio") is None:
+        raise ImportError('The page needs gradio: pip install "detr-panoptic[demo]"')
 
     from ..app import launch
     from ..checkpoints import BUNDLED

@@ -1,34 +1,134 @@
-"""`detr-panoptic data …`: commands that look at datasets and rewrite them."""
+"""`detr-panoptic data check`, `data convert` and `data complete-stuff`."""
 
-from __future__ import annotations
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from typing import TYPE_CHECKING
+from cyclopts import Parameter
 
-from . import data_check, data_complete, data_convert
-from .frame import USER_ERROR, CommandParser, add_command
-
-if TYPE_CHECKING:
-    import argparse
-    from types import ModuleType
-
-COMMANDS: tuple[ModuleType, ...] = (data_check, data_convert, data_complete)
-"""Modules of this folder, `data_*.py`, each with a `register`."""
-DESCRIPTION = "Look at datasets, check them, convert them."
-EXAMPLES = "detr-panoptic data --help"
+from .options import READING, RUNNING, Model, NewFolder, OnError, Reading, Report, Running, Source, Threshold
 
 
-def register(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
-    """Add the group and its commands."""
-    parser = add_command(
-        subparsers, "data", run, summary="check and convert datasets", description=DESCRIPTION, examples=EXAMPLES
+def check(
+    source: Source,
+    /,
+    *,
+    queries: Annotated[int, Parameter(help="Queries of the model that is to be trained.")] = 100,
+    report: Report = None,
+    workers: Annotated[int | None, Parameter(help="Threads that open files; by default one per core.")] = None,
+    reading: Reading = READING,
+) -> int:
+    """Checks a dataset: ids, categories, areas, boxes, sizes, broken files.
+
+    Lists all problems, where training stops at the first one. An error makes
+    training wrong or stops it, a warning costs quality, a note is worth knowing.
+    The exit code is 1 if there is an error, and 2 if there is nothing to check.
+
+    For example:
+
+        detr-panoptic data check my_data
+        detr-panoptic data check coco --split val2017 --report coco_check
+        detr-panoptic data check my_data --queries 200 --limit 500
+    """
+    from .. import check_data
+    from ..scenes import SCENES, read_source
+    from ..visualization.data_report import save_data_sheets
+
+    data = read_source(source, limit=reading.limit) if source == SCENES else source
+    result = check_data(data, num_queries=queries, workers=workers, **reading.arguments())
+    print(result)
+    if report is not None:
+        print(f"The report is {result.save(report)}")
+        save_data_sheets(result, report)
+    return 1 if result.has_errors else 0
+
+
+def convert(
+    source: Source,
+    output: NewFolder,
+    /,
+    *,
+    to: Annotated[Literal["coco", "dataset", "parquet"], Parameter(help="Format of the output.")] = "coco",
+    seed: Annotated[int, Parameter(help="Of `scenes`: another number gives other scenes.")] = 0,
+    workers: Annotated[int, Parameter(help="Processes that paint `scenes`; 0: this one.")] = 0,
+    on_error: OnError = "stop",
+    reading: Reading = READING,
+) -> None:
+    """Writes a dataset in another format; image files are copied byte by byte.
+
+        --to coco     images/, panoptic/ and panoptic.json
+        --to dataset  a folder for load_from_disk of `datasets`
+        --to parquet  data/SPLIT-….parquet, the layout of the Hub
+
+    For example:
+
+        detr-panoptic data convert my_export my_data
+        detr-panoptic data convert cityscapes out --split train --to parquet
+        detr-panoptic data convert scenes my_scenes --limit 30000 --workers 16
+    """
+    from .. import convert_data
+    from ..scenes import SCENES, read_source
+
+    options = reading.arguments()
+    data = (
+        read_source(source, limit=reading.limit, scene_seed=seed, scene_workers=workers)
+        if source == SCENES
+        else source
     )
-    parser.set_defaults(help_page=parser.format_help)
-    group = parser.add_subparsers(dest="data_command", metavar="COMMAND", title="commands", parser_class=CommandParser)
-    for command in COMMANDS:
-        command.register(group)
+    print(convert_data(data, output, to=to, on_error=on_error, **options))
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Without one of its commands, the group shows its help page."""
-    print(arguments.help_page())
-    return USER_ERROR
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Additions:
+    """What a model adds to a dataset."""
+
+    things: Annotated[bool, Parameter(help="Also add things of classes that the data does not have.")] = False
+    threshold: Threshold = None
+
+
+ADDITIONS = Additions()
+
+
+def complete_stuff(
+    source: Source,
+    output: NewFolder,
+    /,
+    *,
+    model: Model,
+    additions: Additions = ADDITIONS,
+    report: Report = None,
+    on_error: OnError = "stop",
+    reading: Reading = READING,
+    running: Running = RUNNING,
+) -> int:
+    """Lets a model add the stuff to a dataset in which only things are annotated.
+
+    Annotated pixels stay as they are. Classes are matched by name, and stuff that
+    the data does not have becomes a new class. A pixel stays void if no segment
+    with a score above the threshold covers it, or if the model sees a thing there
+    that is not to be added.
+
+    The output is a folder in COCO's panoptic layout.
+
+    For example:
+
+        detr-panoptic data complete-stuff my_things my_data --model OWNER/NAME
+        detr-panoptic data complete-stuff my_things out --model my_model --things
+    """
+    from .. import complete_stuff as complete
+
+    result = complete(
+        source,
+        output,
+        model=model,
+        with_things=additions.things,
+        threshold=additions.threshold,
+        report=report,
+        on_error=on_error,
+        **reading.arguments(),
+        **running.loading(),
+        **running.steps(),
+    )
+    print(result)
+    print(f"The dataset is in {output}. Look at it before you train on it.")
+    return 2 if result.skipped else 0

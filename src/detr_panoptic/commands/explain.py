@@ -1,5 +1,6 @@
 """`detr-panoptic explain`."""
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -8,44 +9,54 @@ from cyclopts import Parameter
 from .options import PUBLISHED_MODEL, Device, Model, Output, Threshold
 
 
-def explain(  # noqa: PLR0913  each option is an argument of `explain` or of its sheets
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """Which heads the sheets show."""
+
+    layer: Annotated[
+        int | None, Parameter(help="Decoder layer, from 1, whose heads are shown; by default the last.")
+    ] = None
+    head: Annotated[int | None, Parameter(help="Show only this head, from 1, in all layers.")] = None
+
+
+HEADS = Heads()
+
+
+def explain(
     image: Annotated[Path, Parameter(help="An image file.")],
     /,
     *,
     model: Model = PUBLISHED_MODEL,
     output: Output = Path("explanations"),
-    segments: Annotated[list[int] | None, Parameter(consume_multiple=True, help="Only these segment ids.")] = None,
-    queries: Annotated[
-        list[int] | None, Parameter(consume_multiple=True, help="These queries, from 0, instead of segments.")
+    segments: Annotated[
+        list[int] | None, Parameter(help="Ids of the segments to explain; by default all.", consume_multiple=True)
     ] = None,
-    layer: Annotated[
-        int | None, Parameter(help="Decoder layer, from 1, whose heads are shown. By default the last.")
-    ] = (None),
-    head: Annotated[int | None, Parameter(help="Shows only this head, from 1, in all layers.")] = None,
+    query: Annotated[
+        list[int] | None, Parameter(help="Queries, from 0, instead of segments.", consume_multiple=True)
+    ] = None,
+    heads: Heads = HEADS,
     threshold: Threshold = None,
     device: Device = "auto",
 ) -> None:
     """Shows where the model looked for each object of an image.
 
-    For NAME.jpg the output folder gets
-
-        NAME_overlay.png    the image with colored, labeled segments
-        NAME_segment_3.png  for each object a sheet: its mask and box, the
-                            attention maps of the mask head, and the decoder's
-                            cross-attention by layer and head
-
-    Bright is where attention is; the outline is the object's mask.
+    For the image NAME.jpg the output folder gets NAME_overlay.png and, for each
+    object, a sheet such as NAME_segment_3.png: its mask and box, the attention
+    maps from which the mask head made the mask, and the cross-attention of the
+    decoder. docs/explaining.md says how to read the maps.
 
     For example:
 
-        detr-panoptic explain photo.jpg --model my_model
-        detr-panoptic explain photo.jpg --segments 2 5 --layer 1
-        detr-panoptic explain photo.jpg --queries 17
+        detr-panoptic explain photo.jpg
+        detr-panoptic explain photo.jpg --model my_model --segments 2 5 --layer 1
+        detr-panoptic explain photo.jpg --query 17
     """
-    from .. import Predictor, explain
+    from .. import Predictor
+    from .. import explain as attention_of
 
     predictor = Predictor.from_pretrained(model, device=device)
-    explanation = explain(predictor, image, threshold=threshold, segments=segments, queries=queries)
+    explanation = attention_of(predictor, image, threshold=threshold, segments=segments, queries=query)
+    files = explanation.save(output, **asdict(heads))
     print(explanation)
-    files = explanation.save(output, layer=layer, head=head)
-    print(f"{len(files)} pictures in {output}")
+    print(f"Wrote {len(files)} pictures to {output}")

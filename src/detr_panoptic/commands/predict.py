@@ -40,10 +40,10 @@ def predict(
     The output folder gets
 
         --to files    for each image NAME.jpg
-                      NAME_overlay.png  the image with colored, labeled segments
-                      NAME.png          segment ids in COCO's panoptic encoding:
-                                        id = R + 256 G + 256² B, 0 is void
-                      NAME.json         id, label, score, area, box of each segment
+                      NAME_overlay.png  the image with labeled segments
+                      NAME.png          segment ids in COCO's encoding:
+                                        R + 256 G + 256² B, 0 is void
+                      NAME.json         label, score, area, box of each segment
         --to coco     panoptic.json and the maps in panoptic/, COCO's format
         --to parquet  data/*.parquet, a dataset that `train --data` reads
 

@@ -6,20 +6,32 @@ import logging
 import os
 import sys
 import traceback
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, redirect_stdout, suppress
+from io import TextIOWrapper
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
 from .. import __version__
 from ..data.plain_text import one_line
+from .app import app
+from .convert import convert
+from .data import check, complete_stuff
+from .data import convert as convert_data
+from .demo import demo
+from .evaluate import evaluate
+from .explain import explain
+from .export import export
+from .predict import predict
+from .push import push
+from .train import train, train_command
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from inspect import BoundArguments
 
 PROGRAM = "detr-panoptic"
 DATA_ERRORS, USER_ERROR, INTERRUPTED, CLOSED_PIPE, STOPPED = 1, 2, 130, 141, 143
-LEGACY = {"demo", "train", "evaluate", "export", "push", "data"}
 HELP = f"""DETR for panoptic segmentation: assigns every pixel of an image to an object or a
 background region.
 
@@ -33,13 +45,8 @@ Exit codes:
     {INTERRUPTED}  interrupted (Ctrl-C)
     {CLOSED_PIPE}  the reader of the output went away (`| head`)
     {STOPPED}  SIGTERM: `train` saved a checkpoint to continue from"""
-COMMANDS: dict[str, str] = {
-    "app": "app:app",
-    "predict": "predict:predict",
-    "explain": "explain:explain",
-    "convert": "convert:convert",
-}
-DATA_COMMANDS: dict[str, str] = {}
+COMMANDS: tuple[Callable[..., Any], ...] = (demo, predict, explain, app, train, evaluate, convert, export, push)
+DATA_COMMANDS: tuple[Callable[..., Any], ...] = (check, convert_data, complete_stuff)
 WORKER_FAILED = ("Caught ", " in DataLoader worker process ")  # how torch passes an error on, with a traceback
 EXPECTED_ERRORS = (CycloptsError, OSError, ValueError, TypeError, FloatingPointError, ImportError)
 """Errors whose text is enough; any other is shown with its type."""
@@ -71,15 +78,12 @@ def _run(words: list[str]) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        if not words or words == ["--help"] or words[0] in LEGACY:
-            from .legacy import main as legacy
-
-            return legacy([*words, "--debug"] if debug else words)
         program = build_program(words)
+        if words in ([], ["data"]):
+            program.help_print(words, console=program.error_console)
+            return USER_ERROR
         command, bound, _ = program.parse_args(words, print_error=False, exit_on_error=False, verbose=False)
-        refuse_postscript()
-        with _log_on_stderr():
-            return command(*bound.args, **bound.kwargs) or 0
+        return _call(command, bound)
     except BrokenPipeError:
         raise
     except SystemExit as stop:
@@ -91,6 +95,22 @@ def _run(words: list[str]) -> int:
             traceback.print_exc()
         print(f"{PROGRAM}: error: {error_line(error, debug=debug)}", file=sys.stderr)
         return USER_ERROR
+
+
+def _call(command: Callable[..., Any], bound: BoundArguments) -> int:
+    """Calls a command, or cyclopts' own that show a page."""
+    if command.__module__.startswith("cyclopts"):
+        command(*bound.args, **bound.kwargs)
+        return 0
+    if sys.stderr.isatty():
+        print("loading libraries …", file=sys.stderr)
+    _prepare()
+    is_first = os.environ.get("RANK", "0") == "0"
+    with (
+        _log_on_stderr(logging.INFO if is_first else logging.WARNING),
+        redirect_stdout(sys.stdout if is_first else None),
+    ):
+        return command(*bound.args, **bound.kwargs) or 0
 
 
 def build_program(words: Sequence[str] = ()) -> App:
@@ -107,34 +127,51 @@ def build_program(words: Sequence[str] = ()) -> App:
         version=__version__,
         default_parameter=Parameter(negative=()),
     )
-    data = App(name="data", help="Checks and converts datasets.", help_epilogue="")
-    program.command(data)
-    del words
+    data = App(name="data", help="Checks, converts and completes datasets.", help_epilogue="", sort_key=len(COMMANDS))
     for group, commands in ((program, COMMANDS), (data, DATA_COMMANDS)):
-        for name, place in commands.items():
-            group.command(f"{__package__}.{place}", name=name, help_epilogue="")
+        for place, command in enumerate(commands):
+            with_settings = command is train and words[:1] == ["train"]
+            group.command(train_command(words[1:]) if with_settings else command, sort_key=place, help_epilogue="")
+    program.command(data)
     return program
 
 
-def refuse_postscript() -> None:
-    """Keeps Pillow from running Ghostscript in this process, as it does for PostScript under any file name."""
+def _prepare() -> None:
+    """Keeps PostScript from being run, and progress bars and broken names from the output."""
+    from datasets import disable_progress_bars
     from PIL import EpsImagePlugin
+    from transformers.utils.logging import disable_progress_bar
 
-    EpsImagePlugin.gs_binary = False
+    EpsImagePlugin.gs_binary = False  # Pillow runs Ghostscript for PostScript under any file name
+    disable_progress_bar()  # of transformers, for a file or two
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names of files may not be valid UTF-8
+            stream.reconfigure(errors="backslashreplace")
+
+
+class _PlainFormatter(logging.Formatter):
+    """Escapes control characters in names of files and classes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the message of a record."""
+        return "\n".join(map(one_line, super().format(record).split("\n")))
 
 
 @contextmanager
-def _log_on_stderr() -> Iterator[None]:
-    """Shows what the package logs, in the first of several processes."""
+def _log_on_stderr(level: int) -> Iterator[None]:
+    """Shows what the package logs."""
     logger, handler = logging.getLogger("detr_panoptic"), logging.StreamHandler()
-    level = logger.level
+    handler.setFormatter(_PlainFormatter())
+    before = logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+    logger.setLevel(level)
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(level)
+        logger.setLevel(before)
 
 
 def error_line(error: Exception, *, debug: bool = False) -> str:

@@ -1,75 +1,98 @@
-"""`detr-panoptic train`: annotated images in, a checkpoint that `from_pretrained` reads out.
-
-The one place where data, evaluation and training meet.
-"""
+"""`detr-panoptic train`."""
 
 from __future__ import annotations
 
-import argparse
+import inspect
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-from ..training.settings import SUBJECTS, recipe_names, setting_names
-from .frame import add_command
+from cyclopts import App, Group, Parameter
+
+from ..training.settings import SUBJECTS, recipe_names, resolve_settings
 
 if TYPE_CHECKING:
-    from .frame import CommandParser
+    from collections.abc import Callable, Sequence
 
-EXIT_CODE_OF_SIGNALS = 128  # of a shell, plus the number of the signal
-DESCRIPTION = """
-Train on images with panoptic annotations. DATA is a folder, a file or a dataset on the Hub in one of several formats
-(docs/data.md), or `scenes` for generated pictures.
-
-Every option is also a key of the YAML file that --config names; flags win over the file, the file over the recipe. On
-several GPUs: accelerate launch scripts/train.py with the same options.
-
-The output folder gets the best model by PQ and its image processor (read it with from_pretrained), metrics.jsonl,
-checkpoints to go on from, training.yaml with the settings, and in the end training_summary.md and a model card. A run
-that was stopped goes on when it is started again the same way; exit code 143 says that SIGTERM stopped it.
-"""
-EXAMPLES = """
-detr-panoptic train --data my_data --recipe finetune --output my_model --epochs 50
-detr-panoptic train --data coco --split train2017 --validation-split val2017 --recipe joint --dry-run
-detr-panoptic train --config configs/scenes.yaml
-"""
+KEYWORD = inspect.Parameter.KEYWORD_ONLY
+SIGNALED = 128  # a shell's exit code after a signal is this plus its number
 
 
-def register(subparsers: argparse._SubParsersAction[CommandParser]) -> None:
-    """Adds the command and its options."""
-    parser = add_command(
-        subparsers, "train", run, summary="train on your own images", description=DESCRIPTION, examples=EXAMPLES
+def train(
+    *,
+    recipe: Annotated[
+        str | None, Parameter(help=f"Defaults for a purpose: {', '.join(recipe_names())} (docs/training.md).")
+    ] = None,
+    config: Annotated[Path | None, Parameter(help="YAML file of the options below and `recipe`.")] = None,
+    dry_run: Annotated[bool, Parameter(help="Show what would be done, and stop.")] = False,
+    overwrite: Annotated[bool, Parameter(help="Delete the run that is in the output folder.")] = False,
+    **settings: Any,
+) -> int:
+    """Trains a model on images with panoptic annotations.
+
+    Every option is also a key of the YAML file that --config names. Options
+    override the file, and the file overrides the recipe. This page shows the
+    defaults of the recipe and the file that are named before --help.
+
+    The output folder gets the best model by PQ and its image processor (load it
+    with from_pretrained), metrics.jsonl, checkpoints, training.yaml with the
+    settings, and finally training_summary.md and a model card. A stopped run
+    continues when it is started again in the same way. On several GPUs:
+    accelerate launch scripts/train.py with the same options.
+
+    For example:
+
+        detr-panoptic train --data my_data --output my_model --epochs 50
+        detr-panoptic train --data my_data --output my_model --dry-run
+        detr-panoptic train --recipe finetune-small --help
+        detr-panoptic train --config configs/scenes.yaml
+    """
+    from .. import train as run_training
+
+    result = run_training(
+        settings.pop("data", None), recipe=recipe, config=config, dry_run=dry_run, overwrite=overwrite, **settings
     )
-    parser.usage = "%(prog)s --data DATA [--recipe NAME] [--config FILE] [option ...]"  # all would fill a page
-    parser.add_argument("--dry-run", action="store_true", help="show the plan of the run")
-    parser.add_argument("--overwrite", action="store_true", help="discard the run in the output folder")
-    parser.add_argument("--recipe", metavar="NAME", help="defaults for a purpose: " + ", ".join(recipe_names()))
-    parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below")
-    for kind in SUBJECTS.values():
-        group = parser.add_argument_group(str(kind.__doc__).rstrip("."))
-        for f in fields(kind):
-            flag: dict[str, Any] = {"metavar": f.name.upper()}
-            if f.type in (bool, "bool"):
-                flag = {"action": argparse.BooleanOptionalAction}
-            elif f.name == "batch_size":
-                flag["type"] = lambda text: text if text == "auto" else int(text)
-            elif f.type in (int, int | None):
-                flag["type"] = int
-            text = f.metadata["help"] + ("" if f.default is None or f.default is False else f" (default: {f.default})")
-            group.add_argument(f"--{f.name.replace('_', '-')}", default=argparse.SUPPRESS, help=text, **flag)
+    print(result)
+    return 0 if dry_run or result.is_finished else SIGNALED + int(result.stop_signal or 0)
 
 
-def run(parsed: argparse.Namespace) -> int:
-    """Runs the command."""
-    import logging
+def train_command(words: Sequence[str]) -> Callable[..., int]:
+    """Returns `train` with an option for each setting.
 
-    from ..training import train
+    The defaults on the help page are those of the recipe and the file that `words` name.
+    """
+    recipe, config = _chosen(words)
+    settings = resolve_settings(recipe, config)
+    defaults = settings.to_dict()
+    options = [p for p in inspect.signature(train, eval_str=True).parameters.values() if p.name != "settings"]
+    annotated: Any = Annotated  # mypy takes a subscript for a type
+    options[0] = options[0].replace(default=settings.recipe)
+    for place, (name, subject) in enumerate(SUBJECTS.items()):
+        group = Group(name.capitalize(), sort_key=place)
+        hints = get_type_hints(subject)
+        for field in fields(subject):
+            default = defaults[field.name]
+            shown = f"{default:.4g}" if isinstance(default, float) else None
+            parameter = Parameter(help=field.metadata["help"], group=group, negative=None, show_default=shown)
+            annotation = annotated[hints[field.name], parameter]
+            options.append(inspect.Parameter(field.name, KEYWORD, default=default, annotation=annotation))
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("accelerate").setLevel(logging.WARNING)
-    given = {name: getattr(parsed, name) for name in setting_names() if hasattr(parsed, name)}
-    options = {name: getattr(parsed, name) for name in ("recipe", "config", "dry_run", "overwrite")}
-    result = train(given.pop("data", None), output=given.pop("output", None), **options, **given)
-    if parsed.dry_run:
-        print(result)
-        return 0
-    return 0 if result.is_finished else EXIT_CODE_OF_SIGNALS + int(result.stop_signal or 0)
+    @wraps(train)
+    def command(**given: Any) -> int:
+        return train(**given)
+
+    command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    return command
+
+
+def _chosen(words: Sequence[str]) -> tuple[str | None, Path | None]:
+    """Returns the recipe and the file that the words name."""
+    peek = App(help_flags=(), version_flags=())
+
+    @peek.default
+    def chosen(*, recipe: str | None = None, config: Path | None = None) -> tuple[str | None, Path | None]:
+        return recipe, config
+
+    command, bound, _, _ = peek.parse_known_args(list(words))
+    return command(*bound.args, **bound.kwargs)

@@ -169,7 +169,8 @@ def check_data(
     open_index = partial(open_row, undecoded(records), raw.categories)
     counts, names = DataCounts.zeros(len(raw.categories)), []
     check = partial(_check_row, open_index, num_queries)
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(records), disable=not progress, desc="checking") as bar:
+    is_hidden = None if progress else True  # None: unless on a terminal
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(records), disable=is_hidden, desc="checking") as bar:
         for start in range(0, len(records), ROWS_AHEAD):
             for row_name, found, added in pool.map(check, range(start, min(start + ROWS_AHEAD, len(records)))):
                 findings += found

@@ -114,7 +114,7 @@ def convert_data(
         raise ValueError("`source` must not be a stream.")
     conversion = DataConversion(Path(output), data.categories)
     records = readable_records(data.records, conversion, skip=on_error == "skip")
-    bar = tqdm(records, total=len(data.records), disable=not progress, desc="converting")
+    bar = tqdm(records, total=len(data.records), disable=None if progress else True, desc="converting")
     write_records(bar, data.categories, output, to=to, split=split)
     return conversion
 

@@ -63,7 +63,7 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
     model: Any,
     output: str | Path,
     *,
-    format: str = "onnx",  # noqa: A002  the usual name, as in other exporters
+    format: str = "onnx",
     size: tuple[int, int] | str | None = None,
     dynamic: bool = False,
     batch_size: int = 1,
@@ -146,7 +146,7 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
     return ExportedModel(file, format, options)
 
 
-def _check(output: Path, format: str, quantize: str | None, calibration: Any, options: GraphOptions) -> None:  # noqa: A002
+def _check(output: Path, format: str, quantize: str | None, calibration: Any, options: GraphOptions) -> None:
     """Refuses options that exclude each other before anything is loaded.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.image_utils import SizeDict
 
-from ..inference.pictures import open_pictures, record_image
+from ..inference.pictures import open_pictures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -70,5 +70,5 @@ def calibration_batches(
     if missing or count < size:
         raise ValueError(f"`calibration` must hold at least {size} images, got {count}. {'; '.join(missing)}")
     for start in range(0, count - size + 1, size):
-        images = [record_image(pictures[index]) for index in range(start, start + size)]
+        images = [pictures[index]["image"] for index in range(start, start + size)]
         yield graph_inputs(images, processor, options)

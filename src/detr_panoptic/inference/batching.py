@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from .loop import Batch, make_batch
-from .pictures import Pictures, record_image
+from .pictures import Pictures
 
 WINDOW = 64  # batches; images are sorted by shape within a window, whose sizes are read ahead
 
@@ -81,8 +81,7 @@ class _Readable:
 
     def __getitem__(self, index: int) -> dict[str, Any] | Failure:
         try:
-            record = self.pictures[index]
-            return {**record, "image": record_image(record), "index": index}
+            return {**self.pictures[index], "index": index}
         except Exception as error:  # broken files raise anything from SyntaxError to struct.error
             name, text = self.pictures.name_of(index), " ".join(str(error).split()) or type(error).__name__
             return Failure(index, text if name in text else f"{name}: {text}")

@@ -15,7 +15,7 @@ import torch
 from ..data.categories import Categories
 from ..data.files import written_whole
 from ..data.writing import write_parquet
-from .pictures import Pictures, record_image, unique_stems
+from .pictures import Pictures, unique_stems
 from .prediction import JSON, MAP, OVERLAY, Prediction, coco_annotation, read_segments
 
 if TYPE_CHECKING:
@@ -133,9 +133,8 @@ class PredictionFolder:
         """Yields each record with its prediction."""
         for index, content in self._contents():
             record = self.pictures[index]
-            image = record_image(record)
-            prediction = Prediction.load(image, content, self.maps, self.categories.id2label)
-            yield {**record, "image": image, "index": index}, prediction
+            prediction = Prediction.load(record["image"], content, self.maps, self.categories.id2label)
+            yield {**record, "index": index}, prediction
 
     def __str__(self) -> str:
         """Returns the first predictions and the number of all."""

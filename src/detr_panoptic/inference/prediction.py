@@ -13,6 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from ..data.files import written_whole
+from ..data.plain_text import one_line
 from ..segment_ids import ids_to_rgb, rgb_to_ids
 from ..visualization import draw_segments
 
@@ -83,11 +84,13 @@ class Prediction:
 
     def __str__(self) -> str:
         """Returns a line for the image and one for each segment, the largest first."""
-        lines = [f"{self.name}: {len(self.segments)} segments, {self.image.width}x{self.image.height} pixels"]
+        lines = [
+            f"{one_line(self.name)}: {len(self.segments)} segments, {self.image.width}x{self.image.height} pixels"
+        ]
         for segment in sorted(self.segments, key=lambda segment: -segment.area):
             score = "" if segment.score is None else f"{segment.score:.2f}"
             share = f"{segment.area / max(self.segmentation.size, 1):.1%}"
-            lines.append(f"  {segment.id:4d}  {segment.label:24s} {score:>5s} {share:>7s}")
+            lines.append(f"  {segment.id:4d}  {one_line(segment.label):24s} {score:>5s} {share:>7s}")
         return "\n".join(lines)
 
     @property

@@ -129,7 +129,7 @@ class Predictor:
         """Yields each record of a source with its prediction, as they are computed.
 
         Args:
-            source: as `predict` takes it, or a sequence of records with an `image`.
+            source: as `predict` takes it, or `Pictures`.
             task: as in `__call__`.
             threshold: as in `__call__`.
             batch_size: images of similar shape that share a forward; their padding changes results slightly.
@@ -300,7 +300,7 @@ def processes() -> PartialState:
 
 
 def _opened(source: Any, **options: Any) -> tuple[Pictures, list[str]]:
-    if hasattr(source, "path_of"):
+    if isinstance(source, Pictures):
         return source, []
     return open_pictures(source, **{name: value for name, value in options.items() if value is not None})
 

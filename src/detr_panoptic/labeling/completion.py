@@ -19,7 +19,7 @@ from ..data.records import segmentation_ids
 from ..data.writing import write_coco_panoptic_dataset
 from ..evaluation.results import format_table
 from ..inference import Predictor
-from ..inference.pictures import DatasetPictures
+from ..inference.pictures import Pictures
 from ..inference.predictor import OnError
 from ..scenes.source import read_source
 from ..segment_ids import VOID_ID
@@ -162,7 +162,7 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
     if not match.labels:
         raise ValueError("`model` has no class that may be added to the data.")
     additions = _Additions(match, drawn=DRAWN if report is not None else 0)
-    pictures = DatasetPictures(data.records)
+    pictures = Pictures(data.records)
     predictions = predictor.iterate(
         pictures,
         threshold=threshold,
@@ -174,7 +174,9 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
     least = predictor.processor.threshold if threshold is None else threshold
     completed = (
         additions.complete({**record, "image": pictures.stored(record["index"])["image"]}, prediction, least)
-        for record, prediction in tqdm(predictions, total=len(data.records), unit="image", disable=not progress)
+        for record, prediction in tqdm(
+            predictions, total=len(data.records), unit="image", disable=not progress or None
+        )
     )
     with whole_folder(output) as folder:
         write_coco_panoptic_dataset(folder, completed, match.categories)

@@ -23,6 +23,9 @@ from .backdrops import Place
 from .painting import LIGHTS, Patch, float_color
 from .things import THING_KINDS, ThingKind
 
+UNSEEN_SEED = 77_000_000
+"""Seeds from here on are not used in training."""
+
 _THINGS = ("house", "tree", "sheep", "car", "boat", "ball", "bird", "balloon")
 _STUFF = ("sky", "mountain", "sea", "sand", "grass", "road")
 SCENE_CATEGORIES = Categories(

@@ -60,7 +60,7 @@ def push(
     revision: str | None = None,
     message: str | None = None,
     evaluation: str | Path | Evaluation | None = None,
-    license: str | None = None,  # noqa: A002  the Hub's word
+    license: str | None = None,
     dry_run: bool = False,
 ) -> PushedModel:
     """Puts a saved model on the Hub: weights, configuration, image processor, code and a card, in one commit.

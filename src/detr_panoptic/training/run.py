@@ -49,8 +49,8 @@ class TrainingResult:
     stop_signal: int | None = None  # SIGTERM, or SIGINT for Ctrl-C, if one stopped the run
 
     def __str__(self) -> str:
-        """Returns the plan, and the best quality so far."""
-        lines = [*self.plan, f"output: {self.model_folder}"]
+        """Returns the plan before the first update, and afterwards the progress and the best quality."""
+        lines = [*([] if self.steps else self.plan), f"output: {self.model_folder}"]
         if self.steps:
             state = "finished" if self.is_finished else "stopped; the same call resumes it"
             lines.append(f"updates: {self.steps} of {self.total_steps}, {state}")

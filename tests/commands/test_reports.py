@@ -8,7 +8,7 @@ import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from detr_panoptic.cli import main
+from detr_panoptic.commands import main
 from detr_panoptic.data.plain_text import markdown, one_line
 from detr_panoptic.evaluation.report import Evaluation
 from detr_panoptic.evaluation.results import ClassQuality, GroupQuality, PanopticQualityResult
@@ -182,5 +182,5 @@ def test_a_name_that_is_no_text_is_a_result_too(tmp_path, model_folder, capsys):
         pytest.skip("this file system wants UTF-8")
     assert main(["predict", str(path), "--model", str(model_folder), "--output", str(tmp_path / "out")]) == 0
     contents = json.loads((tmp_path / "out" / "a\udcffb.json").read_text())
-    assert contents["image"] == path.name
+    assert contents["image"] == str(path)
     assert r"a\udcffb.png" in capsys.readouterr().out

@@ -13,9 +13,9 @@ from PIL import Image as PILImage
 
 from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.data import read_panoptic
+from tests.commands.bad_input.place import Case, Place
 from tests.conftest import build_tiny
 from tests.data_folders import coco_panoptic
-from tests.reliability.place import Case, Place
 
 TRAINING = ("--data", "my_data", "--backbone", "test_resnet", "--short-side", 64, "--long-side", 64, "--output", "run")
 
@@ -239,7 +239,6 @@ SETTINGS: dict[str, Case] = {
     "an output folder that is a file, in `explain`": file_for_output(
         "explain", "photo.png", "--model", "my_model", "--output", "out"
     ),
-    "an output folder that is a file, in `export`": file_for_output("export", "my_model", "out", "--size", "64x64"),
     "an output folder that is a file, in `data check`": file_for_output("data", "check", "my_data", "--report", "out"),
     "an output folder inside one that is read-only": read_only_output,
     "an output folder inside a file": output_below_a_file,

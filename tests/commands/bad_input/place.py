@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from accelerate.state import AcceleratorState, PartialState
 from PIL import Image
 
-from detr_panoptic.cli import main
+from detr_panoptic.commands import main
 from tests.conftest import photo
 
 Case = Callable[["Place"], str]
@@ -36,10 +37,10 @@ class Place:
             assert main([str(word) for word in words]) == code, (out.getvalue(), err.getvalue())
         AcceleratorState._reset_state()
         PartialState._reset_state()
-        lines = [line for line in err.getvalue().splitlines() if not line.startswith("loading ")]
-        assert len(lines) == 1, lines
-        assert "Traceback" not in out.getvalue()
-        return self._anywhere(lines[0].removeprefix("skipped: ").rpartition("error: ")[2])
+        lines = re.findall(r"^(?:detr-panoptic[^:]*: error|skipped): (.*)$", err.getvalue(), flags=re.MULTILINE)
+        assert len(lines) == 1, err.getvalue()
+        assert "Traceback" not in out.getvalue() + err.getvalue()
+        return self._anywhere(lines[0])
 
     def refused(self, call: Callable[[], Any]) -> str:
         """What Python says when a call is refused: the type and its text."""

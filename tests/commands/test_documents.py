@@ -10,8 +10,8 @@ import pytest
 from transformers import DetrConfig, DetrForSegmentation, DetrImageProcessor
 
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
-from detr_panoptic.cli import build_parser, main
-from detr_panoptic.commands.program import LEGACY, build_program
+from detr_panoptic.commands import main
+from detr_panoptic.commands.program import build_program
 from detr_panoptic.data.writing import save_dataset, write_coco_panoptic_dataset
 from detr_panoptic.scenes import make_scene, scenes_dataset
 from detr_panoptic.scenes.dataset import SCENE_CATEGORIES
@@ -87,7 +87,7 @@ def shelf(tmp_path_factory) -> Path:
         picture.save(folder / place / "1.jpg")
         picture.save(folder / place / "1.png")
     scenes = scenes_dataset(3, height=64, width=96)
-    for place in ("my_data", "my_data/train", "my_data/held_out"):
+    for place in ("my_data", "my_data/train", "my_data/val", "my_data/held_out"):
         write_coco_panoptic_dataset(folder / place, scenes, SCENE_CATEGORIES)
     save_dataset(folder / "OUT", scenes, SCENE_CATEGORIES)
     config = DetrConfig(
@@ -110,10 +110,8 @@ def workplace(shelf, tmp_path, monkeypatch) -> Path:
 
 @pytest.mark.parametrize("words", commands())
 def test_command_lines_are_understood(words):
-    if words[0] in LEGACY:
-        build_parser().parse_args(words)  # leaves with an error otherwise
-    else:
-        build_program(words).parse_args(words, print_error=False, exit_on_error=False)
+    program = build_program(words)
+    program.parse_args(words, print_error=False, exit_on_error=False)  # raises an error otherwise
 
 
 @pytest.mark.usefixtures("workplace")

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from detr_panoptic.image_reading import picture_to_tensor, read_picture
-from tests.reliability.place import Case, Place
+from tests.commands.bad_input.place import Case, Place
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(x) run\n%%EOF\n"
 
@@ -235,7 +235,7 @@ def predicted(width: int, height: int) -> Callable[[Place], None]:
     """`predict` gives a map of the image's size."""
 
     def check(place: Place) -> None:
-        from detr_panoptic.cli import main
+        from detr_panoptic.commands import main
 
         Image.new("RGB", (width, height), "teal").save(place.folder / "thin.png")
         assert main(["predict", "thin.png", "--model", str(place.model()), "--output", "out"]) == 0

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tests.commands.bad_input.place import Case, Place
 from tests.data_folders import PHOTOS, coco_panoptic
-from tests.reliability.place import Case, Place
 
 Spoil = Callable[[dict[str, Any]], object]
 
@@ -137,7 +137,7 @@ def checked(kind: str, spoil: Spoil) -> Case:
         import contextlib
         import io
 
-        from detr_panoptic.cli import main
+        from detr_panoptic.commands import main
 
         path = coco_panoptic(place.folder / "my_data") / "panoptic.json"
         contents = json.loads(path.read_text())

@@ -1,0 +1,112 @@
+"""Each command calls its function with the options, prints the result and says where the files are."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from detr_panoptic.checkpoints import BUNDLED
+from detr_panoptic.commands import main
+
+
+def run(*words) -> int:
+    return main([str(word) for word in words])
+
+
+class Called:
+    """A function of the package that notes its arguments."""
+
+    def __init__(self, monkeypatch, name, **attributes):
+        monkeypatch.setattr(f"detr_panoptic.{name}", self)
+        self.attributes = attributes
+
+    def __call__(self, *arguments, **options):
+        self.arguments, self.options = arguments, options
+        return type("Result", (), {"__str__": lambda _: "the result", **self.attributes})()
+
+
+def test_the_demo_measures_and_draws(tmp_path, capsys):
+    picture = tmp_path / "pictures" / "demo.png"
+    assert run("demo", "--scenes", 3, "--output", picture) == 0
+    shown = capsys.readouterr().out
+    assert "PQ" in shown
+    assert str(picture) in shown
+    with Image.open(picture) as image:
+        assert image.width > 3 * 2 * 256
+        assert image.height > 3 * 2 * 256
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(["--scenes", 0], "--scenes"), (["--seed", -1], "--seed"), (["--output", "folder"], "`--output`")],
+)
+def test_the_demo_refuses_by_name(words, named, capsys):
+    assert run("demo", *words) == 2
+    assert named in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_evaluation_is_printed_and_saved(tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["--data", "scenes", "--limit", 2, "--average-precision", "box", "--batch-size", 2, "--threshold", 0.5]
+    assert run("evaluate", "--model", BUNDLED, *words, "--output", out) == 0
+    shown = capsys.readouterr().out
+    assert "AP50" in shown
+    assert str(out) in shown
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["images"] == 2
+
+
+def test_images_that_could_not_be_read_are_an_exit_code(monkeypatch, capsys):
+    called = Called(monkeypatch, "evaluate", failures=["31.jpg"])
+    assert run("evaluate", "--model", "m", "--data", "d", "--on-error", "skip", "--dtype", "bfloat16") == 2
+    assert called.arguments == ("m", "d")
+    assert called.options["on_error"] == "skip"
+    assert called.options["dtype"] == "bfloat16"
+    assert "the result" in capsys.readouterr().out
+
+
+def test_export_passes_every_option(monkeypatch, tmp_path):
+    called = Called(monkeypatch, "export")
+    words = ["--size", "64x96", "--quantize", "static", "--calibration", "a.jpg", "b.jpg", "--half", "--uint8"]
+    assert run("export", "my_model", tmp_path, *words, "--mask-queries", 5) == 0
+    assert called.options == {
+        "format": "onnx",
+        "size": "64x96",
+        "dynamic": False,
+        "batch_size": 1,
+        "half": True,
+        "mask_queries": 5,
+        "uint8": True,
+        "with_merging": False,
+        "quantize": "static",
+        "calibration": ["a.jpg", "b.jpg"],
+    }
+
+
+def test_push_prepares_without_sending(model_folder, capsys):
+    assert run("push", model_folder, "me/my-model", "--dry-run", "--license", "mit") == 0
+    shown = capsys.readouterr().out
+    assert "me/my-model" in shown
+    assert "mit" in shown
+    assert run("push", model_folder, "no name!", "--dry-run") == 2
+    assert "no name!" in capsys.readouterr().err
+
+
+def test_stuff_is_completed(monkeypatch, tmp_path, capsys):
+    called = Called(monkeypatch, "complete_stuff", skipped=[])
+    words = ["--model", "m", "--things", "--threshold", 0.5, "--report", "r", "--split", "val", "--format", "rows"]
+    assert run("data", "complete-stuff", "d", tmp_path / "out", *words) == 0
+    assert called.options["with_things"]
+    assert called.options["data_format"] == "rows"
+    assert called.options["split"] == "val"
+    assert str(tmp_path / "out") in capsys.readouterr().out
+
+
+def test_without_gradio_the_page_names_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr("detr_panoptic.commands.app.find_spec", lambda _: None)
+    assert run("app") == 2
+    assert "detr-panoptic[demo]" in capsys.readouterr().err
+
+
+def test_the_bundled_checkpoint_fits_in_a_wheel():
+    assert sum(path.stat().st_size for path in BUNDLED.iterdir()) < 12 * 2**20
