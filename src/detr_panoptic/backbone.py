@@ -80,7 +80,8 @@ class Backbone(nn.Module):
     def _keep_initial_weights(self) -> None:
         # timm has initialized or downloaded the weights, so transformers must not initialize them again. On the meta
         # device there is nothing yet; the checkpoint fills it.
-        for module in self.body.modules():
+        modules: Iterator[Any] = self.body.modules()
+        for module in modules:
             tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
             module._is_hf_initialized = all(not tensor.is_meta for tensor in tensors)
 
@@ -235,12 +236,14 @@ def is_plain(module: nn.Module) -> bool:
     return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
-def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes a padding mask to a map: (B, H, W) bool to (B, h, w) bool, True on the image.
+def resize_mask(mask: Tensor | None, features: Tensor) -> Tensor:
+    """Resizes a padding mask to a map: (B, H, W) and (B, C, h, w) to (B, h, w) bool, all True without a mask.
 
     Uses nearest neighbors as the reference does: a cell counts as image if its first pixel does.
     """
-    return F.interpolate(mask[:, None].float(), size=size)[:, 0].bool()
+    if mask is None:
+        return torch.ones_like(features[:, 0], dtype=torch.bool)
+    return F.interpolate(mask[:, None].bool().float(), size=features.shape[-2:])[:, 0].bool()
 
 
 def image_sizes_of(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:

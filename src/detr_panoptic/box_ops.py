@@ -8,64 +8,36 @@ from torch import Tensor
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """Converts boxes (..., 4) from center and size to corners, in the same units.
-
-    Example:
-        >>> cxcywh_to_xyxy(torch.tensor([4.0, 3.0, 2.0, 4.0]))
-        tensor([3., 1., 5., 5.])
-    """
+    """Converts boxes (..., 4) from center and size to corners, in the same units."""
     cx, cy, w, h = boxes.unbind(-1)
     return torch.stack((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), dim=-1)
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
-    """Converts boxes (..., 4) from corners to center and size, in the same units.
-
-    Example:
-        >>> xyxy_to_cxcywh(torch.tensor([3.0, 1.0, 5.0, 5.0]))
-        tensor([4., 3., 2., 4.])
-    """
+    """Converts boxes (..., 4) from corners to center and size, in the same units."""
     left, top, right, bottom = boxes.unbind(-1)
     return torch.stack(((left + right) / 2, (top + bottom) / 2, right - left, bottom - top), dim=-1)
 
 
 def generalized_iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
-    """Computes the generalized IoU (arXiv 1902.09630) of corner boxes.
+    """Computes the generalized IoU (arXiv 1902.09630) of broadcast corner boxes (..., 4): (...) in [-1, 1].
 
-    Args:
-        first_xyxy: (..., 4).
-        second_xyxy: (..., 4), broadcast against the first.
-
-    Returns:
-        (...) in [-1, 1]. The IoU of two boxes without area, 0 / 0, counts as 0, so the loss of an empty target is
-        finite.
-
-    Example:
-        >>> generalized_iou(torch.tensor([0.0, 0.0, 2.0, 2.0]), torch.tensor([0.0, 0.0, 2.0, 1.0]))
-        tensor(0.5000)
+    The IoU of two boxes without area, 0 / 0, counts as 0, so that the loss of an empty target is finite.
     """
     area = _area(first_xyxy) + _area(second_xyxy)
-    inner = torch.maximum(first_xyxy[..., :2], second_xyxy[..., :2])
-    outer = torch.minimum(first_xyxy[..., :2], second_xyxy[..., :2])
-    overlap = _area(torch.cat((inner, torch.minimum(first_xyxy[..., 2:], second_xyxy[..., 2:])), dim=-1))
-    hull = _area(torch.cat((outer, torch.maximum(first_xyxy[..., 2:], second_xyxy[..., 2:])), dim=-1))
+    starts = first_xyxy[..., :2], second_xyxy[..., :2]
+    ends = first_xyxy[..., 2:], second_xyxy[..., 2:]
+    overlap = _area(torch.cat((torch.maximum(*starts), torch.minimum(*ends)), dim=-1))
+    hull = _area(torch.cat((torch.minimum(*starts), torch.maximum(*ends)), dim=-1))
     union = area - overlap
     smallest = torch.finfo(union.dtype).tiny
     return overlap / union.clamp(min=smallest) - (hull - union) / hull.clamp(min=smallest)
 
 
 def masks_to_boxes(masks: Tensor) -> Tensor:
-    """Returns the boxes around masks.
+    """Returns the boxes around masks: (T, H, W) bool to (T, 4) float32 xyxy in pixels, which are one unit wide.
 
-    Args:
-        masks: (T, H, W) bool.
-
-    Returns:
-        (T, 4) float32 xyxy in pixels. A pixel is one unit wide; an empty mask has the box 0, 0, 0, 0.
-
-    Example:
-        >>> masks_to_boxes(torch.tensor([[[False, True, True], [False, True, False]]]))
-        tensor([[1., 0., 3., 2.]])
+    An empty mask has the box 0, 0, 0, 0.
     """
     top, bottom = _extent(masks.any(2))
     left, right = _extent(masks.any(1))

@@ -11,16 +11,7 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
 
 logger = logging.get_logger(__name__)
 
-SIZES = (
-    "num_channels",
-    "hidden_size",
-    "encoder_layers",
-    "decoder_layers",
-    "num_heads",
-    "ffn_dim",
-    "num_queries",
-    "num_labels",
-)
+SIZES = ("num_channels", "hidden_size", "encoder_layers", "decoder_layers", "num_heads", "ffn_dim", "num_queries")
 LABEL_FIELDS = ("num_labels", "id2label", "label2id", "stuff_label_ids", "category_ids")
 
 
@@ -82,13 +73,9 @@ class DetrPanopticConfig(PreTrainedConfig):
         "num_hidden_layers": "encoder_layers",
     }
     # What transformers' Trainer does not gather in evaluation. It gathers classes, boxes, masks and their sizes.
-    keys_to_ignore_at_inference = [  # noqa: RUF012  read by Trainer, never written
-        "loss_dict",
-        "auxiliary_outputs",
-        "last_hidden_state",
-        "encoder_last_hidden_state",
-        "projected",
-    ]
+    keys_to_ignore_at_inference = (
+        *("loss_dict", "auxiliary_outputs", "last_hidden_state", "encoder_last_hidden_state", "projected"),
+    )
 
     backbone: str = "resnet50"
     use_pretrained_backbone: bool = False
@@ -154,7 +141,7 @@ class DetrPanopticConfig(PreTrainedConfig):
 
     def validate_sizes(self) -> None:
         """Checks that sizes are positive and that the heads divide the hidden size."""
-        for name in SIZES:
+        for name in (*SIZES, "num_labels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         for divisor, reason in ((self.num_heads, "`num_heads`"), (16, "16, the last width of the mask head")):
@@ -204,55 +191,41 @@ class DetrPanopticConfig(PreTrainedConfig):
 
 
 def replace_labels(config_dict: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a configuration's fields with other labels.
+    """Returns a configuration's fields with other labels: those of `LABEL_FIELDS` that `labels` has.
 
     Stuff and category ids follow the names that old and new labels share, upper and lower case aside. A label with a
-    new name is a thing, and category ids are dropped if one has none. A warning says what was reset.
-
-    Args:
-        config_dict: the old fields.
-        labels: the new ones among `LABEL_FIELDS`, empty if nothing changes.
+    new name is a thing, and category ids are dropped if one has none. A warning says what changed.
     """
-    if not labels:
-        return dict(config_dict)
-    old = {int(label): str(name).casefold() for label, name in (config_dict.get("id2label") or {}).items()}
-    kept = {name: value for name, value in config_dict.items() if name not in ("num_labels", "label2id")}
-    if "id2label" in labels:
-        new = {int(label): str(name).casefold() for label, name in labels["id2label"].items()}
-    elif labels.get("num_labels", len(old)) == len(old):
-        new = old
-    else:
-        new = {}
-        kept.pop("id2label", None)
-    result = kept | {name: value for name, value in labels.items() if name == "num_labels" or value is not None}
-    if "id2label" in result:
-        result["label2id"] = {name: int(label) for label, name in result["id2label"].items()}
+    old = _folded_names(config_dict)
+    result = {name: value for name, value in config_dict.items() if name not in ("num_labels", "label2id")}
+    if labels.get("num_labels", len(old)) != len(old):
+        result.pop("id2label", None)
+    result |= labels
+    if result.get("id2label") is not None:
         result.pop("num_labels", None)
-    return result | _follow_names(config_dict, labels, old, new)
-
-
-def _follow_names(
-    config_dict: Mapping[str, Any], labels: Mapping[str, Any], old: Mapping[int, str], new: Mapping[int, str]
-) -> dict[str, Any]:
-    """Returns the stuff and category ids of new labels, unless they are given or the names are the old ones."""
-    if new == old:
-        return {}
-    found: dict[str, Any] = {}
+        result["label2id"] = {name: int(label) for label, name in result["id2label"].items()}
+    new = _folded_names(result)
+    if not labels or new == old:
+        return result if labels else dict(config_dict)
     stuff = {old[label] for label in config_dict.get("stuff_label_ids") or () if label in old}
-    if stuff and "stuff_label_ids" not in labels:
-        found["stuff_label_ids"] = [label for label, name in new.items() if name in stuff]
-        logger.warning(
-            f"The labels are new: `stuff_label_ids` is {found['stuff_label_ids']}, the labels whose names were stuff "
-            "before. Pass `stuff_label_ids` to choose others."
-        )
-    if config_dict.get("category_ids") and "category_ids" not in labels:
-        ids = {old[label]: category for label, category in enumerate(config_dict["category_ids"]) if label in old}
-        found["category_ids"] = (
-            [ids[name] for name in new.values()] if new and ids.keys() >= set(new.values()) else None
-        )
-        if found["category_ids"] is None:
-            logger.warning("The labels are new: `category_ids` was reset to None.")
-    return found
+    ids = {
+        old[label]: category for label, category in enumerate(config_dict.get("category_ids") or ()) if label in old
+    }
+    followed = {
+        "stuff_label_ids": [label for label, name in new.items() if name in stuff],
+        "category_ids": [ids[name] for name in new.values()] if new and ids.keys() >= set(new.values()) else None,
+    }
+    for field_name, value in followed.items():
+        if config_dict.get(field_name) and field_name not in labels:
+            result[field_name] = value
+            logger.warning(
+                f"The labels are new, so `{field_name}` is now {value}. Pass `{field_name}` to choose others."
+            )
+    return result
+
+
+def _folded_names(config_dict: Mapping[str, Any]) -> dict[int, str]:
+    return {int(label): str(name).casefold() for label, name in (config_dict.get("id2label") or {}).items()}
 
 
 def hub_code() -> dict[str, Any]:

@@ -26,8 +26,7 @@ from .matcher import Labels, MatchedLayers, Matching, match
 
 FOCAL_ALPHA = 0.25  # arXiv 1708.02002; its gamma is 2
 MASK_PIXELS_PER_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}
-"""Maximum number of upsampled mask logits in memory, by device type: 16 and 256 MiB in float32. The loss needs a few
-times that."""
+"""Maximum number of upsampled mask logits in memory, by device type; the loss needs a few times their size."""
 
 
 class LossNormalizers(NamedTuple):
@@ -36,10 +35,8 @@ class LossNormalizers(NamedTuple):
     With several processes or accumulated batches: sums over all of them, divided by the number of processes.
     """
 
-    num_targets: Tensor
-    """Number of targets, for boxes and masks. At least 1."""
-    class_weight: Tensor
-    """Sum of the class weights of all queries, for the classification."""
+    num_targets: Tensor  # for boxes and masks; at least 1
+    class_weight: Tensor  # sum of the class weights of all queries, for the classification
 
 
 def loss_normalizers(
@@ -50,15 +47,7 @@ def loss_normalizers(
     device: torch.device | str = "cpu",
     least_targets: int = 1,
 ) -> LossNormalizers:
-    """Computes the normalizers of one batch from its targets.
-
-    Args:
-        labels: B targets with `class_labels`.
-        num_queries: Q.
-        eos_coefficient: weight of "no object".
-        device: of the result.
-        least_targets: smallest `num_targets`; 0 if the results of several batches are going to be added up.
-    """
+    """Computes the normalizers of one batch; `least_targets` is 0 if those of several batches are to be added up."""
     counts = [len(target["class_labels"]) for target in labels]
     matched = sum(min(count, num_queries) for count in counts)
     class_weight = matched + eos_coefficient * (num_queries * len(labels) - matched)
@@ -66,51 +55,35 @@ def loss_normalizers(
     return LossNormalizers(*values.to(device, torch.float32))
 
 
-def classification_losses(
-    logits: Tensor, target_classes: Tensor, matching: Matching, *, eos_coefficient: float, class_weight: Tensor
-) -> Tensor:
-    """Computes the weighted cross entropy over all queries; unmatched queries belong to "no object", the last class.
+def detection_losses(
+    matched: MatchedLayers, *, eos_coefficient: float, normalizers: LossNormalizers
+) -> dict[str, Tensor]:
+    """Computes `loss_ce`, `loss_bbox` and `loss_giou` of every layer: (L,) each.
 
-    Args:
-        logits: (L, B, Q, K+1).
-        target_classes: int64, of all images in a row.
-        matching: on the device of the logits.
-        eos_coefficient: weight of "no object".
-        class_weight: the sum of weights to divide by. If it is 0 (no target and no weight for "no object"), so is the
-            loss.
-
-    Returns:
-        (L,).
+    Unmatched queries belong to "no object", the last class, whose weight is `eos_coefficient`.
     """
+    logits, boxes = at_least_float32(matched.logits), at_least_float32(matched.boxes)
+    matching = matched.matching.to(logits.device)
+    target_classes = torch.cat([target["class_labels"] for target in matched.labels])[matching.target]  # (L, N)
+    target_boxes = torch.cat([at_least_float32(target["boxes"]) for target in matched.labels])[matching.target]
+    places = torch.arange(len(logits), device=logits.device)[:, None], matching.image, matching.query
+
     no_object = logits.shape[-1] - 1
     classes = torch.full(logits.shape[:-1], no_object, device=logits.device)
-    layer = torch.arange(len(logits), device=logits.device)[:, None]
-    classes[layer, matching.image, matching.query] = target_classes[matching.target]
+    classes[places] = target_classes
     weights = logits.new_ones(logits.shape[-1])
     weights[no_object] = eos_coefficient
-    loss = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), weight=weights, reduction="none")
-    return loss.unflatten(0, logits.shape[:-1]).sum((1, 2)) / class_weight.clamp(min=torch.finfo(loss.dtype).tiny)
+    entropy = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), weight=weights, reduction="none")
+    # Without targets and without a weight for "no object" both numbers are 0, and so is the loss.
+    class_weight = normalizers.class_weight.clamp(min=torch.finfo(entropy.dtype).tiny)
 
-
-def box_losses(
-    boxes_cxcywh: Tensor, target_boxes_cxcywh: Tensor, matching: Matching, *, num_targets: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Computes the L1 and generalized IoU losses of matched boxes.
-
-    Args:
-        boxes_cxcywh: (L, B, Q, 4) in [0, 1].
-        target_boxes_cxcywh: (all targets, 4) in [0, 1].
-        matching: on the device of the boxes.
-        num_targets: to divide by.
-
-    Returns:
-        Two tensors (L,).
-    """
-    layer = torch.arange(len(boxes_cxcywh), device=boxes_cxcywh.device)[:, None]
-    predicted = boxes_cxcywh[layer, matching.image, matching.query]  # (L, N, 4)
-    target = target_boxes_cxcywh[matching.target]
-    giou = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(target))
-    return (predicted - target).abs().sum((1, 2)) / num_targets, (1 - giou).sum(1) / num_targets
+    predicted = boxes[places]  # (L, N, 4)
+    giou = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(target_boxes))
+    return {
+        "loss_ce": entropy.unflatten(0, classes.shape).sum((1, 2)) / class_weight,
+        "loss_bbox": (predicted - target_boxes).abs().sum((1, 2)) / normalizers.num_targets,
+        "loss_giou": (1 - giou).sum(1) / normalizers.num_targets,
+    }
 
 
 class FocalAndDice(torch.autograd.Function):
@@ -165,7 +138,7 @@ def mask_losses(
     count_padding: bool = False,
     resolution: str = "image",
 ) -> dict[str, Tensor]:
-    """Computes the focal and Dice losses of matched masks.
+    """Computes `loss_mask` (focal) and `loss_dice` of matched masks.
 
     Args:
         mask_logits: (N, h, w), the masks of the last layer's matched pairs in their order.
@@ -177,9 +150,6 @@ def mask_losses(
         count_padding: whether padding counts as background, as in the reference.
         resolution: "image" resizes the logits to the canvas, as the reference does. "mask" compares them with the
             targets at the centers of their cells, a sixteenth of the pixels.
-
-    Returns:
-        `loss_mask` and `loss_dice`.
     """
     focal = dice = at_least_float32(mask_logits[:0]).sum()  # 0, and connected to the graph if nothing is matched
     budget = MASK_PIXELS_PER_CHUNK.get(mask_logits.device.type, MASK_PIXELS_PER_CHUNK["cpu"])
@@ -246,32 +216,13 @@ def _cell_centers(length: int, canvas: int, cells: int, *, device: torch.device)
     return centers[: max(int((centers < length).sum()), 1)].clamp(max=length - 1)
 
 
-def detection_losses(
-    matched: MatchedLayers, *, eos_coefficient: float, normalizers: LossNormalizers
-) -> dict[str, Tensor]:
-    """Computes `loss_ce`, `loss_bbox` and `loss_giou` of every layer: (L,) each."""
-    logits, boxes = at_least_float32(matched.logits), at_least_float32(matched.boxes)
-    matching = matched.matching.to(logits.device)
-    classes = torch.cat([target["class_labels"] for target in matched.labels])
-    target_boxes = torch.cat([at_least_float32(target["boxes"]) for target in matched.labels])
-    loss_ce = classification_losses(
-        logits, classes, matching, eos_coefficient=eos_coefficient, class_weight=normalizers.class_weight
-    )
-    loss_bbox, loss_giou = box_losses(boxes, target_boxes, matching, num_targets=normalizers.num_targets)
-    return {"loss_ce": loss_ce, "loss_bbox": loss_bbox, "loss_giou": loss_giou}
-
-
 class MaskCanvas(NamedTuple):
     """The predicted masks and the canvas that they cover."""
 
-    masks: Tensor
-    """(rows, H/4, W/4) logits."""
-    rows: Tensor
-    """(rows,) int64 indices into the B*Q queries, ascending; matched queries are among them."""
-    size: tuple[int, int]
-    """(H, W)."""
-    image_sizes: Sequence[Sequence[int]]
-    """B sizes without padding."""
+    masks: Tensor  # (rows, H/4, W/4) logits
+    rows: Tensor  # (rows,) int64 indices into the B*Q queries, ascending; matched queries are among them
+    size: tuple[int, int]  # (H, W)
+    image_sizes: Sequence[Sequence[int]]  # B sizes without padding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,16 +248,12 @@ class Criterion:
     def __call__(
         self, matched: MatchedLayers, canvas: MaskCanvas, normalizers: LossNormalizers | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Computes the loss.
+        """Returns the weighted sum and its terms, named `loss_*`; `_0 ... _{L-2}` are the layers before the last.
 
         Args:
             matched: what `match` returned.
             canvas: the masks; without `masks` in the targets they have no loss.
             normalizers: to divide by; None: those of this batch.
-
-        Returns:
-            The weighted sum, and the terms: `loss_ce`, `loss_bbox`, `loss_giou` of the last layer, the same with
-            `_0 ... _{L-2}` for the others, `loss_mask` and `loss_dice`.
         """
         normalizers = normalizers or loss_normalizers(
             matched.labels,

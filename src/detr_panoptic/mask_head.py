@@ -26,8 +26,7 @@ from .backbone import is_plain
 
 CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
 """Size of the largest map of the rows that run through the head together in inference, by device type: large enough to
-keep the cores busy, and on a CPU small enough for its cache (docs/performance.md). For R50 at 800x1066 a row's largest
-map has 3.4 MB."""
+keep the cores busy, and on a CPU small enough for its cache (docs/performance.md)."""
 SKIPPED_MASK_LOGIT = -1e4
 """Mask logit of queries that the head did not run for: probability 0, finite in half precision, survives resizing."""
 
@@ -95,26 +94,13 @@ class ConvBlock(nn.Module):
 
     def convolve_shared(self, shared: Tensor) -> Tensor:
         """Convolves what a whole image shares, the first C channels: (B, C, h, w) to (B, out, h, w)."""
-        if not _is_plain_conv(self.conv):
-            return shared
         return F.conv2d(shared, self.conv.weight[:, : shared.shape[1]], self.conv.bias, padding=1)
 
     def add_own(self, own: Tensor, convolved: Tensor, image_index: Tensor) -> Tensor:
         """Applies the block to [shared, own], concatenated along the channels.
 
-        Args:
-            own: (N, in - C, h, w), the channels that differ between rows.
-            convolved: (B, out, h, w), what `convolve_shared` returned for the images.
-            image_index: (N,) the image of each row.
-
-        Returns:
-            (N, out, h, w).
+        Takes what differs between rows (N, in - C, h, w) and the result of `convolve_shared`; returns (N, out, h, w).
         """
-        if not _is_plain_conv(self.conv):
-            whole = torch.cat(
-                (convolved.expand(len(own), -1, -1, -1) if len(convolved) == 1 else convolved[image_index], own), dim=1
-            )
-            return self.norm(self.conv(whole)).relu_()
         convolved_own = F.conv2d(own, self.conv.weight[:, -own.shape[1] :], padding=1)
         return self.norm(_add_rows(convolved_own, convolved, image_index)).relu_()
 
@@ -130,25 +116,18 @@ class FusionStage(nn.Module):
 
     def convolve_skip(self, skip: Tensor) -> Tensor:
         """Convolves the backbone's map, once for all rows: (B, skip, 2h, 2w) to (B, out, 2h, 2w)."""
-        adapted = self.adapter(skip)
-        return self.conv(adapted) if _is_plain_conv(self.conv) else adapted
+        return self.conv(self.adapter(skip))
 
     def forward(self, x: Tensor, convolved_skip: Tensor, image_index: Tensor) -> Tensor:
         """Applies the stage to rows: (N, in, h, w) and the result of `convolve_skip` to (N, out, 2h, 2w)."""
-        if not _is_plain_conv(self.conv):
-            whole = _add_rows(F.interpolate(x, size=convolved_skip.shape[-2:]), convolved_skip, image_index)
-            return self.norm(self.conv(whole)).relu_()
         own = convolve_upsampled(x, self.conv.weight, convolved_skip.shape[-2:])
         return self.norm(_add_rows(own, convolved_skip, image_index)).relu_()
 
 
 class MaskHead(nn.Module):
-    """Computes mask logits from attention maps and image features.
+    """Computes mask logits from attention maps and the features of the image.
 
-    Args:
-        hidden_size: D, channels of the projected map.
-        num_heads: M, attention maps per row.
-        skip_channels: channels of the backbone's maps of stride 16, 8 and 4.
+    `skip_channels` are those of the backbone's maps of stride 16, 8 and 4.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, skip_channels: Sequence[int]) -> None:
@@ -183,11 +162,14 @@ class MaskHead(nn.Module):
         Returns:
             (N, 8h, 8w) logits, of the last skip's size.
         """
-        shared = [self.blocks[0].convolve_shared(projected)]
-        shared += [stage.convolve_skip(skip) for stage, skip in zip(self.stages, skips, strict=True)]
         compute: Any = self._rows
+        if all(type(step.conv) is nn.Conv2d and is_plain(step.conv) for step in (*self.blocks, *self.stages)):
+            shared = [self.blocks[0].convolve_shared(projected)]
+            shared += [stage.convolve_skip(skip) for stage, skip in zip(self.stages, skips, strict=True)]
+        else:
+            compute, shared = self._rows_by_module, [projected, *skips]
         if self.gradient_checkpointing and self.training:
-            compute = partial(self._gradient_checkpointing_func, self._rows)
+            compute = partial(self._gradient_checkpointing_func, compute)
         attention = attention.contiguous(memory_format=torch.channels_last)
         count = self._rows_per_chunk(shared, attention.shape[0])
         if count >= attention.shape[0]:  # a graph must not depend on the number of chunks
@@ -202,6 +184,16 @@ class MaskHead(nn.Module):
             x = stage(x, convolved_skip, image_index)
         return self.predictor(x)[:, 0]
 
+    def _rows_by_module(self, attention: Tensor, image_index: Tensor, projected: Tensor, *skips: Tensor) -> Tensor:
+        """Computes the same with each convolution called as a whole, for adapters (LoRA) and hooks."""
+        x = torch.cat((projected[image_index], attention), dim=1)
+        for block in self.blocks:
+            x = block(x)
+        for stage, skip in zip(self.stages, skips, strict=True):
+            upsampled = F.interpolate(x, size=skip.shape[-2:])
+            x = stage.norm(stage.conv(_add_rows(upsampled, stage.adapter(skip), image_index))).relu_()
+        return self.predictor(x)[:, 0]
+
     def _rows_per_chunk(self, shared: Sequence[Tensor], rows: int) -> int:
         # With gradients every map is kept, so chunks save nothing. A compiler fuses the steps itself and would unroll
         # the chunks.
@@ -213,12 +205,9 @@ class MaskHead(nn.Module):
 
 
 def convolve_upsampled(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
-    """Upsamples with nearest neighbors, then convolves: (N, in, h, w) to (N, out, H, W).
+    """Upsamples to the nearest, then convolves with padding 1: (N, in, h, w) and (out, in, 3, 3) to (N, out, H, W).
 
-    Args:
-        x: the small map.
-        weight: (out, in, 3, 3) of a convolution with padding 1.
-        size: (H, W). Fast for 2h or 2h - 1 by 2w or 2w - 1, the sizes that strides of two give; others work too.
+    It is fast for a size of 2h or 2h - 1 by 2w or 2w - 1, which strides of two give; others work too.
     """
     doubled = [2 * length for length in x.shape[-2:]]
     odd = [full - length for full, length in zip(doubled, size, strict=True)]
@@ -247,21 +236,11 @@ def _replace_last(y: Tensor, last: Tensor, *, dim: int) -> Tensor:
 def upsampling_kernel(weight: Tensor) -> Tensor:
     """Returns the kernel of the transposed convolution that equals upsampling by two, then convolving.
 
-    Args:
-        weight: (out, in, 3, 3) of a convolution with padding 1.
-
-    Returns:
-        (in, out, 4, 4) for `conv_transpose2d` with stride 2 and padding 1. It sums the 3x3 taps that fall on the same
-        source pixel.
+    Sums the taps (out, in, 3, 3) that fall on one source pixel to (in, out, 4, 4), for stride 2 and padding 1.
     """
     flipped = weight.flip(-2, -1).transpose(0, 1)  # a transposed convolution runs the kernel backwards
     rows = F.pad(flipped, (0, 0, 0, 1)) + F.pad(flipped, (0, 0, 1, 0))
     return F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))
-
-
-def _is_plain_conv(conv: nn.Module) -> bool:
-    """Returns whether the weights say all that a convolution does: no adapter (LoRA) or hook adds to it."""
-    return type(conv) is nn.Conv2d and is_plain(conv)
 
 
 def _add_rows(own: Tensor, once: Tensor, image_index: Tensor) -> Tensor:
@@ -287,15 +266,10 @@ def select_rows(logits: Tensor, mask_queries: str | int) -> Tensor:
 
     Args:
         logits: (B, Q, K+1).
-        mask_queries: "all"; "kept" for the queries whose best class is an object; k for the k most confident queries
-            of each image.
+        mask_queries: "all", "kept" or k, see `DetrPanopticConfig`.
 
     Returns:
         (N,) int64, ascending indices into the B*Q queries.
-
-    Example:
-        >>> select_rows(torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), "kept")
-        tensor([0])
     """
     batch, num_queries = logits.shape[:2]
     first = torch.arange(batch, device=logits.device)[:, None] * num_queries

@@ -28,12 +28,9 @@ Labels = Sequence[Mapping[str, Any]]
 class Matching(NamedTuple):
     """Matched pairs of a batch for L layers, image by image: int64 tensors."""
 
-    image: Tensor
-    """(N,), ascending and the same for every layer."""
-    query: Tensor
-    """(L, N), ascending within an image."""
-    target: Tensor
-    """(L, N), indices into the targets of all images in a row."""
+    image: Tensor  # (N,), ascending and the same for every layer
+    query: Tensor  # (L, N), ascending within an image
+    target: Tensor  # (L, N), indices into the targets of all images in a row
 
     def to(self, device: torch.device) -> "Matching":
         """Returns the matching on another device."""
@@ -44,12 +41,9 @@ class MatchedLayers(NamedTuple):
     """The predictions of the layers that the loss uses, and the pairs that they form with the targets."""
 
     labels: Labels
-    logits: Tensor
-    """(L, B, Q, K+1), the last layer last."""
-    boxes: Tensor
-    """(L, B, Q, 4)."""
-    matching: Matching
-    """On the CPU."""
+    logits: Tensor  # (L, B, Q, K+1), the last layer last
+    boxes: Tensor  # (L, B, Q, 4)
+    matching: Matching  # on the CPU
 
     @property
     def has_masks(self) -> bool:
@@ -57,9 +51,9 @@ class MatchedLayers(NamedTuple):
         return all("masks" in target for target in self.labels)
 
     def rows(self) -> Tensor:
-        """Returns the last layer's matched queries as indices into the batch's B*Q: (N,) int64, ascending."""
-        index = self.matching.image * self.logits.shape[2] + self.matching.query[-1]
-        return index.to(self.logits.device)
+        """Returns the last layer's queries with matched masks, as indices into the batch's B*Q: int64, ascending."""
+        rows = self.matching.image * self.logits.shape[2] + self.matching.query[-1]
+        return rows[: len(rows) if self.has_masks else 0].to(self.logits.device)
 
     def auxiliary_outputs(self) -> list[dict[str, Tensor]]:
         """Returns the predictions of each layer but the last."""
@@ -71,8 +65,8 @@ def checked_labels(labels: Labels, *, batch: int, num_labels: int, device: torch
     """Returns targets on the device of the model.
 
     Raises:
-        ValueError: there are not as many targets as images, a class is no whole number or does not exist, or only some
-            of the targets have masks.
+        ValueError: there is not one target per image, a class is not a whole number or does not exist, or only some of
+            the targets have masks.
     """
     if len(labels) != batch:
         raise ValueError(f"`labels` must hold a target for each of the {batch} images, got {len(labels)}.")
@@ -95,7 +89,7 @@ def checked_labels(labels: Labels, *, batch: int, num_labels: int, device: torch
 def matching_costs(
     logits: Tensor, boxes_cxcywh: Tensor, target: Mapping[str, Tensor], *, costs: Mapping[str, float]
 ) -> Tensor:
-    """Computes the cost of assigning each query to each target.
+    """Computes the cost (..., Q, T), float32 or wider, of assigning each query to each target.
 
     Args:
         logits: (..., Q, K+1).
@@ -103,9 +97,6 @@ def matching_costs(
         target: `class_labels` (T,) and `boxes` (T, 4) cxcywh; for a batch (B, T) and (B, T, 4).
         costs: weights `class_cost` of the negative class probability, `bbox_cost` of the L1 distance and `giou_cost`
             of the negative generalized IoU.
-
-    Returns:
-        (..., Q, T), float32 or wider.
     """
     boxes = at_least_float32(boxes_cxcywh)[..., None, :]
     target_boxes = at_least_float32(target["boxes"])[..., None, :, :]
@@ -119,27 +110,17 @@ def matching_costs(
 
 @torch.no_grad()
 def match(logits: Tensor, boxes_cxcywh: Tensor, labels: Labels, *, costs: Mapping[str, float]) -> Matching:
-    """Assigns a query to each target so that the sum of costs is minimal.
+    """Assigns a query to each target so that the sum of costs is minimal; the result is on the CPU.
 
     Args:
         logits: (L, B, Q, K+1).
         boxes_cxcywh: (L, B, Q, 4).
-        labels: B targets, see `matching_costs`. In an image with more targets than queries, some stay unmatched.
+        labels: B targets. In an image with more targets than queries, some stay unmatched.
         costs: see `matching_costs`.
-
-    Returns:
-        The matching, on the CPU.
 
     Raises:
         ImportError: scipy is not installed.
         FloatingPointError: a prediction or a target box is not finite.
-
-    Example:
-        >>> target = {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}
-        >>> boxes = torch.tensor([[0.1, 0.1, 0.2, 0.2], [0.5, 0.5, 0.2, 0.3]])
-        >>> costs = {"class_cost": 1, "bbox_cost": 5, "giou_cost": 2}
-        >>> match(torch.zeros(1, 1, 2, 2), boxes[None, None], [target], costs=costs).query
-        tensor([[1]])
     """
     if linear_sum_assignment is None:
         raise ImportError("Matching needs scipy: `pip install scipy`.")

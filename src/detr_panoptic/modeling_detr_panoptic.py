@@ -24,7 +24,7 @@ from .losses import Criterion, LossNormalizers, MaskCanvas
 from .mask_head import BoxHead, MaskAttention, MaskHead, select_rows, spread_rows
 from .matcher import Labels, MatchedLayers, checked_labels
 from .position_encoding import sine_position_encoding
-from .transformer import Attention, Decoder, DecoderLayer, Encoder, EncoderLayer, TransformerSizes
+from .transformer import Attention, Decoder, DecoderLayer, Encoder, EncoderLayer
 
 logger = logging.get_logger(__name__)
 HUB_ARGUMENTS = {"revision", "token", "cache_dir", "local_files_only", "subfolder"}
@@ -76,6 +76,11 @@ class DetrPanopticSegmentationOutput(ModelOutput):
     mask_attentions: Tensor | None = None  # with attentions, (B, Q, M, h, w): where each object looks
 
 
+PASSED_ON = [
+    name for name in DetrPanopticModelOutput.__dataclass_fields__ if hasattr(DetrPanopticSegmentationOutput, name)
+]
+
+
 class DetrPanopticPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialization."""
 
@@ -93,16 +98,15 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
     foreign_readers: ClassVar[list[Callable[..., Any]]] = []
     """Readers of other projects' checkpoints, which `from_pretrained` tries first; empty in code loaded from the Hub.
 
-    Each is called as `reader(cls, source, **hub_arguments)`. It returns None if the source is not in its format;
-    otherwise the arguments of `DetrPanopticConfig`, a state dict for `cls`, and notes for the log.
+    `reader(cls, source, **hub_arguments)` returns None if the format is another one; otherwise the arguments of
+    `DetrPanopticConfig`, a state dict for `cls`, and notes for the log.
     """
 
     if TYPE_CHECKING:  # transformers leaves these without types, or with types that do not fit
         config: Any  # a DetrPanopticConfig; in transformers' type `id2label` may be None
-
-        def eval(self: ModelType) -> ModelType: ...  # noqa: D102
-        def train(self: ModelType, mode: bool = True) -> ModelType: ...  # noqa: D102
-        def to(self: ModelType, *args: Any, **kwargs: Any) -> ModelType: ...  # type: ignore[override]  # noqa: D102
+        eval: Callable[..., Any]
+        train: Callable[..., Any]
+        to: Callable[..., Any]  # type: ignore[assignment]
 
     def get_input_embeddings(self) -> None:  # type: ignore[override]  # there, a module
         """Returns None: there are no tokens. Accelerate asks before it shards a model."""
@@ -111,22 +115,17 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
     def from_pretrained(
         cls: type[ModelType], pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
     ) -> ModelType:
-        """Loads a checkpoint.
+        """Loads a checkpoint, with the arguments of `PreTrainedModel.from_pretrained`.
 
-        Takes the arguments of `PreTrainedModel.from_pretrained`. If the package is installed, it also loads
-        transformers' own DETR checkpoints; one for detection only gets a new mask head.
+        If the package is installed, it also loads transformers' own DETR checkpoints; one for detection only gets a
+        new mask head.
 
         Raises:
             ValueError: a foreign checkpoint has parameters that this model lacks, or lacks some.
-
-        Example:
-            >>> model = DetrPanopticForSegmentation.from_pretrained("facebook/detr-resnet-50-panoptic")
         """
-        is_named = pretrained_model_name_or_path is not None and "state_dict" not in kwargs
-        for reader in cls.foreign_readers if is_named else ():
-            foreign = reader(
-                cls, pretrained_model_name_or_path, **{name: kwargs[name] for name in HUB_ARGUMENTS & kwargs.keys()}
-            )
+        source = pretrained_model_name_or_path
+        for reader in cls.foreign_readers if source is not None and "state_dict" not in kwargs else ():
+            foreign = reader(cls, source, **{name: kwargs[name] for name in HUB_ARGUMENTS & kwargs.keys()})
             if foreign is not None:
                 config_fields, state_dict, notes = foreign
                 for note in notes:
@@ -135,7 +134,7 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
                     given = {name: kwargs.pop(name) for name in CONFIG_FIELDS & kwargs.keys()}
                     kwargs["config"] = DetrPanopticConfig.from_dict(config_fields, **given)
                 return cls.from_pretrained(None, *args, state_dict=state_dict, **kwargs)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        loaded = super().from_pretrained(source, *args, **kwargs)
         for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
             if isinstance(module, Backbone):
                 module.freeze_stem()  # loaded parameters require gradients
@@ -143,10 +142,7 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """Returns False, so that transformers lets `_init_weights` of a module initialize its children.
-
-        `transformers.initialization` already prevents loaded weights from being re-initialized.
-        """
+        """Returns False, so that `_init_weights` may initialize children; it skips what was loaded."""
         return False
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -160,18 +156,16 @@ class DetrPanopticModel(DetrPanopticPreTrainedModel):
 
     def __init__(self, config: DetrPanopticConfig) -> None:
         super().__init__(config)
-        sizes = TransformerSizes(config.hidden_size, config.num_heads, config.ffn_dim, config.dropout, config)
         self.backbone = Backbone(
             config.backbone,
             dilation=config.dilation,
             num_channels=config.num_channels,
-            # On the meta device a checkpoint is being loaded, which contains the backbone's weights.
-            pretrained=config.use_pretrained_backbone and not torch.empty(0).is_meta,
+            pretrained=config.use_pretrained_backbone and not torch.empty(0).is_meta,  # else the checkpoint has them
         )
         self.input_projection = nn.Conv2d(self.backbone.channels[-1], config.hidden_size, 1)
         self.query_embeddings = nn.Embedding(config.num_queries, config.hidden_size)
-        self.encoder = Encoder(config.encoder_layers, sizes)
-        self.decoder = Decoder(config.decoder_layers, sizes)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
         self.post_init()
 
     @can_return_tuple
@@ -183,13 +177,7 @@ class DetrPanopticModel(DetrPanopticPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> DetrPanopticModelOutput:
-        """Computes the object embeddings of a batch.
-
-        Args:
-            pixel_values: (B, 3, H, W) normalized images.
-            pixel_mask: (B, H, W), 1 on the image, 0 on padding; None without padding.
-            output_attentions: also return attention weights, with "eager" or "sdpa"; the result does not change.
-            output_hidden_states: also return the states between the layers.
+        """Computes the object embeddings of a batch; see `DetrPanopticForSegmentation.forward` for the arguments.
 
         Raises:
             ValueError: a shape or type is wrong, or the attention implementation has no weights to return.
@@ -197,29 +185,19 @@ class DetrPanopticModel(DetrPanopticPreTrainedModel):
         check_images(pixel_values, pixel_mask, num_channels=self.config.num_channels)
         with_weights = self.config.output_attentions if output_attentions is None else output_attentions
         with_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        if with_weights and self.config._attn_implementation not in ("eager", "sdpa"):
-            raise ValueError(
-                '`output_attentions` needs `attn_implementation` "eager" or "sdpa", '
-                f'got "{self.config._attn_implementation}".'
-            )
-
+        if with_weights and (kernel := self.config._attn_implementation) not in ("eager", "sdpa"):
+            raise ValueError(f'`output_attentions` needs `attn_implementation` "eager" or "sdpa", got "{kernel}".')
         feature_maps = self.backbone(pixel_values.to(self.input_projection.weight.dtype))
         projected = self.input_projection(feature_maps[-1])
-        batch, size = projected.shape[0], projected.shape[-2:]
-        if pixel_mask is None:
-            feature_mask = torch.ones((batch, *size), dtype=torch.bool, device=projected.device)
-        else:
-            feature_mask = resize_mask(pixel_mask.bool(), size)
+        feature_mask = resize_mask(pixel_mask, projected)
         cells_mask = None if pixel_mask is None else feature_mask.flatten(1)
         position = sine_position_encoding(feature_mask, self.config.hidden_size).to(projected.dtype)
-        position = position.flatten(2).transpose(1, 2)  # (B, h*w, D)
-
-        cells = projected.flatten(2).transpose(1, 2)
+        cells, position = (maps.flatten(2).transpose(1, 2) for maps in (projected, position))  # (B, h*w, D)
         encoder_states, encoder_weights = self.encoder(
             cells, position, self._attention_mask(cells, cells, cells_mask), with_weights=with_weights
         )
         encoded = encoder_states[-1]
-        queries = self.query_embeddings.weight.expand(batch, -1, -1)
+        queries = self.query_embeddings.weight.expand(len(cells), -1, -1)
         decoded = self.decoder(
             queries, encoded, position, self._attention_mask(queries, encoded, cells_mask), with_weights=with_weights
         )
@@ -241,10 +219,8 @@ class DetrPanopticModel(DetrPanopticPreTrainedModel):
         """Returns the mask (B, h*w) in the form that the attention implementation takes; None without padding."""
         if cells_mask is None:
             return None
-        # The shortcut for batches without padding would wait for the GPU.
-        return create_bidirectional_mask(
-            self.config, queries, cells_mask, encoder_hidden_states=keys, allow_is_bidirectional_skip=False
-        )
+        options = {"encoder_hidden_states": keys, "allow_is_bidirectional_skip": False}  # which waits for the GPU
+        return create_bidirectional_mask(self.config, queries, cells_mask, **options)
 
 
 class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
@@ -286,19 +262,19 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         Args:
             pixel_values: (B, 3, H, W) normalized images.
             pixel_mask: (B, H, W), 1 on the image, 0 on padding; None without padding.
-            labels: B targets {`class_labels` (T,), `boxes` (T, 4) cxcywh in [0, 1] of the unpadded image, `masks`
-                (T, H_i, W_i)}. Without any `masks` there are no mask losses.
-            mask_queries: which queries get masks, see `DetrPanopticConfig`; None: the matched ones in training, the
-                configuration's otherwise. With labels, matched queries always get theirs.
+            labels: B targets with `class_labels` (T,), `boxes` (T, 4) cxcywh in [0, 1] of the unpadded image, and
+                `masks` (T, H_i, W_i), without which there are no mask losses.
+            mask_queries: which queries get masks beside those matched with labels; None: none in training, the
+                configuration's otherwise.
             normalizers: what the losses are divided by; None: computed from this batch.
-            output_attentions: also return attention weights and maps; the predictions do not change.
+            output_attentions: also return attention weights, with "eager" or "sdpa"; the predictions do not change.
             output_hidden_states: also return the states between the layers.
 
         Raises:
-            ValueError: an argument has a wrong shape or value, a target names a class that does not exist, or only
-                some of the targets have masks.
+            ValueError: an argument has a wrong shape or value, or a target a class that does not exist.
 
         Example:
+            >>> model = DetrPanopticForSegmentation.from_pretrained("facebook/detr-resnet-50-panoptic")
             >>> output = model(**processor(image, return_tensors="pt"))
             >>> processor.post_process_panoptic_segmentation(output)
         """
@@ -307,7 +283,7 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         features = self.model(
             pixel_values, pixel_mask, output_attentions=output_attentions, output_hidden_states=output_hidden_states
         )
-        # The last layer's heads run separately, so that auxiliary losses do not change a bit of the predictions.
+        # Auxiliary losses run the heads for the earlier layers separately, so they change no bit of the predictions.
         logits, boxes = self._detect(features.last_hidden_state)
         matched = None
         if labels is not None:
@@ -320,9 +296,9 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         image_sizes = image_sizes_of(pixel_values, pixel_mask)
         loss, loss_dict = None, None
         if matched is not None:
-            canvas_size = (pixel_values.shape[-2], pixel_values.shape[-1])
-            sizes = [canvas_size] * len(logits) if pixel_mask is None else image_sizes.tolist()
-            loss, loss_dict = self.criterion(matched, MaskCanvas(masks, rows, canvas_size, sizes), normalizers)
+            height, width = pixel_values.shape[-2:]
+            sizes = [(height, width)] * len(logits) if pixel_mask is None else image_sizes.tolist()
+            loss, loss_dict = self.criterion(matched, MaskCanvas(masks, rows, (height, width), sizes), normalizers)
         return DetrPanopticSegmentationOutput(
             loss=loss,
             loss_dict=loss_dict,
@@ -332,15 +308,8 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
             image_sizes=image_sizes,
             canvas_sizes=image_sizes_of(pixel_values, None),
             auxiliary_outputs=None if matched is None else matched.auxiliary_outputs(),
-            last_hidden_state=features.last_hidden_state,
-            encoder_last_hidden_state=features.encoder_last_hidden_state,
-            projected=features.projected,
-            decoder_hidden_states=features.decoder_hidden_states,
-            decoder_attentions=features.decoder_attentions,
-            cross_attentions=features.cross_attentions,
-            encoder_hidden_states=features.encoder_hidden_states,
-            encoder_attentions=features.encoder_attentions,
             mask_attentions=None if features.cross_attentions is None else attention_maps,
+            **{name: getattr(features, name) for name in PASSED_ON},
         )
 
     def attend(self, features: Any, pixel_mask: Tensor | None) -> Tensor:
@@ -356,7 +325,7 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         return self.class_head(embeddings), self.box_head(embeddings)
 
     def _match(self, labels: Labels, earlier_states: Tensor, logits: Tensor, boxes: Tensor) -> MatchedLayers:
-        """Matches the layers that the loss uses, given the earlier layers' states and the last predictions."""
+        """Matches the layers that the loss uses with the labels."""
         all_logits, all_boxes = logits[None], boxes[None]
         if self.config.auxiliary_loss and len(earlier_states):
             earlier_logits, earlier_boxes = self._detect(earlier_states)
@@ -367,10 +336,9 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         """Selects the rows among the batch's B*Q queries that get masks: (N,) int64, ascending."""
         if self.training and mask_queries is None and matched is not None:
             # Without matched masks one row still runs, so that every parameter has a gradient in every process.
-            rows = matched.rows() if matched.has_masks else logits.new_zeros(0, dtype=torch.int64)
-            return rows if len(rows) else rows.new_zeros(1)
+            return matched.rows() if len(matched.rows()) else matched.rows().new_zeros(1)
         rows = select_rows(logits, self.config.mask_queries if mask_queries is None else mask_queries)
-        return rows if matched is None or not matched.has_masks else torch.cat((rows, matched.rows())).unique()
+        return rows if matched is None else torch.cat((rows, matched.rows())).unique()
 
     def _segment(self, features: Any, attention_maps: Tensor, rows: Tensor) -> Tensor:
         """Computes masks (N, H/4, W/4) of the rows from the features and attention maps (B, Q, M, h, w)."""

@@ -23,10 +23,6 @@ def sine_position_encoding(mask: Tensor, hidden_size: int) -> Tensor:
 
     Returns:
         (B, D, h, w) float32. The first half of D encodes the row, the second half the column.
-
-    Example:
-        >>> sine_position_encoding(torch.ones(1, 2, 3, dtype=torch.bool), 8).shape
-        torch.Size([1, 8, 2, 3])
     """
     real = mask.float()
     rows, columns = real.cumsum(1), real.cumsum(2)

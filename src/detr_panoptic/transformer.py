@@ -6,7 +6,8 @@ Follows models/transformer.py of facebookresearch/detr (29901c5), with these dif
   * attention goes through transformers' `ALL_ATTENTION_FUNCTIONS`, so `attn_implementation` selects the kernel;
   * only the published variant exists: post-norm, ReLU, no norm at the end of the encoder.
 
-Legend: B images, Q queries, N cells of the map, L decoder layers, D hidden size, M heads.
+Legend: B images, Q queries, N cells of the map, L decoder layers, D hidden size, M heads. A `mask` has the form that
+the attention implementation takes, and is None without padding. `with_weights` asks for attention weights.
 """
 
 from typing import Any, NamedTuple
@@ -19,27 +20,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
-class TransformerSizes(NamedTuple):
-    """The sizes that all layers share, and the configuration that names the attention kernel."""
-
-    hidden_size: int
-    num_heads: int
-    ffn_dim: int
-    dropout: float
-    config: Any
-    """Passed on to transformers' attention functions, which read `_attn_implementation` from it."""
-
-
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
-    """Computes the softmax of scaled scores.
+    """Computes the softmax of scaled scores: (B, M, Q, d) and (B, M, N, d) to (B, M, Q, N).
 
-    Args:
-        query: (B, M, Q, d).
-        key: (B, M, N, d).
-        mask: broadcast to (B, M, Q, N); bool, True where attention may look, or float, added to the scores.
-
-    Returns:
-        (B, M, Q, N).
+    A bool mask is True where attention may look; a float mask is added to the scores.
     """
     scores = torch.einsum("bmqd,bmnd->bmqn", query * query.shape[-1] ** -0.5, key)
     if mask is not None and mask.dtype == torch.bool:
@@ -50,64 +34,45 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor
 
 
 def eager_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    **_unused: Any,
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, Tensor]:
-    """Computes attention without a fused kernel, in the form of transformers' attention functions.
-
-    Returns:
-        (B, Q, M, d), and the weights (B, M, Q, N) before dropout.
-    """
+    """Computes attention without a fused kernel: (B, Q, M, d), and the weights (B, M, Q, N) before dropout."""
     weights = attention_weights(query, key, attention_mask)
-    mixed = F.dropout(weights, dropout, training=module.training) @ value
+    mixed = F.dropout(weights, options.get("dropout", 0.0), training=module.training) @ value
     return mixed.transpose(1, 2), weights
 
 
 class Attention(nn.Module):
     """Multi-head attention with dropout on its weights."""
 
-    is_causal = False  # read by transformers' attention functions
+    is_causal = False  # read by transformers' attention functions, as is `config`
 
-    def __init__(self, sizes: TransformerSizes) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        width = sizes.hidden_size
-        self.config = sizes.config
-        self.num_heads = sizes.num_heads
-        self.dropout = sizes.dropout
+        width = config.hidden_size
+        self.config = config
+        self.num_heads = config.num_heads
+        self.dropout = config.dropout
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
     def reset_parameters(self) -> None:
-        """Initializes the projections as the reference does.
-
-        The reference draws the packed (3D, D) projection at once, which narrows queries, keys and values.
-        """
+        """Initializes the projections as the reference does."""
         for linear in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
+            # The reference draws the packed (3D, D) projection at once, which narrows queries, keys and values.
             init.xavier_uniform_(linear.weight, gain=1.0 if linear is self.out_proj else 0.5**0.5)
             init.zeros_(linear.bias)
 
     def forward(
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Any, *, with_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Attends from queries to keys and values.
-
-        Args:
-            queries: (B, Q, D), position included.
-            keys: (B, N, D), position included.
-            values: (B, N, D).
-            mask: in the form that the attention implementation takes; None to attend everywhere.
-            with_weights: whether to return the weights. "eager" returns those it used; for "sdpa", which keeps none,
-                they are computed separately. Neither changes the result.
+        """Attends from queries (B, Q, D) to keys and values (B, N, D); positions are included.
 
         Returns:
-            (B, Q, D), and the weights (B, M, Q, N) before dropout, or None.
+            (B, Q, D), and the weights (B, M, Q, N) before dropout, or None. "eager" returns the weights that it used;
+            for "sdpa", which keeps none, they are computed separately. Neither changes the result.
         """
         q, k, v = (
             projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, N, D) -> (B, M, N, d)
@@ -116,24 +81,22 @@ class Attention(nn.Module):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         dropout = self.dropout if self.training else 0.0
         mixed, weights = attend(self, q, k, v, mask, dropout=dropout, scaling=q.shape[-1] ** -0.5)
-        if not with_weights:
-            weights = None
-        elif weights is None:
+        if with_weights and weights is None:
             weights = attention_weights(q, k, mask)
-        return self.out_proj(mixed.flatten(2)), weights
+        return self.out_proj(mixed.flatten(2)), weights if with_weights else None
 
 
 class EncoderLayer(GradientCheckpointingLayer):
     """Self-attention over the map, then a feed-forward network."""
 
-    def __init__(self, sizes: TransformerSizes) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.self_attn = Attention(sizes)
-        self.linear1 = nn.Linear(sizes.hidden_size, sizes.ffn_dim)
-        self.linear2 = nn.Linear(sizes.ffn_dim, sizes.hidden_size)
-        self.norm1 = nn.LayerNorm(sizes.hidden_size)
-        self.norm2 = nn.LayerNorm(sizes.hidden_size)
-        self.dropout = nn.Dropout(sizes.dropout)
+        self.self_attn = Attention(config)
+        self.linear1 = nn.Linear(config.hidden_size, config.ffn_dim)
+        self.linear2 = nn.Linear(config.ffn_dim, config.hidden_size)
+        self.norm1 = nn.LayerNorm(config.hidden_size)
+        self.norm2 = nn.LayerNorm(config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
 
     def reset_parameters(self) -> None:
         """Initializes the feed-forward network as the reference does."""
@@ -143,7 +106,7 @@ class EncoderLayer(GradientCheckpointingLayer):
     def forward(
         self, x: Tensor, position: Tensor, mask: Any, *, with_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Applies the layer to a map (B, N, D); also returns its attention weights (B, M, N, N), or None."""
+        """Applies the layer to a map (B, N, D); also returns the weights (B, M, N, N), or None."""
         placed = x + position
         attended, weights = self.self_attn(placed, placed, x, mask, with_weights=with_weights)
         x = self.norm1(x + self.dropout(attended))
@@ -154,16 +117,16 @@ class EncoderLayer(GradientCheckpointingLayer):
 class DecoderLayer(GradientCheckpointingLayer):
     """Self-attention among the queries, cross-attention to the encoded image, a feed-forward network."""
 
-    def __init__(self, sizes: TransformerSizes) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.self_attn = Attention(sizes)
-        self.cross_attn = Attention(sizes)
-        self.linear1 = nn.Linear(sizes.hidden_size, sizes.ffn_dim)
-        self.linear2 = nn.Linear(sizes.ffn_dim, sizes.hidden_size)
-        self.norm1 = nn.LayerNorm(sizes.hidden_size)
-        self.norm2 = nn.LayerNorm(sizes.hidden_size)
-        self.norm3 = nn.LayerNorm(sizes.hidden_size)
-        self.dropout = nn.Dropout(sizes.dropout)
+        self.self_attn = Attention(config)
+        self.cross_attn = Attention(config)
+        self.linear1 = nn.Linear(config.hidden_size, config.ffn_dim)
+        self.linear2 = nn.Linear(config.ffn_dim, config.hidden_size)
+        self.norm1 = nn.LayerNorm(config.hidden_size)
+        self.norm2 = nn.LayerNorm(config.hidden_size)
+        self.norm3 = nn.LayerNorm(config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
 
     def reset_parameters(self) -> None:
         """Initializes the feed-forward network as the reference does."""
@@ -183,8 +146,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         """Applies the layer to the queries (B, Q, D).
 
         Returns:
-            The queries (B, Q, D), then the weights of self-attention (B, M, Q, Q) and of cross-attention (B, M, Q, N),
-            or None each.
+            The queries, then the weights of self-attention (B, M, Q, Q) and of cross-attention (B, M, Q, N), or None.
         """
         placed = x + query_position
         attended, self_weights = self.self_attn(placed, placed, x, None, with_weights=with_weights)
@@ -199,23 +161,17 @@ class DecoderLayer(GradientCheckpointingLayer):
 class Encoder(nn.Module):
     """The layers over the map."""
 
-    def __init__(self, num_layers: int, sizes: TransformerSizes) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(sizes) for _ in range(num_layers))
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
 
     def forward(
         self, x: Tensor, position: Tensor, mask: Any, *, with_weights: bool = False
     ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Encodes the map.
-
-        Args:
-            x: (B, N, D) projected features.
-            position: (B, N, D) position encoding, added to queries and keys of every layer.
-            mask: see `Attention`.
-            with_weights: whether to return the attention weights.
+        """Encodes projected features (B, N, D); the position (B, N, D) is added to queries and keys of every layer.
 
         Returns:
-            The input and the output of each layer, (B, N, D) each; the weights of each layer (B, M, N, N), or None.
+            The input and the output of each layer, and the weights of each layer (B, M, N, N), or None.
         """
         states, weights = [x], []
         for layer in self.layers:
@@ -228,45 +184,34 @@ class Encoder(nn.Module):
 class DecoderResult(NamedTuple):
     """What the decoder returns for L layers."""
 
-    normed: Tensor
-    """(L, B, Q, D), the queries after each layer and the shared norm; [-1] are the object embeddings."""
-    states: list[Tensor]
-    """L + 1 tensors (B, Q, D), the queries before each layer and the object embeddings."""
-    self_weights: list[Tensor | None]
-    """L tensors (B, M, Q, Q) if requested."""
-    cross_weights: list[Tensor | None]
-    """L tensors (B, M, Q, N) if requested."""
+    normed: Tensor  # (L, B, Q, D) after each layer and the shared norm; [-1] are the object embeddings
+    states: list[Tensor]  # L+1 x (B, Q, D), the queries before each layer, then the object embeddings
+    self_weights: list[Tensor | None]  # L x (B, M, Q, Q) if requested
+    cross_weights: list[Tensor | None]  # L x (B, M, Q, N) if requested
 
 
 class Decoder(nn.Module):
     """The layers over the queries, and the norm that they share."""
 
-    def __init__(self, num_layers: int, sizes: TransformerSizes) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(DecoderLayer(sizes) for _ in range(num_layers))
-        self.norm = nn.LayerNorm(sizes.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.norm = nn.LayerNorm(config.hidden_size)
 
     def forward(
         self, query_position: Tensor, memory: Tensor, position: Tensor, mask: Any, *, with_weights: bool = False
     ) -> DecoderResult:
-        """Turns the learned queries into object embeddings.
+        """Turns learned queries (B, Q, D) into object embeddings, given the encoded image and its position (B, N, D).
 
-        Args:
-            query_position: (B, Q, D) learned queries, added to queries and keys of every layer.
-            memory: (B, N, D) encoded image.
-            position: (B, N, D) position encoding of the image.
-            mask: see `Attention`.
-            with_weights: whether to return the attention weights.
+        The learned queries are added to queries and keys of every layer.
         """
         x = torch.zeros_like(query_position)
         placed_memory = memory + position
         states, normed, self_weights, cross_weights = [x], [], [], []
         for layer in self.layers:
-            x, layer_self, layer_cross = layer(
-                x, query_position, memory, placed_memory, mask, with_weights=with_weights
-            )
+            x, *weights = layer(x, query_position, memory, placed_memory, mask, with_weights=with_weights)
             states.append(x)
             normed.append(self.norm(x))  # the next layer takes the un-normed value
-            self_weights.append(layer_self)
-            cross_weights.append(layer_cross)
+            self_weights.append(weights[0])
+            cross_weights.append(weights[1])
         return DecoderResult(torch.stack(normed), [*states[:-1], normed[-1]], self_weights, cross_weights)

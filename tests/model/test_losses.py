@@ -5,11 +5,11 @@ from torch.nn import functional as F  # noqa: N812
 import detr_panoptic.losses as losses
 from detr_panoptic.losses import (
     FocalAndDice,
-    classification_losses,
+    detection_losses,
     loss_normalizers,
     mask_losses,
 )
-from detr_panoptic.matcher import Matching
+from detr_panoptic.matcher import MatchedLayers, Matching
 from tests.conftest import build_tiny
 
 CANVAS = (52, 68)
@@ -164,18 +164,19 @@ def test_an_image_smaller_than_a_cell_has_a_loss_at_the_masks_own_resolution(siz
     assert found["loss_mask"] != wrong["loss_mask"]
 
 
+def classification(logits, labels, matching, eos_coefficient):
+    """Returns `loss_ce` of one layer."""
+    labels = [target | {"boxes": torch.rand(len(target["class_labels"]), 4)} for target in labels]
+    normalizers = loss_normalizers(labels, num_queries=5, eos_coefficient=eos_coefficient)
+    matched = MatchedLayers(labels, logits[None], torch.rand(1, *logits.shape[:2], 4), matching)
+    return detection_losses(matched, eos_coefficient=eos_coefficient, normalizers=normalizers)["loss_ce"][0]
+
+
 def test_no_target_and_no_weight_for_no_object_is_no_loss():
     """0 / 0 was NaN: an image without objects where `eos_coefficient` is 0."""
     logits = torch.randn(1, 5, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     nothing = torch.zeros(0, dtype=torch.int64)
-    normalizers = loss_normalizers([{"class_labels": nothing}], num_queries=5, eos_coefficient=0.0)
-    (loss,) = classification_losses(
-        logits[None],
-        nothing,
-        Matching(nothing, nothing[None], nothing[None]),
-        eos_coefficient=0.0,
-        class_weight=normalizers.class_weight,
-    )
+    loss = classification(logits, [{"class_labels": nothing}], Matching(nothing, nothing[None], nothing[None]), 0.0)
     loss.backward()
     assert loss == 0
     assert logits.grad.abs().max() == 0
@@ -195,14 +196,7 @@ def test_normalizer_of_the_classification_is_the_sum_of_its_weights():
     classes = torch.full((2, 5), 3)
     classes[0, 0], classes[0, 2], classes[0, 4], classes[1, 3] = 0, 2, 1, 1
     mean = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), weight=torch.tensor([1, 1, 1, 0.1]))
-    normalizers = loss_normalizers(labels, num_queries=5, eos_coefficient=0.1)
-    (found,) = classification_losses(
-        logits[None],
-        torch.cat([target["class_labels"] for target in labels]),
-        matching,
-        eos_coefficient=0.1,
-        class_weight=normalizers.class_weight,
-    )
+    found = classification(logits, labels, matching, 0.1)
     torch.testing.assert_close(found, mean)
 
 

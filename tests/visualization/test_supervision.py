@@ -28,7 +28,7 @@ def outputs():
         model.mask_head.predictor.weight.mul_(400)
         embeddings = model.model(**inputs).last_hidden_state[0]
         model.class_head.bias.copy_(-model.class_head.weight @ embeddings.mean(0))
-        return model(**inputs), processor
+        return model(**inputs, mask_queries="all"), processor
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance"])

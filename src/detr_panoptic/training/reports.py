@@ -44,7 +44,6 @@ def measured_quality(best: Mapping[str, Any], data: TrainingData) -> MeasuredQua
     groups = {"all": "", "things": "_things", "stuff": "_stuff"}
     return MeasuredQuality(
         dataset=data.validation_name,
-        hub_dataset=hub_name(data.validation_name.split(" ")[0]),
         how=f"{len(data.validation)} images, after update {best['step']}",
         groups={name: tuple(best[f"{key}{ending}"] for key in ("pq", "sq", "rq")) for name, ending in groups.items()},
         classes={name.removeprefix("pq/"): value for name, value in best.items() if name.startswith("pq/")},
