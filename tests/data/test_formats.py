@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from detr_panoptic.data import measure_segments, read_panoptic, segmentation_ids
+from detr_panoptic.data import check_data, measure_segments, read_panoptic, segmentation_ids
 from detr_panoptic.data.cityscapes import CITYSCAPES
 from detr_panoptic.data.coco_instances import paint_instances
 from tests.data_folders import save, write_json
@@ -356,6 +356,28 @@ def test_annotations_of_nothing_are_named(key, value, tmp_path):
     write_json(folder / "instances.json", contents)
     with pytest.raises(ValueError, match=rf"instances\.json: .*entry 2: .*\b{value}\b"):
         read_panoptic(folder)
+
+
+def test_a_check_lists_the_problems_of_every_format(tmp_path):
+    """A reader stops at the first of them."""
+    folder = write_instances(tmp_path / "instances", lambda i: [[1, 1, 4, 4]] if i == 73 else polygon(i))
+    contents = json.loads((folder / "instances.json").read_text())
+    contents["annotations"][0]["category_id"] = 1
+    contents["annotations"][1]["image_id"] = 99
+    contents["images"][1]["height"] = 2.5
+    write_json(folder / "instances.json", contents)
+    assert kinds_of(folder) == ["broken-entry", "unknown-image", "unreadable-record", "unknown-category"]
+    folder = write_map(tmp_path / "maps", Image.fromarray(CLASSES + 1))
+    save(folder / "labels" / "8.png", Image.fromarray(CLASSES))
+    assert kinds_of(folder) == ["unreadable-image", "unknown-category"]
+    folder = write_cityscapes(tmp_path / "cityscapes", [[7, 34]])
+    save(folder / "gtFine" / "val" / "ulm" / "a_gtFine_instanceIds.png", Image.fromarray(CLASSES.astype(np.uint16)))
+    assert kinds_of(folder) == ["unreadable-image", "unknown-category"]
+
+
+def kinds_of(folder):
+    check = check_data(folder, progress=False)
+    return [finding.kind for finding in check.findings if finding.severity == "error"]
 
 
 def test_a_picture_of_instances_that_is_not_there(tmp_path):

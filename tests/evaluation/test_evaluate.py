@@ -232,6 +232,7 @@ def test_an_image_that_cannot_be_read_stops_or_is_listed(tmp_path, predictor, wi
     assert result.images == whole.images - 1
     (message,) = result.failures
     assert broken.name in message
+    assert result.metrics["skipped"] == [message]
     assert "1 could not be read" in str(result)
     assert message.split(":")[0] in (result.save(tmp_path / "saved") / "metrics.md").read_text()
 

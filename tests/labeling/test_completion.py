@@ -181,7 +181,7 @@ def test_a_model_gives_scenes_their_stuff_back(things, scenes, predictor, tmp_pa
         name: count for name, count in pixels.items() if count
     }
     assert sum(row.pixels for row in completion.added) == added
-    assert (completion.images, completion.skipped) == (COUNT, 0)
+    assert (completion.images, completion.failures) == (COUNT, [])
     assert completion.void_before - completion.void_after == pytest.approx(added / (COUNT * SIDE**2))
     content, text = json.loads((report / "completion.json").read_text()), (report / "completion.md").read_text()
     for row, saved in zip(completion.added, content["added"], strict=True):
@@ -207,7 +207,7 @@ def test_things_are_added_if_asked_for(things, predictor, tmp_path):
 
 def test_nothing_sure_adds_nothing(things, predictor, tmp_path):
     completion = complete_stuff(things, tmp_path / "full", model=predictor, threshold=1, progress=False)
-    assert completion.added == ()
+    assert completion.added == []
     assert completion.void_before == completion.void_after
     for old, new in zip(read_panoptic(things).records, read_panoptic(tmp_path / "full").records, strict=True):
         assert old["segments_info"] == new["segments_info"]
@@ -245,7 +245,8 @@ def test_broken_images_stop_it_or_are_left_out(things, predictor, tmp_path):
         complete_stuff(tmp_path / "data", tmp_path / "full", model=predictor, progress=False)
     assert not (tmp_path / "full").exists()
     completion = complete_stuff(tmp_path / "data", tmp_path / "full", model=predictor, on_error="skip", progress=False)
-    assert completion.skipped == 1
+    (message,) = completion.failures
+    assert broken.name in message
     assert len(read_panoptic(tmp_path / "full").records) == COUNT - 1
 
 

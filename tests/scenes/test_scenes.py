@@ -182,6 +182,7 @@ def test_dataset_survives_the_disk_without_loss(tmp_path):
         assert same(row, make_scene(row["image_id"], height=HEIGHT, width=WIDTH))
 
 
+@pytest.mark.slow  # each process imports the package; a seed says all is tested above
 def test_processes_make_the_same_scenes():
     alone, shared = (scenes_dataset(3, seed=4, height=64, width=71, workers=workers) for workers in (0, 2))
     for row, other in zip(alone, shared, strict=True):

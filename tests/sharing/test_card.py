@@ -21,8 +21,7 @@ REPOSITORY = "somebody/some-model"
 FACTS = CardFacts(name="some-model", repository=REPOSITORY)
 CODE = {"configuration_detr_panoptic.py", "modeling_detr_panoptic.py", "pipeline_detr_panoptic.py"}
 QUALITY = MeasuredQuality(
-    dataset="coco val2017",
-    hub_dataset="owner/coco",
+    dataset="owner/coco val2017",
     how="100 images",
     groups={"all": (0.437, 0.8, 0.53), "things": (0.5, 0.8, 0.6), "stuff": (0.3, 0.75, 0.4)},
     classes={"a|b<c": 0.1, "boat": 0.9},

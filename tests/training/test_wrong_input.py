@@ -67,7 +67,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
         ({"data": None}, "`data` is needed"),
         ({"output": None}, "`output` is needed"),
         ({"stage": "masks"}, "`stage` masks does not train the class head.*a new model"),
-        ({"tracker": "tensorbored"}, "`tracker` must be .*tensorboard.*'tensorbored'"),
+        ({"tracker": "tensorbored"}, "`tracker` must be .*tensorboard, got 'tensorbored'"),
         ({"data": "/no/such/folder"}, "/no/such/folder"),
         ({"hidden_size": 30}, "`hidden_size` must be"),
         ({"learning_rte": 1}, "did you mean `learning_rate`"),

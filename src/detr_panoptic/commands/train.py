@@ -37,7 +37,7 @@ def train(
 
     The output folder gets the best model by PQ and its image processor (load it
     with from_pretrained), metrics.jsonl, checkpoints, training.yaml with the
-    settings, and finally training_summary.md and a model card. A stopped run
+    settings, and finally learning curves and a model card. A stopped run
     continues when it is started again in the same way. On several GPUs:
     accelerate launch scripts/train.py with the same options.
 

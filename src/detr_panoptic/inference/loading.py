@@ -50,7 +50,7 @@ def load(
     logger.info("loading %s", source)
     kwargs: dict[str, Any] = {"dtype": _dtype(dtype), "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        with _quiet():
+        with quiet_transformers():
             loaded: Any = DetrPanopticForSegmentation.from_pretrained(source, **kwargs)
             model, report = loaded
             # The model's own labels are authoritative: another program's processor may not tell stuff from things.
@@ -157,7 +157,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Suppresses transformers' progress bar and its table of mismatched weights, which `_check_fit` replaces."""
     library = logging.getLogger("transformers")
     level, has_bar = library.level, transformers_logging.is_progress_bar_enabled()

@@ -12,7 +12,7 @@ from typing import Any, Literal, overload
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, parse_flag_from_env
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -22,7 +22,7 @@ from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from .batching import load_batches, plan_batches
 from .detections import detect
 from .folder import Layout, PredictionFolder, fingerprint
-from .loading import load, model_categories
+from .loading import find_device, load, model_categories
 from .loop import Batch, make_batch, run_model
 from .pictures import Pictures, open_pictures
 from .prediction import Prediction, describe_segments
@@ -296,7 +296,11 @@ class Predictor:
 
 def processes() -> PartialState:
     """Returns this process's place among those of `accelerate launch`."""
-    return PartialState(timeout=PATIENCE) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else PartialState()
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return PartialState()
+    # Without `cpu`, processes on CPU would not find each other, and each would do all the work.
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or find_device("auto").type == "cpu"
+    return PartialState(cpu=on_cpu, timeout=PATIENCE)
 
 
 def _opened(source: Any, **options: Any) -> tuple[Pictures, list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -54,39 +54,93 @@ class AddedClass(NamedTuple):
     pixels: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class Completion:
-    """What `complete_stuff` added.
+    """What `complete_stuff` added; prints as a table.
 
     Args:
         folder: the completed data.
+        match: the labels that may be added, and the categories of the completed data.
         images: number of images.
-        skipped: number of images that could not be read.
-        void_before: share of void pixels before, in [0, 1].
-        void_after: share of void pixels after, in [0, 1].
-        added: the added classes, the largest first.
+        failures: messages about images that could not be read and are left out.
     """
 
     folder: Path
-    images: int
-    skipped: int
-    void_before: float
-    void_after: float
-    added: tuple[AddedClass, ...]
+    match: LabelMatch = field(repr=False)
+    images: int = 0
+    failures: list[str] = field(default_factory=list)
+    _max_pairs: int = field(default=0, repr=False)
+    _images: Counter[int] = field(default_factory=Counter, repr=False)  # by label, as the next one
+    _pixels: Counter[int] = field(default_factory=Counter, repr=False)
+    _void: tuple[int, int, int] = field(default=(0, 0, 0), repr=False)  # before, after, and all pixels
+    _pairs: list[tuple[str, Image.Image, Image.Image]] = field(default_factory=list, repr=False)
+
+    @property
+    def skipped(self) -> int:
+        """Number of images that could not be read."""
+        return len(self.failures)
+
+    @property
+    def void_before(self) -> float:
+        """Share of void pixels in the source, in [0, 1]."""
+        return self._void[0] / max(self._void[2], 1)
+
+    @property
+    def void_after(self) -> float:
+        """Share of void pixels in the output, in [0, 1]."""
+        return self._void[1] / max(self._void[2], 1)
+
+    @property
+    def added(self) -> list[AddedClass]:
+        """The added classes, the largest first."""
+        names, is_thing = self.match.categories.names, self.match.categories.is_thing
+        return [
+            AddedClass(names[label], is_thing[label], self._images[label], pixels)
+            for label, pixels in self._pixels.most_common()
+        ]
 
     def __str__(self) -> str:
         """Returns a table of the added classes, and the share of void before and after."""
         return f"{self._table(one_line)}\n\n{self._totals()}"
 
     def save(self, folder: str | Path) -> None:
-        """Writes `completion.json` and `completion.md`."""
+        """Writes `completion.json`, `completion.md` and sheets of images before and after."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        content = {**asdict(self), "folder": str(self.folder), "added": [row._asdict() for row in self.added]}
+        content = {name: getattr(self, name) for name in ("images", "failures", "void_before", "void_after")}
+        content |= {"folder": str(self.folder), "added": [row._asdict() for row in self.added]}
         (folder / "completion.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-        sheets = [f"![before and after]({path.name})" for path in sorted(folder.glob("sheet_*.png"))]
-        text = "\n\n".join(["# Added stuff", self._totals(), self._table(markdown), *sheets])
-        (folder / "completion.md").write_text(text + "\n", encoding="utf-8")
+        parts = ["# Added stuff", self._totals(), self._table(markdown)]
+        for start in range(0, len(self._pairs), ROWS):
+            pairs = self._pairs[start : start + ROWS]
+            captions = [f"{name}: {when}" for name, *_ in pairs for when in ("before", "after")]
+            sheet = f"sheet_{start // ROWS + 1}.png"
+            stack([picture for _, *pair in pairs for picture in pair], columns=2, captions=captions).save(
+                folder / sheet
+            )
+            parts.append(f"![before and after]({sheet})")
+        (folder / "completion.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+    def complete(self, record: Mapping[str, Any], prediction: Prediction, threshold: float) -> dict[str, Any]:
+        """Returns a record with its void filled, and counts what was added."""
+        ids = segmentation_ids(record["segmentation"])
+        seen = np.where(claimed_pixels(prediction, threshold), prediction.segmentation, VOID_ID)
+        filled = fill_void(ids, record["segments_info"], seen, prediction.segments_info, self.match)
+        self.images += 1
+        self._images.update(filled.added.keys())
+        self._pixels.update(filled.added)
+        counts = (np.sum(ids == VOID_ID), np.sum(filled.ids == VOID_ID), ids.size)
+        self._void = tuple(old + int(new) for old, new in zip(self._void, counts, strict=True))  # type: ignore[assignment]
+        if filled.added and len(self._pairs) < self._max_pairs:
+            before = self._drawn(prediction.image, ids, record["segments_info"])
+            after = self._drawn(prediction.image, filled.ids, filled.segments_info)
+            self._pairs.append((prediction.name, before, after))
+        return {**record, "segmentation": filled.ids, "segments_info": filled.segments_info}
+
+    def _drawn(self, image: Image.Image, ids: np.ndarray, segments_info: Any) -> Image.Image:
+        picture = draw_segments(image, ids, segments_info, self.match.categories.id2label)
+        picture.thumbnail((DRAWN_SIDE, DRAWN_SIDE))
+        return picture
 
     def _table(self, escape: Callable[[str], str]) -> str:
         kinds = ("stuff", "thing")
@@ -155,13 +209,15 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
     """
     output = Path(output)
     check_new_folder(output)
-    data = read_source(source, split=split, data_format=data_format, limit=limit)
+    data = read_source(
+        source, split=split, data_format=data_format, limit=limit, files_may_be_missing=on_error == "skip"
+    )
     is_name = isinstance(model, (str, Path))
     predictor = Predictor.from_pretrained(model, device=device, dtype=dtype) if is_name else model
     match = match_stuff(data.categories, predictor.categories, with_things=with_things)
     if not match.labels:
         raise ValueError("`model` has no class that may be added to the data.")
-    additions = _Additions(match, drawn=DRAWN if report is not None else 0)
+    completion = Completion(output, match, _max_pairs=0 if report is None else DRAWN)
     pictures = Pictures(data.records)
     predictions = predictor.iterate(
         pictures,
@@ -170,82 +226,20 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
         num_workers=num_workers,
         detections="mask",
         on_error=on_error,
+        failures=completion.failures,
     )
     least = predictor.processor.threshold if threshold is None else threshold
     completed = (
-        additions.complete({**record, "image": pictures.stored(record["index"])["image"]}, prediction, least)
-        for record, prediction in tqdm(
-            predictions, total=len(data.records), unit="image", disable=not progress or None
-        )
+        completion.complete({**record, "image": pictures.stored(record["index"])["image"]}, prediction, least)
+        for record, prediction in tqdm(predictions, total=len(pictures), unit="image", disable=not progress or None)
     )
     with whole_folder(output) as folder:
         write_coco_panoptic_dataset(folder, completed, match.categories)
-    if not additions.num_images:
-        raise ValueError("no image of `source` can be read.")
-    completion = additions.summary(output, skipped=len(data.records) - additions.num_images)
+        if not completion.images:
+            raise ValueError("`source` has no image that can be read.")
     if report is not None:
-        additions.draw_sheets(Path(report))
         completion.save(report)
     return completion
-
-
-class _Additions:
-    """Counts and draws what is added, record by record.
-
-    Args:
-        match: labels that may be added.
-        drawn: number of images to draw.
-    """
-
-    def __init__(self, match: LabelMatch, *, drawn: int) -> None:
-        self.match = match
-        self.drawn = drawn
-        self.num_images = 0
-        self.images: Counter[int] = Counter()
-        self.pixels: Counter[int] = Counter()
-        self.void_before = self.void_after = self.all_pixels = 0
-        self.pairs: list[tuple[str, Image.Image, Image.Image]] = []
-
-    def complete(self, record: Mapping[str, Any], prediction: Prediction, threshold: float) -> dict[str, Any]:
-        """Returns the record with its void filled."""
-        ids = segmentation_ids(record["segmentation"])
-        seen = np.where(claimed_pixels(prediction, threshold), prediction.segmentation, VOID_ID)
-        filled = fill_void(ids, record["segments_info"], seen, prediction.segments_info, self.match)
-        self.num_images += 1
-        self.images.update(filled.added.keys())
-        self.pixels.update(filled.added)
-        self.all_pixels += ids.size
-        self.void_before += int((ids == VOID_ID).sum())
-        self.void_after += int((filled.ids == VOID_ID).sum())
-        if filled.added and len(self.pairs) < self.drawn:
-            before = self._drawn(prediction.image, ids, record["segments_info"])
-            after = self._drawn(prediction.image, filled.ids, filled.segments_info)
-            self.pairs.append((prediction.name, before, after))
-        return {**record, "segmentation": filled.ids, "segments_info": filled.segments_info}
-
-    def _drawn(self, image: Image.Image, ids: np.ndarray, segments_info: Any) -> Image.Image:
-        picture = draw_segments(image, ids, segments_info, self.match.categories.id2label)
-        picture.thumbnail((DRAWN_SIDE, DRAWN_SIDE))
-        return picture
-
-    def summary(self, output: Path, *, skipped: int) -> Completion:
-        """Returns what was added."""
-        categories = self.match.categories
-        added = tuple(
-            AddedClass(categories.names[label], categories.is_thing[label], self.images[label], pixels)
-            for label, pixels in self.pixels.most_common()
-        )
-        before, after = (void / max(self.all_pixels, 1) for void in (self.void_before, self.void_after))
-        return Completion(output, self.num_images, skipped, before, after, added)
-
-    def draw_sheets(self, folder: Path) -> None:
-        """Writes the drawn images, before and after side by side, as `sheet_1.png` and so on."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, start in enumerate(range(0, len(self.pairs), ROWS), start=1):
-            pairs = self.pairs[start : start + ROWS]
-            pictures = [picture for _, *pair in pairs for picture in pair]
-            captions = [f"{name}: {when}" for name, *_ in pairs for when in ("before", "after")]
-            stack(pictures, columns=2, captions=captions).save(folder / f"sheet_{number}.png")
 
 
 def claimed_pixels(prediction: Prediction, threshold: float) -> np.ndarray:

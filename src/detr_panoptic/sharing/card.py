@@ -38,43 +38,7 @@ from transformers import pipeline
 segmenter = pipeline("image-segmentation", model="{repository}", trust_remote_code=True)
 segmenter("photo.jpg")  # `import detr_panoptic` makes trust_remote_code unnecessary
 """
-TEXT = """
-# {name}
-
-DETR for panoptic segmentation ([arXiv 2005.12872](https://arxiv.org/abs/2005.12872)), made with the package
-`detr-panoptic`: {architecture}.
-
-{picture}
-
-## Use
-
-```python
-{usage}
-```
-
-## Classes
-
-{classes}
-
-## Data
-
-{data}
-
-## Recipe
-
-{recipe}
-
-## {quality_title}
-
-{quality}
-
-## Limits
-
-- The model knows the classes above, on images like those it was trained on.
-- Each pixel belongs to one query; thin and small objects are lost first.
-- Scores are class probabilities of queries, not calibrated probabilities of pixels.
-- Differences in quality between places, cameras or groups of people were not measured.
-"""
+TEMPLATE = Path(__file__).with_name("card_template.md")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +47,6 @@ class MeasuredQuality:
 
     Args:
         dataset: name of the dataset.
-        hub_dataset: its name on the Hub, if it is there.
         how: other circumstances, such as the number of images and the threshold.
         groups: PQ, SQ and RQ in [0, 1] of "all", "things" and "stuff".
         classes: PQ in [0, 1] of each class that occurred.
@@ -92,7 +55,6 @@ class MeasuredQuality:
     """
 
     dataset: str
-    hub_dataset: str | None = None
     how: str = ""
     groups: Mapping[str, tuple[float, float, float]]
     classes: Mapping[str, float]
@@ -115,7 +77,6 @@ class MeasuredQuality:
             groups = metrics["panoptic_quality"].items()
             fields = {
                 "dataset": metrics["dataset"],
-                "hub_dataset": hub_name(metrics["dataset"].split(" ")[0]),
                 "how": f"{metrics['images']} images, threshold {metrics['settings']['threshold']}{skipped}",
                 "groups": {name: (row["pq"], row["sq"], row["rq"]) for name, row in groups if row["n"]},
                 "classes": {
@@ -181,7 +142,7 @@ def build_card(model: DetrPanopticForSegmentation, facts: CardFacts) -> ModelCar
         **METADATA | {"license": facts.license},
     )
     data = [f"- {markdown(name)}: {markdown(words)}" for name, words in facts.data.items()]
-    text = TEXT.format(
+    text = TEMPLATE.read_text(encoding="utf-8").format(
         name=markdown(facts.name),
         architecture=markdown(architecture),
         picture=f"![image, annotation and prediction of held-out images]({facts.picture})" if facts.picture else "",
@@ -193,7 +154,7 @@ def build_card(model: DetrPanopticForSegmentation, facts: CardFacts) -> ModelCar
         quality=_describe_quality(facts.quality),
     )
     text = re.sub(r"\n{3,}", "\n\n", text)
-    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n{text}")
+    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}")
 
 
 def write_card(folder: str | Path, model: DetrPanopticForSegmentation, **facts: Any) -> Path:
@@ -238,12 +199,13 @@ def evaluation_results(quality: MeasuredQuality | None) -> list[EvalResult] | No
     """Returns the numbers in percent as the Hub lists them. None if nothing was measured on held-out images."""
     if quality is None or quality.on_training_images:
         return None
+    dataset_type = hub_name(quality.dataset.split(" ")[0]) or re.sub(r"[^\w./-]+", "-", quality.dataset)
     names = {"all": "PQ", "things": "PQ of things", "stuff": "PQ of stuff"}
     return [
         EvalResult(
             task_type="image-segmentation",
             task_name="Panoptic segmentation",
-            dataset_type=quality.hub_dataset or re.sub(r"[^\w./-]+", "-", quality.dataset),
+            dataset_type=dataset_type,
             dataset_name=quality.dataset,
             metric_type="panoptic_quality",
             metric_name=names[group],

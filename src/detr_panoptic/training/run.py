@@ -99,8 +99,10 @@ def train(
 
     Example:
         >>> from detr_panoptic import train
-        >>> result = train("scenes", output="my_model", epochs=20, dry_run=True)  # doctest: +SKIP
-        >>> print(result)  # doctest: +SKIP
+        >>> tiny = dict(recipe="none", backbone="test_resnet", short_side=64, long_side=64, limit=4, epochs=5)
+        >>> result = train("scenes", output="my_model", dry_run=True, **tiny)
+        >>> result.total_steps, result.is_finished
+        (10, False)
     """
     given = {name: value for name, value in {"data": source, "output": output}.items() if value is not None} | settings
     in_memory = {name: value for name, value in given.items() if isinstance(value, PanopticData)}
@@ -125,11 +127,7 @@ def train(
 
 @contextmanager
 def started_accelerator(settings: RunSettings) -> Iterator[Accelerator]:
-    """Starts Accelerate with the precision and the trackers of the settings.
-
-    Raises:
-        ValueError: the weights are to be sharded, or a tracker is not available.
-    """
+    """Starts Accelerate; raises ValueError if weights are to be sharded or a tracker is not installed."""
     folder = str(settings.output)
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
@@ -149,20 +147,11 @@ def started_accelerator(settings: RunSettings) -> Iterator[Accelerator]:
 def make_plan(
     settings: TrainingSettings, accelerator: Accelerator, data: TrainingData, model: torch.nn.Module, loader: Any
 ) -> tuple[list[str], int]:
-    """Returns lines that describe a run, and its number of updates.
-
-    Args:
-        settings: with a fixed batch size.
-        accelerator: of the run.
-        data: of the run.
-        model: with frozen parameters.
-        loader: prepared by the accelerator.
-    """
-    plan = describe_plan(
-        model, settings, batches_per_epoch=len(loader), effective_batch=effective_batch(settings, accelerator)
-    )
+    """Returns lines that describe a run, and its number of updates; the loader is prepared by the accelerator."""
+    batch, batches_per_epoch = effective_batch(settings, accelerator), len(loader)
+    plan = describe_plan(model, settings, batches_per_epoch=batches_per_epoch, effective_batch=batch)
     descriptions = [f"{name}: {text}" for name, text in data.describe().items()]
-    return [*descriptions, *plan], count_steps(settings.optimization, len(loader))[1]
+    return [*descriptions, *plan], count_steps(settings.optimization, batches_per_epoch)[1]
 
 
 def effective_batch(settings: TrainingSettings, accelerator: Accelerator) -> int:

@@ -12,14 +12,13 @@ from ..data.files import whole_files
 from ..data.records import segmentation_ids
 from ..evaluation import evaluate
 from ..inference import Predictor
+from ..inference.loading import quiet_transformers
 from ..visualization import draw_side_by_side, stack
 from .batches import collate
 from .state import Run
 
 PICTURE = "validation.png"
 PICTURED_IMAGES = 4
-GROUPS = {"": "overall", "_things": "things", "_stuff": "stuff"}
-"""Endings of metric names, and the attributes of a `PanopticQualityResult`."""
 
 
 def validate(run: Run) -> float:
@@ -28,11 +27,10 @@ def validate(run: Run) -> float:
     Returns:
         PQ in [0, 1]; in stage "boxes", which trains no masks, the negative loss.
     """
-    model, accelerator = run.state.evaluated, run.accelerator
+    model, accelerator, progress = run.state.evaluated, run.accelerator, run.state.progress
     with unchanged_random_state(accelerator.device):
         metrics = measure(run, model)
     quality = metrics["pq"] if "pq" in metrics else -metrics["validation_loss"]
-    progress = run.state.progress
     run.log.evaluation(progress.step, progress.epoch, metrics)
     if accelerator.is_main_process:
         pictures = draw_validation(run, model)
@@ -53,8 +51,7 @@ def measure(run: Run, model: Any) -> dict[str, float]:
     if run.settings.model.stage == "boxes":
         return {"validation_loss": detection_loss(run, model)}
     metrics = panoptic_metrics(run, model, run.data.validation)
-    count = min(run.settings.run.evaluate_training, len(run.data.train))
-    if count:
+    if count := min(run.settings.run.evaluate_training, len(run.data.train)):
         training = panoptic_metrics(run, model, run.data.train.select(range(count)))
         metrics |= {f"training_{name}": training[name] for name in ("pq", "pq_things", "pq_stuff")}
     return metrics
@@ -64,11 +61,8 @@ def panoptic_metrics(run: Run, model: Any, records: Dataset) -> dict[str, float]
     """Returns PQ, SQ and RQ in [0, 1] of all classes, things and stuff, and `pq/NAME` of each class that occurs."""
     data = PanopticData(records, run.data.categories)
     quality = evaluate(Predictor(model, run.processor), data, average_precision=False, progress=False).quality
-    metrics = {
-        f"{name}{ending}": getattr(getattr(quality, group), name)
-        for ending, group in GROUPS.items()
-        for name in ("pq", "sq", "rq")
-    }
+    groups = {"": quality.overall, "_things": quality.things, "_stuff": quality.stuff}
+    metrics = {f"{name}{end}": getattr(group, name) for end, group in groups.items() for name in ("pq", "sq", "rq")}
     return metrics | {f"pq/{name}": row.pq for name, row in quality.per_class.items() if row.occurs}
 
 
@@ -103,7 +97,7 @@ def draw_validation(run: Run, model: Any) -> list[Image.Image]:
 
 def publish(run: Run, model: Any, pictures: list[Image.Image]) -> None:
     """Saves the model, its image processor and the pictures in the output folder."""
-    with whole_files(run.folder, "The model") as folder:
+    with whole_files(run.folder, "The model") as folder, quiet_transformers():
         model.save_pretrained(folder)
         run.processor.save_pretrained(folder)
         stack(pictures).save(folder / PICTURE)

@@ -16,7 +16,7 @@ SHEET_WIDTH = 1400  # pixels
 MARGIN, GAP = 24, 10  # pixels around the sheet, and between pictures
 TITLE_SIZE, HEADING_SIZE, CAPTION_SIZE = 28, 19, 15  # pixels
 MAX_ASPECT = 1.6  # height of a picture, in widths of its column
-MAX_COLUMNS = {"landscape": 6, "portrait": 8}
+MAX_COLUMNS, MAX_PORTRAIT_COLUMNS = 6, 8
 BACKGROUND_BRIGHTNESS = 0.4  # of the gray photograph where there is no attention
 HEAT_GAMMA = 0.6  # half of the peak is drawn as two thirds, so that weak attention stays visible
 MAX_COVERAGE = 0.6  # share of the photograph that the peak hides
@@ -144,7 +144,7 @@ class Panels:
     def __init__(self, image: Image.Image, attention: ObjectAttention) -> None:
         self.image = image
         self.attention = attention
-        self.max_columns = MAX_COLUMNS["portrait" if image.height > image.width else "landscape"]
+        self.max_columns = MAX_PORTRAIT_COLUMNS if image.height > image.width else MAX_COLUMNS
 
     def parts(self, layer: int, head: int | None) -> list[Image.Image]:
         """Returns the overview, and the maps of the mask head, of the layers and of one layer with their headlines."""

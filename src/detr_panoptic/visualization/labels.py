@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -110,10 +110,7 @@ def _fonts(size: float) -> Iterator[ImageFont.FreeTypeFont]:
 
 @cache
 def _own_font(size: float) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size=size)
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        raise RuntimeError("Labels need a Pillow that was built with FreeType, as all its wheels are.")
-    return font
+    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size=size))
 
 
 @cache
