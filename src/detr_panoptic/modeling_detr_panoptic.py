@@ -197,7 +197,7 @@ class DetrPanopticModel(DetrPanopticPreTrainedModel):
             cells, position, self._attention_mask(cells, cells, cells_mask), with_weights=with_weights
         )
         encoded = encoder_states[-1]
-        queries = self.query_embeddings.weight.expand(len(cells), -1, -1)
+        queries = self.query_embeddings.weight.expand(cells.shape[0], -1, -1)
         decoded = self.decoder(
             queries, encoded, position, self._attention_mask(queries, encoded, cells_mask), with_weights=with_weights
         )
