@@ -7,7 +7,8 @@ Follows models/backbone.py of facebookresearch/detr (29901c5), with these differ
   * a frozen batch norm keeps the epsilon of its layer. For every ResNet that is the reference's 1e-5; weights trained
     with another epsilon (tf_efficientnet: 1e-3) need their own;
   * a convolution and the frozen norm after it run as one convolution (`ConvNorm`);
-  * maps are channels-last in memory, the layout of the fast kernels on CPU and GPU.
+  * maps are channels-last in memory, the layout of the fast kernels on CPU and GPU;
+  * backbones with TensorFlow's "same" padding, or without any, see a canvas of whole strides.
 """
 
 import copy
@@ -51,6 +52,7 @@ class Backbone(nn.Module):
         statistics: Any = body.pretrained_cfg
         self.image_statistics = {"image_mean": list(statistics["mean"]), "image_std": list(statistics["std"])}
         self.channels: list[int] = features.channels()
+        self.canvas_multiple = STRIDES[-1] if _needs_whole_strides(body) else 1
         self._first_stage: str = features.module_name()[0].replace(".", "_")
         self._channels_last_output = getattr(body, "output_fmt", None) == Format.NHWC  # Swin and its relatives
         self.body = freeze_norms(body)
@@ -70,6 +72,23 @@ class Backbone(nn.Module):
         """Computes maps (B, C_i, H/s, W/s) of strides 4, 8, 16 and 32 (16 if dilated) from images (B, 3, H, W)."""
         maps = self._fused.current(self)(pixel_values.contiguous(memory_format=torch.channels_last))
         return [m.permute(0, 3, 1, 2) for m in maps] if self._channels_last_output else maps
+
+    def padded(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Pads a batch at the right and the bottom to whole strides if the layers depend on it (`canvas_multiple`).
+
+        Args:
+            pixel_values: (B, C, H, W).
+            pixel_mask: (B, H, W), 1 on the image; or None.
+
+        Returns:
+            The arguments themselves, or a larger canvas and its mask.
+        """
+        height, width = pixel_values.shape[-2:]
+        margins = (0, -width % self.canvas_multiple, 0, -height % self.canvas_multiple)
+        if self.canvas_multiple == 1 or not any(margins):
+            return pixel_values, pixel_mask
+        mask = torch.ones_like(pixel_values[:, 0], dtype=torch.int64) if pixel_mask is None else pixel_mask
+        return F.pad(pixel_values, margins), F.pad(mask, margins)
 
     def train(self, mode: bool = True) -> "Backbone":
         """Switches between training and inference."""
@@ -265,6 +284,20 @@ def check_images(pixel_values: Tensor, pixel_mask: Tensor | None, *, num_channel
     expected = (pixel_values.shape[0], *pixel_values.shape[2:])
     if pixel_mask is not None and tuple(pixel_mask.shape) != expected:
         raise ValueError(f"`pixel_mask` must have shape {expected} like the images, got {tuple(pixel_mask.shape)}.")
+
+
+def _needs_whole_strides(body: nn.Module) -> bool:
+    """Returns whether the place of a map's cells depends on the length of the image modulo the stride.
+
+    That is so for TensorFlow's "same" padding (timm's `Conv2dSame`), which pads one side or both, and for patches that
+    drop the last pixels (ConvNeXt). A padding of half a kernel, as in a ResNet, centers every cell at the same place.
+    """
+    strided = [m for m in body.modules() if isinstance(m, nn.Conv2d) and max(m.stride) > 1]
+    return any(
+        type(conv) is not nn.Conv2d
+        or tuple(conv.padding) != tuple(d * (k - 1) // 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
+        for conv in strided
+    )
 
 
 def _create_feature_extractor(name: str, *, dilation: bool, num_channels: int, pretrained: bool) -> nn.Module:

@@ -27,6 +27,7 @@ from .position_encoding import sine_position_encoding
 from .transformer import Attention, Decoder, DecoderLayer, Encoder, EncoderLayer
 
 logger = logging.get_logger(__name__)
+MASK_STRIDE = 4  # pixels per element of the masks
 HUB_ARGUMENTS = {"revision", "token", "cache_dir", "local_files_only", "subfolder"}
 CONFIG_FIELDS = {*DetrPanopticConfig.__dataclass_fields__, "num_labels"} - {"dtype"}
 INITIALIZED = (
@@ -187,10 +188,11 @@ class DetrPanopticModel(DetrPanopticPreTrainedModel):
         with_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if with_weights and (kernel := self.config._attn_implementation) not in ("eager", "sdpa"):
             raise ValueError(f'`output_attentions` needs `attn_implementation` "eager" or "sdpa", got "{kernel}".')
-        feature_maps = self.backbone(pixel_values.to(self.input_projection.weight.dtype))
+        canvas, canvas_mask = self.backbone.padded(pixel_values, pixel_mask)
+        feature_maps = self.backbone(canvas.to(self.input_projection.weight.dtype))
         projected = self.input_projection(feature_maps[-1])
-        feature_mask = resize_mask(pixel_mask, projected)
-        cells_mask = None if pixel_mask is None else feature_mask.flatten(1)
+        feature_mask = resize_mask(canvas_mask, projected)
+        cells_mask = None if canvas_mask is None else feature_mask.flatten(1)
         position = sine_position_encoding(feature_mask, self.config.hidden_size).to(projected.dtype)
         cells, position = (maps.flatten(2).transpose(1, 2) for maps in (projected, position))  # (B, h*w, D)
         encoder_states, encoder_weights = self.encoder(
@@ -280,8 +282,9 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         """
         if mask_queries is not None:
             check_mask_queries(mask_queries, self.config.num_queries)
+        canvas, canvas_mask = self.model.backbone.padded(pixel_values, pixel_mask)
         features = self.model(
-            pixel_values, pixel_mask, output_attentions=output_attentions, output_hidden_states=output_hidden_states
+            canvas, canvas_mask, output_attentions=output_attentions, output_hidden_states=output_hidden_states
         )
         # Auxiliary losses run the heads for the earlier layers separately, so they change no bit of the predictions.
         logits, boxes = self._detect(features.last_hidden_state)
@@ -290,9 +293,12 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
             labels = checked_labels(labels, batch=len(logits), num_labels=logits.shape[-1] - 1, device=logits.device)
             matched = self._match(labels, features.intermediate_hidden_states[:-1], logits, boxes)
 
-        attention_maps = self.attend(features, pixel_mask)
+        attention_maps = self.attend(features, canvas_mask)
         rows = self._mask_rows(logits, mask_queries, matched)
         masks = self._segment(features, attention_maps, rows)
+        if canvas is not pixel_values:  # crop to the batch's own canvas
+            last_row, last_column = (-(-length // MASK_STRIDE) for length in pixel_values.shape[-2:])
+            masks = masks[..., :last_row, :last_column]
         image_sizes = image_sizes_of(pixel_values, pixel_mask)
         loss, loss_dict = None, None
         if matched is not None:
