@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset, IterableDataset
+
+from ..data.images import read_images
 from ..data.reading import PanopticData, read_panoptic
 from .dataset import SCENE_CATEGORIES, scenes_dataset
 
@@ -45,3 +48,13 @@ def read_source(
         limit or SCENE_COUNT, seed=scene_seed, height=scene_side, width=scene_side, workers=scene_workers
     )
     return read_panoptic(PanopticData(scenes, SCENE_CATEGORIES), categories=options.get("categories"))
+
+
+def read_pictures(source: str | Path, **options: Any) -> Dataset | IterableDataset:
+    """Reads the images of a dataset, annotated or not (`read_images`), or generates scenes.
+
+    Example:
+        >>> read_pictures("scenes", limit=2)[0]["image"].size
+        (256, 256)
+    """
+    return read_source(source, **options).records if source == SCENES else read_images(source, **options)
