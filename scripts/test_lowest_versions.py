@@ -10,11 +10,11 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 import venv
 from itertools import chain
 from pathlib import Path
 
-import tomllib
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]

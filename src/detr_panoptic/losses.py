@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 from torch.utils.checkpoint import checkpoint
 
@@ -110,13 +109,14 @@ class FocalAndDice(torch.autograd.Function):
         return focal_sum / mask_logits.shape[-1], 1 - overlap / total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """Computes the gradient of the logits (N, P) from those of the losses.
 
         Focal, for a weight a = alpha or 1 - alpha: -s a q^2 (2 (1 - q) c + q), where -s a = 1 - alpha - t. Dice, with
         p' = q (1 - q): p' (overlap - 2 t total) / total^2.
         """
+        if torch.is_grad_enabled():
+            raise RuntimeError("The mask losses have no second derivative: pass `create_graph=False`.")
         error, cross_entropy, targets, overlap, total = ctx.saved_tensors
         of_focal, of_dice = (gradient[:, None] for gradient in gradients)
         right = 1 - error

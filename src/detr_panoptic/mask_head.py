@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import guard_or_false
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 from transformers import initialization as init
 
@@ -171,8 +172,8 @@ class MaskHead(nn.Module):
         if self.gradient_checkpointing and self.training:
             compute = partial(self._gradient_checkpointing_func, compute)
         attention = attention.contiguous(memory_format=torch.channels_last)
-        count = self._rows_per_chunk(shared, attention.shape[0])
-        if count >= attention.shape[0]:  # a graph must not depend on the number of chunks
+        count = self._rows_per_chunk(shared)
+        if count is None or count >= attention.shape[0]:
             return compute(attention, image_index, *shared)
         chunks = zip(attention.split(count), image_index.split(count), strict=True)
         return torch.cat([compute(maps, index, *shared) for maps, index in chunks])
@@ -194,12 +195,14 @@ class MaskHead(nn.Module):
             x = stage.norm(stage.conv(_add_rows(upsampled, stage.adapter(skip), image_index))).relu_()
         return self.predictor(x)[:, 0]
 
-    def _rows_per_chunk(self, shared: Sequence[Tensor], rows: int) -> int:
-        # With gradients every map is kept, so chunks save nothing. A compiler fuses the steps itself and would unroll
-        # the chunks.
+    def _rows_per_chunk(self, shared: Sequence[Tensor]) -> int | None:
+        """Returns how many rows to compute together; None for all of them.
+
+        With gradients every map is kept, so chunks save nothing. A compiler would unroll them.
+        """
         kept = torch.is_grad_enabled() and not (self.gradient_checkpointing and self.training)
         if kept or torch.compiler.is_compiling():
-            return max(rows, 1)
+            return None
         row_bytes = max(map_[0].nbytes for map_ in shared)
         return max(1, CHUNK_BYTES.get(shared[0].device.type, CHUNK_BYTES["cpu"]) // row_bytes)
 
@@ -287,7 +290,7 @@ def select_rows(logits: Tensor, mask_queries: str | int) -> Tensor:
 def spread_rows(masks: Tensor, rows: Tensor, shape: Sequence[int]) -> Tensor:
     """Returns masks (N, h, w) of the rows as (B, Q, h, w), with `SKIPPED_MASK_LOGIT` for the other queries."""
     batch, num_queries = shape
-    if rows.shape[0] == batch * num_queries:
+    if guard_or_false(rows.shape[0] == batch * num_queries):  # compilers need not know how many rows there are
         return masks.unflatten(0, (batch, num_queries))
     spread = masks.new_full((batch * num_queries, *masks.shape[1:]), SKIPPED_MASK_LOGIT)
     return spread.index_copy(0, rows, masks).unflatten(0, (batch, num_queries))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import guard_or_false
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, logging
@@ -199,7 +200,9 @@ class DetrPanopticModel(DetrPanopticPreTrainedModel):
             cells, position, self._attention_mask(cells, cells, cells_mask), with_weights=with_weights
         )
         encoded = encoder_states[-1]
-        queries = self.query_embeddings.weight.expand(len(cells), -1, -1)
+        queries = self.query_embeddings(torch.arange(self.config.num_queries, device=cells.device)).expand(
+            len(cells), -1, -1
+        )
         decoded = self.decoder(
             queries, encoded, position, self._attention_mask(queries, encoded, cells_mask), with_weights=with_weights
         )
@@ -349,7 +352,7 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
     def _segment(self, features: Any, attention_maps: Tensor, rows: Tensor) -> Tensor:
         """Computes masks (N, H/4, W/4) of the rows from the features and attention maps (B, Q, M, h, w)."""
         skips = features.feature_maps[-2::-1]
-        if rows.shape[0] == 0:
+        if guard_or_false(rows.shape[0] == 0):
             return skips[-1].new_zeros(0, *skips[-1].shape[-2:])
         image_index = torch.div(rows, attention_maps.shape[1], rounding_mode="floor")
         return self.mask_head(features.projected, attention_maps.flatten(0, 1)[rows], image_index, skips)

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import create_autospec
@@ -103,7 +104,10 @@ def shelf(tmp_path_factory) -> Path:
 def workplace(shelf, tmp_path, monkeypatch) -> Path:
     """A folder from which relative names reach what the examples name, and where they may write."""
     for path in shelf.iterdir():
-        (tmp_path / path.name).symlink_to(path)
+        if path.name == "my_data":  # examples write into it
+            shutil.copytree(path, tmp_path / path.name)
+        else:
+            (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

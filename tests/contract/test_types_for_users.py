@@ -56,6 +56,7 @@ def check_types(path: Path, cache: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow  # mypy reads torch and transformers
+@pytest.mark.promise
 def test_the_snippet_passes_strict_types_and_mistakes_do_not(tmp_path):
     mine = tmp_path / "snippet.py"
     shutil.copyfile(SNIPPET, mine)

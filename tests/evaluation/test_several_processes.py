@@ -74,6 +74,7 @@ def test_two_processes_measure_what_one_measures(tmp_path, alone):
 
 
 @pytest.mark.slow  # test_predictions_that_exist_are_used is the quick one
+@pytest.mark.promise
 def test_a_killed_run_continues_and_ends_the_same(tmp_path, alone):
     output = tmp_path / "out"
     process = start(tmp_path / "result.json", output)

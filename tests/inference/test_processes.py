@@ -43,6 +43,7 @@ def files_of(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.promise
 def test_two_processes_and_a_killed_one_write_what_one_writes(tmp_path):
     predictor = Predictor.from_pretrained(BUNDLED, device="cpu")
     predictor.predict(scenes_dataset(COUNT, height=64, width=96), tmp_path / "one", to="coco", progress=False)

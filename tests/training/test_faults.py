@@ -25,7 +25,7 @@ from tests.training.runs import assert_same_run, words, write_data
 
 __all__ = ["program"]  # pytest finds it by its name here
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.promise]
 STOPPED = 143  # exit code after SIGTERM
 CHECKPOINT_OPERATIONS = 30  # at least so many on the folder from one checkpoint to the next
 SOON = 120  # seconds, in which the others of a run have to end, on a machine where much else runs

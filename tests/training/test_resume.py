@@ -77,6 +77,7 @@ def signal_at(process, output, step, number):
 
 
 @pytest.mark.slow
+@pytest.mark.promise
 def test_killed_and_stopped_runs_go_on_to_the_same_bits(start, tmp_path):
     whole = tmp_path / "whole"
     undisturbed = start(whole)

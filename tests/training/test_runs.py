@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import resource
 import shutil
 import signal
@@ -15,7 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
+from detr_panoptic.checkpoints import BUNDLED
 from detr_panoptic.data import read_panoptic, write_coco_panoptic_dataset
+from detr_panoptic.evaluation import evaluate
 from detr_panoptic.scenes import SCENE_CATEGORIES, scenes_dataset
 from detr_panoptic.scenes.source import read_source
 from detr_panoptic.training import loop
@@ -24,7 +27,7 @@ from detr_panoptic.training.batches import build_batches
 from detr_panoptic.training.data import read_data
 from detr_panoptic.training.settings import DataSettings, resolve_settings
 from tests.conftest import build_tiny
-from tests.training.runs import LAST, SIDE, STEPS, assert_same_run, metrics_of, run
+from tests.training.runs import LAST, SIDE, STEPS, assert_same_run, metrics_of, run, write_data
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def whole_run(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
-@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("workers", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_neither_repeating_a_run_nor_the_number_of_workers_changes_a_bit(workers, whole_run, tmp_path):
     run(tmp_path, workers=workers)
     assert_same_run(tmp_path, whole_run)
@@ -64,7 +67,9 @@ def run_and_die(monkeypatch, output, *, after, **settings):
             run(output, **settings)
 
 
-@pytest.mark.parametrize("after", [1, 3, 4])
+@pytest.mark.parametrize(
+    "after", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_a_run_that_dies_after_any_update_is_resumed_to_the_same_bits(after, whole_run, tmp_path, monkeypatch):
     run_and_die(monkeypatch, tmp_path, after=after)
     assert len(metrics_of(tmp_path)) == after + (after >= 3)  # updates, and the evaluation after the first epoch
@@ -202,7 +207,7 @@ def test_the_output_folder_is_a_model_with_its_card_and_curves(whole_run):
     assert all(torch.equal(weights[name], averaged[f"module.{name}"]) for name in weights)
     assert DetrPanopticImageProcessor.from_pretrained(whole_run).stuff_label_ids == model.config.stuff_label_ids
     card = (whole_run / "README.md").read_text()
-    for part in ("pipeline_tag: image-segmentation", "5 images", "steps: 6 updates of 2 images", "| all | 0.0 |"):
+    for part in ("pipeline_tag: image-segmentation", "5 images", "steps: 6 updates of 2 images"):
         assert part in card
     for picture in ("validation.png", "training_curves.png"):
         with Image.open(whole_run / picture) as opened:
@@ -211,6 +216,19 @@ def test_the_output_folder_is_a_model_with_its_card_and_curves(whole_run):
     results = {result.metric_name: result for result in ModelCard(card).data.eval_results}
     assert results["PQ"].dataset_name == "generated scenes that are not trained on"
     assert results["PQ"].metric_value == 0
+
+
+def test_the_quality_of_a_run_is_that_of_evaluate_with_its_defaults(tmp_path):
+    data = write_data(tmp_path / "data", count=3)
+    settings = {"model": BUNDLED, "max_steps": 1, "learning_rate": 1e-6, "short_side": 192, "long_side": 256}
+    result = run(tmp_path / "run", data=data, ema_decay=None, batch_size=2, **settings)
+    measured = evaluate(result.model_folder, data, progress=False)
+    assert 0.1 < result.metrics["pq"] == pytest.approx(measured.pq, abs=1e-6)
+    assert result.metrics["pq_things"] == pytest.approx(measured.things.pq, abs=1e-6)
+    assert f"PQ {100 * measured.pq:.1f}" in str(result)
+    card = (result.model_folder / "README.md").read_text()
+    assert re.search(rf"\| all +\| +{100 * measured.pq:.1f} \|", card)
+    assert "on **training images** of data, 3 images" in card
 
 
 def test_descriptions_of_data_name_no_folder_of_this_machine(tmp_path):

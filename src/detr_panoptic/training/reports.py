@@ -41,11 +41,12 @@ def measured_quality(best: Mapping[str, Any], data: TrainingData) -> MeasuredQua
     """Returns the quality for the model card, given the metrics of the best evaluation."""
     if not best:
         return None
+    is_trained_on = data.validation is data.train
     groups = {"all": "", "things": "_things", "stuff": "_stuff"}
     return MeasuredQuality(
-        dataset=data.validation_name,
+        dataset=data.train_name if is_trained_on else data.validation_name,
         how=f"{len(data.validation)} images, after update {best['step']}",
         groups={name: tuple(best[f"{key}{ending}"] for key in ("pq", "sq", "rq")) for name, ending in groups.items()},
         classes={name.removeprefix("pq/"): value for name, value in best.items() if name.startswith("pq/")},
-        on_training_images=data.validation is data.train,
+        on_training_images=is_trained_on,
     )

@@ -99,8 +99,10 @@ def train(
 
     Example:
         >>> from detr_panoptic import train
-        >>> result = train("scenes", output="my_model", epochs=20, dry_run=True)  # doctest: +SKIP
-        >>> print(result)  # doctest: +SKIP
+        >>> tiny = dict(recipe="none", backbone="test_resnet", short_side=64, long_side=64, limit=4, epochs=5)
+        >>> result = train("scenes", output="my_model", dry_run=True, **tiny)
+        >>> result.total_steps, result.is_finished
+        (10, False)
     """
     given = {name: value for name, value in {"data": source, "output": output}.items() if value is not None} | settings
     in_memory = {name: value for name, value in given.items() if isinstance(value, PanopticData)}
