@@ -201,7 +201,9 @@ class DetrPanopticModel(DetrPanopticPreTrainedModel):
         )
         encoded = encoder_states[-1]
         queries = self.query_embeddings(torch.arange(self.config.num_queries, device=cells.device)).expand(
-            len(cells), -1, -1
+            cells.shape[0],
+            -1,
+            -1,  # `len` would fix the batch of an exported graph
         )
         decoded = self.decoder(
             queries, encoded, position, self._attention_mask(queries, encoded, cells_mask), with_weights=with_weights
