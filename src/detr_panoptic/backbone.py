@@ -268,7 +268,8 @@ def resize_mask(mask: Tensor | None, features: Tensor) -> Tensor:
 def image_sizes_of(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
     """Returns the height and width of each image without its padding: (B, 2) int64."""
     if pixel_mask is None:
-        lengths = [pixel_values.new_full((len(pixel_values),), n, dtype=torch.int64) for n in pixel_values.shape[-2:]]
+        batch, _, height, width = pixel_values.shape  # `len` of a tensor would fix the batch of an exported graph
+        lengths = [pixel_values.new_full((batch,), n, dtype=torch.int64) for n in (height, width)]
         return torch.stack(lengths, dim=-1)
     real = pixel_mask.bool()
     return torch.stack((real.any(2).sum(1), real.any(1).sum(1)), dim=-1)
