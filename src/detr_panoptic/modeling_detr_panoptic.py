@@ -19,10 +19,10 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
-from .backbone import STRIDES, Backbone, FrozenNorm, check_images, image_sizes_of, resize_mask
+from .backbone import Backbone, FrozenNorm, check_images, image_sizes_of, resize_mask
 from .configuration_detr_panoptic import DetrPanopticConfig, check_mask_queries
 from .losses import Criterion, LossNormalizers, MaskCanvas
-from .mask_head import BoxHead, MaskAttention, MaskHead, select_rows, spread_rows
+from .mask_head import MASK_STRIDE, BoxHead, MaskAttention, MaskHead, select_rows, spread_rows
 from .matcher import Labels, MatchedLayers
 from .position_encoding import sine_position_encoding
 from .transformer import Attention, Decoder, DecoderLayer, Encoder, EncoderLayer
@@ -200,7 +200,7 @@ class DetrPanopticModel(DetrPanopticPreTrainedModel):
         )
         encoded = encoder_states[-1]
         numbers = torch.arange(self.config.num_queries, device=cells.device)
-        queries = self.query_embeddings(numbers).expand(cells.shape[0], -1, -1)
+        queries = self.query_embeddings(numbers).expand(cells.shape[0], -1, -1)  # `len` would fix an exported batch
         decoded = self.decoder(
             queries, encoded, position, self._attention_mask(queries, encoded, cells_mask), with_weights=with_weights
         )
@@ -296,7 +296,7 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         height, width = pixel_values.shape[-2:]
         masks = self._segment(features, attention_maps, rows)
         if any(self.model.backbone.margins(pixel_values)):
-            masks = masks[..., : -(-height // STRIDES[0]), : -(-width // STRIDES[0])]
+            masks = masks[..., : -(-height // MASK_STRIDE), : -(-width // MASK_STRIDE)]
         image_sizes = image_sizes_of(pixel_values, pixel_mask)
         loss, loss_dict = None, None
         if matched is not None:

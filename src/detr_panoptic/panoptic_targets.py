@@ -42,8 +42,7 @@ def panoptic_target(
     Raises:
         ValueError: the annotation lacks something, or map, image and `segments_info` disagree.
     """
-    missing = [key for key in ("image_id", "segmentation", "segments_info") if key not in annotation]
-    if missing:
+    if not {"image_id", "segmentation", "segments_info"} <= set(annotation):
         raise ValueError(
             f"An annotation must have `image_id`, `segmentation` and `segments_info`, got {sorted(annotation)}."
         )

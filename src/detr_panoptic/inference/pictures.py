@@ -100,8 +100,12 @@ def open_pictures(source: Any, *, limit: int | None = None, **options: Any) -> t
     paths, missing = expand_paths(source)
     if not paths:
         raise ValueError(f"`source` contains no images: {'; '.join(missing) or 'it is empty'}.")
-    names = [str(path) for path in paths[:limit]]
-    images = [{"path": name, "bytes": None} for name in names]
+    # File names need not be valid UTF-8, but columns of text do.
+    names = [str(path).encode("utf-8", "backslashreplace").decode() for path in paths[:limit]]
+    images = [
+        {"path": name, "bytes": None if name == str(path) else path.read_bytes()}
+        for name, path in zip(names, paths, strict=False)
+    ]
     columns = {"image": images, "image_id": range(1, len(names) + 1), "file_name": names}
     return Pictures(Dataset.from_dict(columns, features=FEATURES)), missing
 
