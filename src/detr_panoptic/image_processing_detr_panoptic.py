@@ -248,9 +248,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     def _process_pixels(self, image: Tensor, **settings: Any) -> Tensor:
         """Resizes and normalizes one image (3, H, W) as the settings say."""
         if settings["do_rescale"] and image.is_floating_point() and 0 < image.max() <= 1:
-            logger.warning_once(
-                "Floats from 0 to 1 are rescaled once more: pass `do_rescale=False` to keep them."
-            )
+            logger.warning_once("Floats from 0 to 1 are rescaled once more: pass `do_rescale=False` to keep them.")
         if settings["do_resize"]:
             image = self.resize(image, settings["size"], settings["resample"])
         if not settings["do_normalize"]:
