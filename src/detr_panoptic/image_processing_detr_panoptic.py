@@ -42,6 +42,7 @@ from .image_reading import (
     read_picture,
     stack_padded,
 )
+from .mask_head import MASK_STRIDE, SKIPPED_MASK_LOGIT
 from .panoptic_merging import (
     ImageSizes,
     Segmentation,
@@ -60,8 +61,6 @@ MERGING_MODES = ("paper", "score_weighted")
 THRESHOLDS = ("threshold", "mask_threshold", "overlap_mask_area_threshold")
 SAVED_BESIDES = {"image_processor_type", "processor_class", "feature_extractor_type", "auto_map"}  # not settings
 RGB = 3  # channels
-SKIPPED_MASK_LOGIT = -1e4  # of queries that the mask head did not run for
-MASK_STRIDE = 4  # pixels of the canvas per element of `pred_masks`, along each side
 
 
 class DetrPanopticImageProcessorKwargs(ImagesKwargs, total=False):

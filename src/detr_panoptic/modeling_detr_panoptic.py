@@ -22,13 +22,12 @@ from transformers.utils.generic import can_return_tuple
 from .backbone import Backbone, FrozenNorm, check_images, image_sizes_of, resize_mask
 from .configuration_detr_panoptic import DetrPanopticConfig, check_mask_queries
 from .losses import Criterion, LossNormalizers, MaskCanvas
-from .mask_head import BoxHead, MaskAttention, MaskHead, select_rows, spread_rows
+from .mask_head import MASK_STRIDE, BoxHead, MaskAttention, MaskHead, select_rows, spread_rows
 from .matcher import Labels, MatchedLayers, checked_labels
 from .position_encoding import sine_position_encoding
 from .transformer import Attention, Decoder, DecoderLayer, Encoder, EncoderLayer
 
 logger = logging.get_logger(__name__)
-MASK_STRIDE = 4  # pixels per element of the masks
 HUB_ARGUMENTS = {"revision", "token", "cache_dir", "local_files_only", "subfolder"}
 CONFIG_FIELDS = {*DetrPanopticConfig.__dataclass_fields__, "num_labels"} - {"dtype"}
 INITIALIZED = (
