@@ -196,10 +196,12 @@ def _overlaps(true_ids: NDArray[Any], found_ids: NDArray[Any]) -> dict[tuple[int
     """Counts the pixels that each (true id, predicted id) shares, in ascending order of the pairs."""
     if true_ids.shape != found_ids.shape:
         raise ValueError(f"Truth and prediction must have the same shape, got {true_ids.shape} and {found_ids.shape}.")
-    pixels = true_ids.ravel().astype(np.int64) << 32 | found_ids.ravel()
-    starts = np.flatnonzero(np.diff(pixels, prepend=~pixels[:1]))  # of runs; the first pixel starts one
-    pairs, run_pairs = np.unique(pixels[starts], return_inverse=True)
-    areas = np.bincount(run_pairs, np.diff(starts, append=pixels.size)).astype(int)
+    true_ids, found_ids = true_ids.ravel(), found_ids.ravel()
+    starts_run = np.ones(true_ids.size, dtype=bool)
+    starts_run[1:] = (true_ids[1:] != true_ids[:-1]) | (found_ids[1:] != found_ids[:-1])
+    starts = np.flatnonzero(starts_run)
+    pairs, run_pairs = np.unique(true_ids[starts].astype(np.int64) << 32 | found_ids[starts], return_inverse=True)
+    areas = np.bincount(run_pairs, np.diff(starts, append=true_ids.size)).astype(int)
     return {(pair >> 32, pair & 0xFFFFFFFF): area for pair, area in zip(pairs.tolist(), areas.tolist(), strict=True)}
 
 

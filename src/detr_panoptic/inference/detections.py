@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from pycocotools import mask as rle
-from torch import Tensor
 
 from ..box_ops import cxcywh_to_xyxy
 from ..panoptic_merging import ImageSizes, query_masks
@@ -33,14 +32,14 @@ def detect(outputs: Any, index: int, size: tuple[int, int], *, with_masks: bool)
     """
     scores, labels = outputs.logits[index].float().softmax(-1)[:, :-1].max(-1)
     boxes = cxcywh_to_xyxy(outputs.pred_boxes[index].float()) * scores.new_tensor([size[1], size[0]]).repeat(2)
+    columns = zip(labels.tolist(), scores.tolist(), boxes.tolist(), strict=True)
     detections: list[dict[str, Any]] = [
         {"label_id": label, "score": score, "bbox": [left, top, right - left, bottom - top]}
-        for label, score, (left, top, right, bottom) in zip(
-            labels.tolist(), scores.tolist(), boxes.tolist(), strict=True
-        )
+        for label, score, (left, top, right, bottom) in columns
     ]
     if with_masks:
-        sizes = ImageSizes(_pair(outputs.image_sizes[index]), _pair(outputs.canvas_sizes[index]), size)
+        image_size, canvas_size = (tuple(pair[index].tolist()) for pair in (outputs.image_sizes, outputs.canvas_sizes))
+        sizes = ImageSizes(image_size, canvas_size, size)
         for start in range(0, len(detections), QUERIES_AT_ONCE):
             some = slice(start, start + QUERIES_AT_ONCE)
             masks = query_masks(outputs.pred_masks[index][some], sizes)
@@ -49,8 +48,3 @@ def detect(outputs: Any, index: int, size: tuple[int, int], *, with_masks: bool)
             for detection, code in zip(detections[some], codes, strict=True):
                 detection["counts"] = code["counts"].decode("ascii")
     return detections
-
-
-def _pair(size: Tensor) -> tuple[int, int]:
-    height, width = size.tolist()
-    return height, width
