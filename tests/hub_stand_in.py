@@ -46,7 +46,6 @@ class Hub:
     """So many times requests are cut in the middle, by what their line begins with."""
     broken: dict[str, int] = field(default_factory=dict)
     """Statuses to answer with, by what the line of a request begins with, until they are taken away."""
-    large_file_transfer: bool = True
     received: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     """Bodies that came whole, by the line of the request."""
 
@@ -211,7 +210,7 @@ class HubHandler(BaseHTTPRequestHandler):
         answers = []
         for wanted in json.loads(self.body)["files"]:
             path = wanted["path"]
-            is_large = self.hub.large_file_transfer and path.endswith(LARGE_SUFFIXES)
+            is_large = path.endswith(LARGE_SUFFIXES)
             answer = {"path": path, "uploadMode": "lfs" if is_large else "regular", "shouldIgnore": False}
             if path in files:
                 content = files[path]

@@ -105,11 +105,10 @@ def _register() -> None:
     """
     import transformers
 
-    from .checkpoints.hooks import register_readers
+    from .checkpoints.hooks import register_pipeline, register_readers
     from .configuration_detr_panoptic import DetrPanopticConfig
     from .image_processing_detr_panoptic import DetrPanopticImageProcessor
     from .modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticModel
-    from .pipeline_detr_panoptic import register_pipeline
 
     transformers.AutoConfig.register(DetrPanopticConfig.model_type, DetrPanopticConfig, exist_ok=True)
     transformers.AutoImageProcessor.register(

@@ -2,8 +2,7 @@
 
 Names and defaults follow transformers' `DetrImageProcessor`, with these differences:
   * annotations are id maps in memory, never files beside the dataset;
-  * boxes of targets are relative to the image, not to the padded canvas, and span whole pixels: a segment that fills
-    the image has the box (0.5, 0.5, 1, 1), where the reference's ends half a pixel early;
+  * boxes of targets are relative to the image, not to the padded canvas, and span whole pixels;
   * masks of targets have the size of their image, and masks of predictions are cropped to it before they are resized;
   * stuff is fused by default, thresholds are saved with the processor, ids are unique and run from 1, 0 is void;
   * every PIL mode, 16-bit images and EXIF rotation are supported.
@@ -43,6 +42,7 @@ from .image_reading import (
     read_picture,
     stack_padded,
 )
+from .mask_head import MASK_STRIDE, SKIPPED_MASK_LOGIT
 from .panoptic_merging import (
     ImageSizes,
     Segmentation,
@@ -61,8 +61,6 @@ MERGING_MODES = ("paper", "score_weighted")
 THRESHOLDS = ("threshold", "mask_threshold", "overlap_mask_area_threshold")
 SAVED_BESIDES = {"image_processor_type", "processor_class", "feature_extractor_type", "auto_map"}  # not settings
 RGB = 3  # channels
-SKIPPED_MASK_LOGIT = -1e4  # of queries that the mask head did not run for
-MASK_STRIDE = 4  # pixels of the canvas per element of `pred_masks`, along each side
 
 
 class DetrPanopticImageProcessorKwargs(ImagesKwargs, total=False):
@@ -126,22 +124,16 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         self.stuff_label_ids = _checked_ids("stuff_label_ids", self.stuff_label_ids)
         if self.category_ids is not None:
             self.category_ids = _checked_ids("category_ids", self.category_ids)
-            if self.stuff_label_ids and max(self.stuff_label_ids) >= len(self.category_ids):
-                raise ValueError(
-                    f"`stuff_label_ids` must be labels from 0 to {len(self.category_ids) - 1}, as many as "
-                    f"`category_ids` has, got {self.stuff_label_ids}."
-                )
+            last = len(self.category_ids) - 1
+            if max(self.stuff_label_ids, default=0) > last:
+                raise ValueError(f"`stuff_label_ids` must be labels from 0 to {last}, got {self.stuff_label_ids}.")
         if self.merging not in MERGING_MODES:
             raise ValueError(f"`merging` must be one of {MERGING_MODES}, got {self.merging!r}.")
         self._thresholds(None, None, None)
 
     @classmethod
     def for_model(cls, config: PreTrainedConfig, **kwargs: Any) -> "DetrPanopticImageProcessor":
-        """Returns a processor with a model's stuff, category ids and threshold; `kwargs` override them.
-
-        Raises:
-            ValueError: the model's images do not have three channels.
-        """
+        """Returns a processor with a model's stuff, category ids and threshold; `kwargs` override them."""
         if getattr(config, "num_channels", RGB) != RGB:
             raise ValueError(
                 f"`num_channels` must be {RGB}: this processor makes RGB images, got {config.num_channels}."
@@ -255,10 +247,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     def _process_pixels(self, image: Tensor, **settings: Any) -> Tensor:
         """Resizes and normalizes one image (3, H, W) as the settings say."""
         if settings["do_rescale"] and image.is_floating_point() and 0 < image.max() <= 1:
-            logger.warning_once(
-                "An image of floats has no value above 1, and is rescaled again by `rescale_factor`. Pass "
-                "`do_rescale=False` if its values are from 0 to 1."
-            )
+            logger.warning_once("Floats from 0 to 1 are rescaled once more: pass `do_rescale=False` to keep them.")
         if settings["do_resize"]:
             image = self.resize(image, settings["size"], settings["resample"])
         if not settings["do_normalize"]:
@@ -292,8 +281,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
             target_sizes: (height, width) of each map; None: the size at which the model saw the image.
 
         Returns:
-            Per image `segmentation` (H, W) int32, 0 void and ids from 1, and `segments_info` with `id`, `label_id`,
-            `score`, `area` and `was_fused`.
+            Per image `segmentation` (H, W) int32, 0 void and ids from 1, and `segments_info` of `SegmentInfo`.
         """
         fused = self.stuff_label_ids if label_ids_to_fuse is None else label_ids_to_fuse
         thresholds = self._thresholds(threshold, mask_threshold, overlap_mask_area_threshold)
@@ -313,10 +301,9 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         target_sizes: Sizes | None = None,
         return_coco_annotation: bool | None = False,
     ) -> list[dict[str, Any]]:
-        """Returns segments of things only, per image.
+        """Returns segments of things only; see `post_process_panoptic_segmentation`.
 
-        Arguments and result as in `post_process_panoptic_segmentation`; with `return_coco_annotation` the map is one
-        run-length code per value in it.
+        With `return_coco_annotation` the map is one run-length code per value in it.
         """
         thresholds = self._thresholds(threshold, mask_threshold, overlap_mask_area_threshold)
         merge: Callable[..., Segmentation] = partial(merge_score_weighted, label_ids_to_fuse=(), **thresholds)
@@ -329,9 +316,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     def post_process_semantic_segmentation(
         self, outputs: Any, target_sizes: Sizes | None = None, return_segmentation_scores: bool = False
     ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
-        """Returns the label of each pixel, per image.
-
-        A semantic map needs the masks of all queries: call the model with `mask_queries="all"`.
+        """Returns the label of each pixel, per image, from outputs with `mask_queries="all"`.
 
         Returns:
             (H, W) int64 maps; or, with `return_segmentation_scores`, outputs with such a `segmentation` and
@@ -342,10 +327,8 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         """
         skipped = (outputs.pred_masks.flatten(2).amax(-1) <= SKIPPED_MASK_LOGIT / 2).sum().item()
         if skipped:
-            raise ValueError(
-                f"`outputs` must have masks of all queries, but {skipped} queries lack theirs: call the model with "
-                'mask_queries="all".'
-            )
+            hint = 'call the model with mask_queries="all"'
+            raise ValueError(f"`outputs` must have masks of all queries, but {skipped} queries lack theirs: {hint}.")
         images = _images(outputs, target_sizes)
         if not return_segmentation_scores:
             return [semantic_map(*image) for image in images]
@@ -362,8 +345,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         """Returns boxes of things and stuff, per image.
 
         Returns:
-            Per image `scores` (N,), `labels` (N,) and `boxes` (N, 4) xyxy in pixels of `target_sizes`; without these,
-            relative to the image.
+            `scores` (N,), `labels` (N,) and `boxes` (N, 4) xyxy in pixels of `target_sizes`; without these, in [0, 1].
         """
         threshold = self._thresholds(threshold)["threshold"]
         scores, labels = outputs.logits.float().softmax(-1)[..., :-1].max(-1)  # (B, Q) each

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from transformers.image_utils import ChannelDimension, load_image
 
@@ -17,15 +17,10 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP
 
 
 def read_picture(source: str | os.PathLike[str], *, timeout: float | None = None) -> Image.Image:
-    """Opens a path as it is stored, whatever its mode; a URL or base64 string as RGB.
-
-    Args:
-        source: the path, URL or string.
-        timeout: seconds to wait for a URL; None waits on.
+    """Opens a path as it is stored, whatever its mode; a URL (waiting `timeout` seconds) or base64 string as RGB.
 
     Raises:
-        ValueError: it cannot be read, has a format that is not in `FORMATS`, or more pixels than twice
-            `PIL.Image.MAX_IMAGE_PIXELS`; names it.
+        ValueError: it is unreadable, not in `FORMATS`, or larger than twice `PIL.Image.MAX_IMAGE_PIXELS`; names it.
     """
     try:
         if isinstance(source, str) and not os.path.exists(source):  # noqa: PTH110  of a long base64 string, no error
@@ -35,18 +30,8 @@ def read_picture(source: str | os.PathLike[str], *, timeout: float | None = None
             return picture
     except Exception as error:
         # Broken files raise anything from SyntaxError to struct.error, and few of these name the file.
-        raise ValueError(f"Cannot read the image {str(source)[:200]!r}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """Returns why a picture cannot be read, as one line."""
-    if isinstance(error, Image.DecompressionBombError):
-        return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels."
-    if isinstance(error, UnidentifiedImageError):
-        return f"it is empty, damaged, or not one of {', '.join(FORMATS)}."
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(f"Cannot read the image {str(source)[:200]!r}: {reason}") from error
 
 
 def picture_to_tensor(picture: Image.Image) -> Tensor:
@@ -89,8 +74,7 @@ def array_to_tensor(image: np.ndarray | Tensor, input_data_format: str | Channel
     Args:
         image: (H, W), (C, H, W) or (H, W, C), C 1, 3 or 4. uint16 is scaled to 8 bits, booleans are black and white,
             a fourth channel (alpha) is dropped.
-        input_data_format: "channels_first" or "channels_last". None infers it; where both are possible, an array has
-            its channels last and a tensor first.
+        input_data_format: "channels_first" or "channels_last"; None infers it, last for arrays where both fit.
 
     Raises:
         ValueError: the shape or the values are not those of an image.

@@ -30,7 +30,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  the field's name for it
 
 from .box_ops import at_least_float32
 from .segment_ids import VOID_ID
@@ -92,9 +91,8 @@ def merge_paper(
     Args:
         logits: (Q, K + 1) class logits.
         masks: (Q, h, w) mask logits of the padded canvas.
-        sizes: the image's sizes; the argmax is taken at the processed size, and its nearest pixel at the target size.
-        threshold: a query is kept if its best class is not "no object" and its probability is above this; 0.85 in the
-            paper's evaluation.
+        sizes: the image's; the argmax is taken at the processed size, its nearest pixel at the target size.
+        threshold: least probability of a query's class; 0.85 in the paper's evaluation.
         stuff_label_ids: labels of which an image has at most one segment.
     """
     scores, labels, maps = _kept_queries(logits, crop_to_image(masks, sizes), threshold)
@@ -118,16 +116,7 @@ def merge_paper(
 
 
 def fuse_stuff(owner: Tensor, labels: Tensor, is_stuff: Tensor) -> Tensor:
-    """Gives every stuff region to the first query that predicts its class.
-
-    Args:
-        owner: (H, W) int64, the query that owns each pixel.
-        labels: (N,) int64, the class of each query.
-        is_stuff: (N,) bool.
-
-    Returns:
-        (H, W) int64, a new tensor.
-    """
+    """Gives every stuff pixel of `owner` (H, W) to the first query of its class; `labels`, `is_stuff` are (N,)."""
     return _representatives(labels, is_stuff)[owner]
 
 
@@ -148,8 +137,8 @@ def merge_score_weighted(
     Args:
         logits: (Q, K + 1) class logits.
         masks: (Q, h, w) mask logits of the padded canvas.
-        sizes: the image's sizes; probabilities are resized straight to the target size.
-        threshold: a query is kept if its best class is not "no object" and its probability is above this.
+        sizes: the image's; probabilities are resized straight to the target size.
+        threshold: least probability of a query's class.
         mask_threshold: the mask probability from which on a pixel counts as the query's own.
         overlap_mask_area_threshold: a query stays if it owns more than this share of as many pixels as are its own.
         label_ids_to_fuse: labels of which an image has at most one segment, with the score of its best member.
@@ -189,39 +178,8 @@ def semantic_map(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Tensor:
 
 @torch.no_grad()
 def semantic_scores(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Tensor:
-    """Returns a score per label and pixel, (K, H, W): class probability x mask probability, summed over the queries.
-
-    Args:
-        logits: (Q, K + 1) class logits.
-        masks: (Q, h, w) mask logits of the padded canvas.
-        sizes: the image's sizes; scores are resized straight to the target size.
-    """
+    """Returns (K, H, W): class probability x mask probability, summed over all queries and resized."""
     return torch.cat([values for _, values in _semantic_strips(logits, masks, sizes)]).permute(2, 0, 1)
-
-
-@torch.no_grad()
-def query_masks(masks: Tensor, sizes: ImageSizes) -> Tensor:
-    """Returns each query's own mask, as the reference measures its mask AP.
-
-    Follows PostProcessSegm of facebookresearch/detr: a probability above one half at the processed size, and its
-    nearest pixel at the target size; here, masks of a padded batch are cropped to the image before they are resized.
-
-    Args:
-        masks: (N, h, w) mask logits of the padded canvas.
-        sizes: the image's sizes.
-
-    Returns:
-        (H, W, N) bool, of the target size.
-    """
-    maps = at_least_float32(crop_to_image(masks, sizes)).permute(1, 2, 0).contiguous()
-    taps = [
-        _taps(length, processed, _interpolated_nearest(processed, target), like=maps)
-        for length, processed, target in zip(maps.shape[:2], sizes.processed, sizes.target, strict=True)
-    ]
-    result = torch.empty(*sizes.target, len(masks), dtype=torch.bool, device=maps.device)
-    for strip, values in _resized_strips(maps, *taps):
-        result[strip] = values > 0  # the logit of one half
-    return result
 
 
 def _kept_queries(logits: Tensor, masks: Tensor, threshold: float, left_out: Collection[int] = ()) -> _KeptQueries:
@@ -287,12 +245,6 @@ def _nearest_positions(length: int, resized_length: int) -> Tensor:
     return torch.from_numpy(np.array(resized)[0]).long()
 
 
-def _interpolated_nearest(length: int, resized_length: int) -> Tensor:
-    """Returns the position that F.interpolate (nearest) reads for each of `resized_length` positions, int64."""
-    line = torch.arange(length, dtype=torch.float32)[None, None]
-    return F.interpolate(line, size=resized_length, mode="nearest")[0, 0].long()
-
-
 def _resized_strips(maps: Tensor, rows: _Taps, cols: _Taps) -> Iterator[tuple[slice, Tensor]]:
     """Resizes (h, w, N) maps, yielding the output rows of a strip and their (r, W, N) values."""
     row_bytes = max(maps.shape[1], len(cols.low)) * maps.shape[2] * maps.element_size()
@@ -332,5 +284,4 @@ def _segments_info(labels: Tensor, scores: Tensor, areas: Tensor, is_fused: Tens
 
 
 def _nothing_found(sizes: ImageSizes, device: torch.device) -> Segmentation:
-    """Returns a map of void."""
     return {"segmentation": torch.full(sizes.target, VOID_ID, dtype=torch.int32, device=device), "segments_info": []}

@@ -10,7 +10,6 @@ Differences from transformers' own `ImageSegmentationPipeline`:
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import import_module
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,32 +17,28 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
-from transformers.pipelines import PIPELINE_REGISTRY, ImageSegmentationPipeline, Pipeline
-from transformers.utils import ModelOutput, logging
+from transformers.pipelines import ImageSegmentationPipeline
+from transformers.utils import ModelOutput
 
 from .image_reading import read_picture, stack_padded
 
 TASK = "image-segmentation"
-MODEL_TYPE, MODEL_NAME = "detr_panoptic", "DetrPanopticForSegmentation"
-FOREIGN_MODEL_TYPE = "detr"
-logger = logging.get_logger(__name__)
 
 # Pipelines log an error unless they find a model's name here. The table loads no class.
-MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES.setdefault(MODEL_TYPE, MODEL_NAME)
+MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES.setdefault("detr_panoptic", "DetrPanopticForSegmentation")
 
 
 class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
     """Turns images into masks with labels and scores.
 
-    A call takes what that of `ImageSegmentationPipeline` takes: an image or a list of images, `subtask` ("panoptic",
-    the default, "instance" or "semantic"), `threshold`, `mask_threshold`, `overlap_mask_area_threshold`, `batch_size`.
-    It returns, per image, a list of `score`, `label` and `mask` (a black and white picture of the image's size).
+    A call takes an image or a list of images, `subtask` ("panoptic", the default, "instance" or "semantic"),
+    `threshold`, `mask_threshold`, `overlap_mask_area_threshold` and `batch_size`. It returns, per image, a list of
+    `score`, `label` and `mask` (a black and white picture of the image's size).
 
     Example:
-        >>> from transformers import pipeline
-        >>> segment = pipeline("image-segmentation", model="outputs/model")  # doctest: +SKIP
+        >>> segment = DetrPanopticImageSegmentationPipeline.from_pretrained("facebook/detr-resnet-50-panoptic")
         >>> [found["label"] for found in segment("street.jpg")]  # doctest: +SKIP
-        ['person', 'road', 'sky']
+        ['person', 'road', 'sky-other-merged']
     """
 
     # `pipeline` would try to load both, and ask whether to trust the code of a repository that has some.
@@ -60,10 +55,6 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
         Args:
             model: a folder, or OWNER/NAME on the Hub.
             kwargs: other arguments of a pipeline, such as `device`.
-
-        Example:
-            >>> Segment = DetrPanopticImageSegmentationPipeline
-            >>> segment = Segment.from_pretrained("facebook/detr-resnet-50-panoptic")  # doctest: +SKIP
         """
         from .modeling_detr_panoptic import DetrPanopticForSegmentation
 
@@ -133,13 +124,8 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
         if subtask not in {None, "panoptic", "instance"}:
             raise ValueError(f"`subtask` must be panoptic, instance or semantic, got {subtask!r}.")
         merge = getattr(processor, f"post_process_{subtask or 'panoptic'}_segmentation")
-        merged = merge(
-            model_outputs,
-            threshold=threshold,
-            mask_threshold=mask_threshold,
-            overlap_mask_area_threshold=overlap_mask_area_threshold,
-            target_sizes=sizes,
-        )[0]
+        thresholds = threshold, mask_threshold, overlap_mask_area_threshold
+        merged = merge(model_outputs, *thresholds, target_sizes=sizes)[0]
         segmentation = merged["segmentation"].numpy()
         return [
             self._result(segmentation == segment["id"], segment["label_id"], segment["score"])
@@ -164,39 +150,6 @@ def collate_padded(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         "pixel_mask": stack_padded(masks),
         "target_size": torch.cat([item["target_size"] for item in items]),
     }
-
-
-def register_pipeline() -> None:
-    """Makes `pipeline("image-segmentation")` build this pipeline for our models, and for others what it built before.
-
-    Needed where the package is imported; code from the Hub is found by `custom_pipelines` in a model's config.json.
-    """
-    registered = PIPELINE_REGISTRY.supported_tasks[TASK]
-    other: Any = registered["impl"]
-    if isinstance(other, str):
-        module, _, name = other.rpartition(".")
-        other = getattr(import_module(module), name)
-    if not getattr(other, "knows_detr_panoptic", False):
-        registered["impl"] = _choosing_pipeline(other)
-
-
-def _choosing_pipeline(other: type[Pipeline]) -> type[Pipeline]:
-    """Returns a class that builds our pipeline for our models, and an `other` for others."""
-
-    class ChoosingPipeline(other):  # type: ignore[valid-type, misc]  # `pipeline` reads the other's attributes
-        knows_detr_panoptic = True
-        _load_video_processor = False  # as above; a tokenizer is loaded if the other's models want one
-
-        def __new__(cls, model: Any, **kwargs: Any) -> Any:
-            if model.config.model_type == FOREIGN_MODEL_TYPE:
-                logger.warning(
-                    "This is the DETR of transformers, which does not fuse stuff and has no names for COCO's labels. "
-                    "`DetrPanopticImageSegmentationPipeline.from_pretrained` loads the same checkpoint as our model."
-                )
-            chosen = DetrPanopticImageSegmentationPipeline if model.config.model_type == MODEL_TYPE else other
-            return chosen(model=model, **kwargs)
-
-    return ChoosingPipeline
 
 
 __all__ = ["DetrPanopticImageSegmentationPipeline"]

@@ -1,14 +1,17 @@
 """Pictures of datasets without annotations, as `predict` reads them, and with whatever others have put beside them."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, Features, Image, Value
+from PIL import Image as PILImage
 
 from detr_panoptic.data import read_images, read_panoptic
+from detr_panoptic.data.folders import IMAGE_SUFFIXES
 from detr_panoptic.data.lazy_records import image_id_of
 from tests.conftest import photo
 from tests.data.test_rows import CATEGORIES, file_of, rows
@@ -84,6 +87,19 @@ def test_a_folder_of_folders_is_read_whole(tmp_path):
     assert list(records["image_id"]) == [12, image_id_of("cats/1"), image_id_of("dogs/1")]
     assert_photos(read_images(folder, split="cats"), (1,))
     assert_photos(read_images(folder, limit=1), (0,))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # `datasets` leaves GIF files open
+def test_images_of_every_suffix_are_found_and_read(tmp_path):
+    known = PILImage.registered_extensions()
+    names = [f"{i}{suffix.upper() if i % 2 else suffix}" for i, suffix in enumerate(IMAGE_SUFFIXES)]
+    for name in names:
+        save(tmp_path / name, photo((31, 29), seed=0), format=known[Path(name).suffix.lower()])
+    (tmp_path / "notes.txt").write_text("")
+    records = read_images(tmp_path)
+    assert {".avif", ".jp2", ".ppm"} < set(IMAGE_SUFFIXES)
+    assert set(records["file_name"]) == set(names)
+    assert {record["image"].size for record in records} == {(31, 29)}
 
 
 def test_a_split_without_annotations_lies_beside_one_that_has_them(tmp_path):

@@ -9,8 +9,8 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.data.categories import Categories
 from detr_panoptic.evaluation.average_precision import average_precision, true_instances
-from detr_panoptic.inference.detections import detect
-from detr_panoptic.panoptic_merging import ImageSizes, query_masks
+from detr_panoptic.inference.detections import detect, query_masks
+from detr_panoptic.panoptic_merging import ImageSizes
 from tests.conftest import photo
 
 CATEGORIES = Categories(("boat", "person", "sea"), (True, True, False), (9, 1, 155))

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch.nn import functional as F  # noqa: N812
 
+from detr_panoptic.inference.detections import query_masks
 from detr_panoptic.panoptic_merging import (
     ImageSizes,
     merge_paper,
     merge_score_weighted,
-    query_masks,
     semantic_map,
     semantic_scores,
 )

@@ -18,7 +18,8 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from detr_panoptic import DetrPanopticImageProcessor
-from detr_panoptic.pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline, register_pipeline
+from detr_panoptic.checkpoints.hooks import register_pipeline
+from detr_panoptic.pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline
 from tests.conftest import build_tiny
 
 SIZES = [(50, 70), (59, 62), (50, 70), (77, 46), (40, 40)]

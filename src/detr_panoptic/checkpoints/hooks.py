@@ -1,23 +1,28 @@
-"""Lets `from_pretrained` of our model and image processor read checkpoints of transformers' DETR.
+"""Registers the package with transformers, and lets `from_pretrained` read checkpoints of transformers' DETR.
 
-The model files on the Hub know nothing of this: their lists of readers are empty there, and the package's import
-appends the functions of this file.
+Model files on the Hub know nothing of this: their lists of readers are empty there, and a model's config.json names
+its pipeline. The package's import calls the functions of this file.
 """
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
+from transformers.utils import logging
 
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticPreTrainedModel
+from ..pipeline_detr_panoptic import TASK, DetrPanopticImageSegmentationPipeline
 from .configs import stuff_labels
 from .conversion import NO_MASK_HEAD, convert_files, weights_for
 from .names import StateDict
 from .reading import fetch_checkpoint, processor_settings
 
-FOREIGN_MODEL_TYPE = "detr"
+logger = logging.get_logger(__name__)
+MODEL_TYPE, FOREIGN_MODEL_TYPE = "detr_panoptic", "detr"
 
 
 def register_readers() -> None:
@@ -80,3 +85,33 @@ def _config_of(source: Any, hub_arguments: Mapping[str, Any]) -> dict[str, Any]:
     except OSError:
         return {}
     return config
+
+
+def register_pipeline() -> None:
+    """Makes `pipeline("image-segmentation")` build our pipeline for our models, and the previous one for others."""
+    registered = PIPELINE_REGISTRY.supported_tasks[TASK]
+    other: Any = registered["impl"]
+    if isinstance(other, str):
+        module, _, name = other.rpartition(".")
+        other = getattr(import_module(module), name)
+    if not getattr(other, "knows_detr_panoptic", False):
+        registered["impl"] = _choosing_pipeline(other)
+
+
+def _choosing_pipeline(other: type[Pipeline]) -> type[Pipeline]:
+    """Returns a class that builds our pipeline for our models, and an `other` for others."""
+
+    class ChoosingPipeline(other):  # type: ignore[valid-type, misc]  # `pipeline` reads the other's attributes
+        knows_detr_panoptic = True
+        _load_video_processor = False  # `pipeline` would ask whether to trust a repository's code
+
+        def __new__(cls, model: Any, **kwargs: Any) -> Any:
+            if model.config.model_type == FOREIGN_MODEL_TYPE:
+                logger.warning(
+                    "This is the DETR of transformers, which does not fuse stuff and has no names for COCO's labels. "
+                    "`DetrPanopticImageSegmentationPipeline.from_pretrained` loads the same checkpoint as our model."
+                )
+            chosen = DetrPanopticImageSegmentationPipeline if model.config.model_type == MODEL_TYPE else other
+            return chosen(model=model, **kwargs)
+
+    return ChoosingPipeline

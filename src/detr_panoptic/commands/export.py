@@ -31,7 +31,7 @@ def export(
     output: Annotated[Path, Parameter(help="Folder for the files.")],
     /,
     *,
-    format: Annotated[Literal["onnx", "torch"], Parameter(help="Format of the graph.")] = "onnx",
+    format: Annotated[Literal["onnx", "torch", "transformers"], Parameter(help="Format of the files.")] = "onnx",
     graph: Graph = GRAPH,
     quantize: Annotated[
         Literal["dynamic", "static"] | None,
@@ -46,6 +46,7 @@ def export(
 
         --format onnx   model.onnx for ONNX Runtime, OpenVINO and TensorRT
         --format torch  model.pt2 for torch.export.load
+        --format transformers  weights for transformers' DetrForSegmentation
 
     Beside it lie config.json with the labels, and preprocessor_config.json with
     the preparation of images. docs/export.md describes inputs, outputs and speed.

@@ -206,23 +206,10 @@ def open_row(records: Dataset, categories: Categories, index: int) -> OpenedRow:
         found = known or Finding("unreadable-record", f"row {index}", first_line(error))
         return OpenedRow(AnnotatedMap(found.where, None, None, [], categories.is_thing), None, [found])
     where = record["file_name"] or name_of(record)
-    image, segmentation = record["image"], record["segmentation"]  # None: reported by the reader
-    size, ids = None, None
-    findings: list[Finding] = []
-    try:
-        if image is not None:
-            size, orientation = _image_size(image)
-            if orientation != UPRIGHT:
-                findings.append(Finding("turned-image", where, f"EXIF orientation {orientation}"))
-    except Exception as error:  # broken files raise anything from SyntaxError to struct.error
-        findings.append(Finding("unreadable-image", where, _complaint(image, error)))
-    try:
-        if segmentation is not None:
-            ids, problems = _read_map(segmentation)
-            findings += [Finding(kind, where, _complaint(segmentation, text)) for kind, text in problems]
-    except Exception as error:  # as above
-        findings.append(Finding("unreadable-map", where, _complaint(segmentation, error)))
-    return OpenedRow(AnnotatedMap(where, size, ids, record["segments_info"], categories.is_thing), image, findings)
+    size, of_image = _attempt(record["image"], "unreadable-image", _image_size)
+    ids, of_map = _attempt(record["segmentation"], "unreadable-map", _read_map)
+    annotation = AnnotatedMap(where, size, ids, record["segments_info"], categories.is_thing)
+    return OpenedRow(annotation, record["image"], [Finding(kind, where, text) for kind, text in of_image + of_map])
 
 
 def _check_row(
@@ -235,20 +222,38 @@ def _check_row(
     return annotation.where, findings, annotation.counts()
 
 
-def _image_size(stored: Stored) -> tuple[tuple[int, int], int]:
-    """Returns (H, W) of the upright image and its orientation tag; decodes the file to its end."""
+Problems = list[tuple[str, str]]
+"""Kinds and messages."""
+
+
+def _attempt(
+    stored: Stored | None, unreadable: str, read: Callable[[Stored], tuple[Any, Problems]]
+) -> tuple[Any, Problems]:
+    """Reads a file; returns None and a problem if it cannot be read, and none if the reader reported that already."""
+    path = None if stored is None or isinstance(stored, Image.Image) else stored.get("path")
+    prefix = f"{Path(path).name}: " if path else ""
+    try:
+        value, problems = (None, []) if stored is None else read(stored)
+    except Exception as error:  # broken files raise anything from SyntaxError to struct.error
+        value, problems = None, [(unreadable, str(error))]
+    return value, [(kind, prefix + text) for kind, text in problems]
+
+
+def _image_size(stored: Stored) -> tuple[tuple[int, int], Problems]:
+    """Returns (H, W) of the upright image, and whether a tag rotates it; decodes the file to its end."""
     with _opened(stored) as picture:
         width, height = picture.size
         orientation = picture.getexif().get(ORIENTATION_TAG, UPRIGHT)
         picture.draft("RGB", (max(width // DRAFT_SCALE, 1), max(height // DRAFT_SCALE, 1)))
         picture.load()
-    return ((width, height) if orientation in TURNING_ORIENTATIONS else (height, width)), orientation
+    problems: Problems = [] if orientation == UPRIGHT else [("turned-image", f"EXIF orientation {orientation}")]
+    return ((width, height) if orientation in TURNING_ORIENTATIONS else (height, width)), problems
 
 
-def _read_map(stored: Stored) -> tuple[np.ndarray, list[tuple[str, str]]]:
+def _read_map(stored: Stored) -> tuple[np.ndarray, Problems]:
     """Returns the ids (H, W) int32 of a map, and what is wrong with its file."""
     with _opened(stored) as picture:
-        problems = [("damaged-map", "it is a JPEG file")] if picture.format == "JPEG" else []
+        problems: Problems = [("damaged-map", "it is a JPEG file")] if picture.format == "JPEG" else []
         if picture.mode != "RGB":
             problems.append(("map-mode", f"it is an image of mode {picture.mode}"))
         return rgb_to_ids(np.asarray(picture.convert("RGB"))), problems
@@ -256,11 +261,6 @@ def _read_map(stored: Stored) -> tuple[np.ndarray, list[tuple[str, str]]]:
 
 def _opened(stored: Stored) -> Image.Image:
     return stored if isinstance(stored, Image.Image) else open_stored(stored)
-
-
-def _complaint(stored: Stored, problem: object) -> str:
-    path = None if isinstance(stored, Image.Image) else stored.get("path")
-    return f"{Path(path).name}: {problem}" if path else str(problem)
 
 
 def _unused_categories(counts: DataCounts, categories: Categories, where: str) -> list[Finding]:

@@ -18,25 +18,15 @@ DAMAGED_IDS = 16  # more unlisted ids, and more than twice as many as listed one
 
 @dataclass(frozen=True)
 class DataCounts:
-    """What a dataset consists of, as sums that add.
+    """What a dataset consists of, as sums that add."""
 
-    Args:
-        images: number of images whose map could be read.
-        pixels: of their maps.
-        void: pixels that belong to no segment.
-        crowds: number of crowd segments.
-        class_images: (K,) images with a segment of each label.
-        class_segments: (K,) segments of each label.
-        class_pixels: (K,) pixels of each label.
-    """
-
-    images: int
-    pixels: int
-    void: int
-    crowds: int
-    class_images: np.ndarray
-    class_segments: np.ndarray
-    class_pixels: np.ndarray
+    images: int  # number of images whose map could be read
+    pixels: int  # of their maps
+    void: int  # pixels that belong to no segment
+    crowds: int  # number of crowd segments
+    class_images: np.ndarray  # (K,) images with a segment of each label
+    class_segments: np.ndarray  # (K,) segments of each label
+    class_pixels: np.ndarray  # (K,) pixels of each label
 
     @classmethod
     def zeros(cls, num_labels: int) -> "DataCounts":
@@ -50,21 +40,13 @@ class DataCounts:
 
 @dataclass(frozen=True)
 class AnnotatedMap:
-    """One annotated image, as far as its files could be read.
+    """One annotated image, as far as its files could be read."""
 
-    Args:
-        where: file name of the image.
-        image_size: (H, W) of the upright image; None: unreadable.
-        ids: (H, W) int32; None: unreadable.
-        segments: entries with `id` and `label_id` (None: unknown category), and maybe `area`, `bbox` and `iscrowd`.
-        is_thing: of each label.
-    """
-
-    where: str
-    image_size: tuple[int, int] | None
-    ids: np.ndarray | None
-    segments: Sequence[Mapping[str, Any]]
-    is_thing: Sequence[bool]
+    where: str  # file name of the image
+    image_size: tuple[int, int] | None  # (H, W) of the upright image; None: unreadable
+    ids: np.ndarray | None  # (H, W) int32; None: unreadable
+    segments: Sequence[Mapping[str, Any]]  # with `id`, `label_id` (None: unknown), maybe `area`, `bbox`, `iscrowd`
+    is_thing: Sequence[bool]  # of each label
 
     @cached_property
     def measured(self) -> dict[int, tuple[int, list[int]]]:

@@ -108,7 +108,7 @@ def raw_coco_panoptic(folder: Path, options: ReadOptions) -> RawRecords:
         columns["segmentation"].append(segmentation)
         columns["segments_info"].append([segment for segment in segments if segment is not None])
     if options.limit is None:
-        for image_id in images.keys() - seen:
+        for image_id in [image_id for image_id in images if image_id not in seen]:
             file.report("unannotated-image", images[image_id]["file_name"], f"image {image_id!r}")
     rows = Dataset.from_dict(columns, features=panoptic_features(categories))
     complete = all(None not in segment.values() for segments in columns["segments_info"] for segment in segments)

@@ -57,17 +57,11 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One problem of one image, or of the annotation file.
+    """One problem of one image, or of the annotation file."""
 
-    Args:
-        kind: a key of `KINDS`.
-        where: file name.
-        message: what was found.
-    """
-
-    kind: str
-    where: str
-    message: str
+    kind: str  # a key of `KINDS`
+    where: str  # file name
+    message: str  # what was found
 
     @property
     def severity(self) -> str:

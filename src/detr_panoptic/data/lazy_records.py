@@ -33,37 +33,22 @@ Batch = dict[str, list[Any]]
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How a format is read; the first four fields are arguments of `read_panoptic`.
+    """How a format is read; the first four fields are arguments of `read_panoptic`."""
 
-    Args:
-        split: name of the split.
-        limit: maximum number of records.
-        streaming: do not download and prepare rows first.
-        files_may_be_missing: do not look for the files of COCO datasets.
-        categories: what category ids mean if the source does not say.
-        report: collects the findings of the validator. None: the first error is raised.
-    """
-
-    split: str | None = None
-    limit: int | None = None
-    streaming: bool = False
-    files_may_be_missing: bool = False
-    categories: Categories | None = None
-    report: Report | None = None
+    split: str | None = None  # name of the split
+    limit: int | None = None  # maximum number of records
+    streaming: bool = False  # do not download and prepare rows first
+    files_may_be_missing: bool = False  # do not look for the files of COCO datasets
+    categories: Categories | None = None  # what category ids mean if the source does not say
+    report: Report | None = None  # collects the findings of the validator. None: the first error is raised
 
 
 class RawRecords(NamedTuple):
-    """What a reader of one format returns.
+    """What a reader of one format returns."""
 
-    Args:
-        rows: with the columns `image`, `image_id`, `file_name`, and what `decode` needs.
-        categories: of the label ids.
-        decode: makes a canonical record of a raw row. None: the rows are canonical.
-    """
-
-    rows: Dataset | IterableDataset
-    categories: Categories
-    decode: Decode | None = None
+    rows: Dataset | IterableDataset  # with the columns `image`, `image_id`, `file_name`, and what `decode` needs
+    categories: Categories  # of the label ids
+    decode: Decode | None = None  # makes a canonical record of a raw row. None: the rows are canonical
 
 
 def map_style_records(raw: RawRecords) -> Dataset:

@@ -19,7 +19,8 @@ from ..box_ops import cxcywh_to_xyxy
 from ..data.plain_text import one_line
 from ..image_reading import plain_picture, read_picture
 from ..inference import load
-from ..panoptic_merging import ImageSizes, query_masks
+from ..inference.detections import query_masks
+from ..panoptic_merging import ImageSizes
 from ..visualization import ObjectAttention, draw_attention, draw_segments, stack
 from ..visualization.labels import label_text
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 from pycocotools import mask as rle
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  the field's name for it
 
-from ..box_ops import cxcywh_to_xyxy
-from ..panoptic_merging import ImageSizes, query_masks
+from ..box_ops import at_least_float32, cxcywh_to_xyxy
+from ..panoptic_merging import ImageSizes, crop_to_image
 
 QUERIES_AT_ONCE = 16  # masks of the image's size in memory
 
@@ -48,3 +50,21 @@ def detect(outputs: Any, index: int, size: tuple[int, int], *, with_masks: bool)
             for detection, code in zip(detections[some], codes, strict=True):
                 detection["counts"] = code["counts"].decode("ascii")
     return detections
+
+
+def query_masks(masks: Tensor, sizes: ImageSizes) -> Tensor:
+    """Returns each query's own mask, as the reference measures its mask AP.
+
+    Follows PostProcessSegm of facebookresearch/detr (29901c5): a probability above one half at the processed size, and
+    its nearest pixel at the target size; here, masks of a padded batch are cropped to the image before.
+
+    Args:
+        masks: (N, h, w) mask logits of the padded canvas.
+        sizes: the image's sizes.
+
+    Returns:
+        (H, W, N) bool, of the target size.
+    """
+    logits = at_least_float32(crop_to_image(masks, sizes))[None]
+    processed = F.interpolate(logits, size=sizes.processed, mode="bilinear", align_corners=False) > 0
+    return F.interpolate(processed.float(), size=sizes.target, mode="nearest")[0].bool().permute(1, 2, 0).contiguous()

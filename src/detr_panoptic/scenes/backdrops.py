@@ -12,21 +12,13 @@ from .painting import Light, Patch, float_color
 
 @dataclass(frozen=True)
 class Place:
-    """What all backdrops of a scene share.
+    """What all backdrops of a scene share."""
 
-    Args:
-        height: of the canvas, pixels.
-        width: of the canvas, pixels.
-        horizon: row of the horizon, may be a fraction.
-        sun_x: column of the sun, in parts of the width.
-        light: of the time of day.
-    """
-
-    height: int
-    width: int
-    horizon: float
-    sun_x: float
-    light: Light
+    height: int  # of the canvas, pixels
+    width: int  # of the canvas, pixels
+    horizon: float  # row of the horizon, may be a fraction
+    sun_x: float  # column of the sun, in parts of the width
+    light: Light  # of the time of day
 
     @property
     def rows(self) -> np.ndarray:

@@ -53,17 +53,11 @@ _LANDSCAPES = (
 
 @dataclass(frozen=True)
 class Layer:
-    """One thing or piece of stuff.
+    """One thing or piece of stuff."""
 
-    Args:
-        name: of its category.
-        patch: its colors and the pixels it covers.
-        effect: a shadow, reflection or surf, painted first; its pixels belong to what it falls on.
-    """
-
-    name: str
-    patch: Patch
-    effect: Patch | None = None
+    name: str  # of its category
+    patch: Patch  # its colors and the pixels it covers
+    effect: Patch | None = None  # a shadow, reflection or surf, painted first; its pixels belong to what it falls on
 
 
 def make_scene(seed: int, *, height: int = 256, width: int = 256) -> Record:
@@ -96,13 +90,7 @@ def make_scene(seed: int, *, height: int = 256, width: int = 256) -> Record:
 
 
 def compose_scene(layers: Sequence[Layer], rng: np.random.Generator, *, image_id: int) -> Record:
-    """Paints layers one over the other and annotates what is visible.
-
-    Args:
-        layers: in paint order, clipped to the canvas; the first covers the whole canvas.
-        rng: of the segment ids and the noise of the image.
-        image_id: of the record.
-    """
+    """Paints layers, clipped to the canvas, the first covering all of it, in this order; annotates what is visible."""
     height, width = layers[0].patch.coverage.shape
     layers = _visible_layers(list(layers), height, width)
     segments, ids = _annotate(layers, rng, height, width)

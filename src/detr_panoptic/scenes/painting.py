@@ -20,23 +20,14 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Light:
-    """The light of a time of day.
+    """The light of a time of day."""
 
-    Args:
-        sky_top: color overhead.
-        sky_horizon: color above the horizon, and of the haze over far things.
-        sun: color of the disk and of its glitter.
-        tint: factor (R, G, B) on all that is not sky.
-        elevation: of the sun over the horizon, in parts of the sky's height.
-        dark: windows are lit and stars are out.
-    """
-
-    sky_top: Color
-    sky_horizon: Color
-    sun: Color
-    tint: tuple[float, float, float]
-    elevation: float
-    dark: bool = False
+    sky_top: Color  # color overhead
+    sky_horizon: Color  # color above the horizon, and of the haze over far things
+    sun: Color  # color of the disk and of its glitter
+    tint: tuple[float, float, float]  # factor (R, G, B) on all that is not sky
+    elevation: float  # of the sun over the horizon, in parts of the sky's height
+    dark: bool = False  # windows are lit and stars are out
 
     @property
     def tint_factors(self) -> np.ndarray:
@@ -60,19 +51,12 @@ LIGHTS = (
 
 @dataclass(frozen=True)
 class Patch:
-    """An image to lay onto a canvas.
+    """An image to lay onto a canvas."""
 
-    Args:
-        color: (h, w, 3) float32 in [0, 1], premultiplied by the coverage.
-        coverage: (h, w) float32 in [0, 1].
-        top: row of the canvas for the first row; negative if the patch hangs over the border.
-        left: the same for columns.
-    """
-
-    color: np.ndarray
-    coverage: np.ndarray
-    top: int = 0
-    left: int = 0
+    color: np.ndarray  # (h, w, 3) float32 in [0, 1], premultiplied by the coverage
+    coverage: np.ndarray  # (h, w) float32 in [0, 1]
+    top: int = 0  # row of the canvas for the first row; negative if the patch hangs over the border
+    left: int = 0  # the same for columns
 
     def clipped(self, height: int, width: int) -> "Patch":
         """Returns the part that lies on a canvas of this size; it may be empty."""
@@ -93,14 +77,7 @@ class Patch:
 
 
 class Sprite:
-    """A drawing in units of its own: x from its middle to the right, y from its foot up, 1 = `unit` pixels.
-
-    Args:
-        unit: pixels, may be a fraction.
-        half_width: of the sheet, in units.
-        height: of the sheet, in units.
-        mirrored: draw everything mirrored left to right.
-    """
+    """A drawing in units of its own: x from its middle to the right, y from its foot up, 1 = `unit` pixels."""
 
     def __init__(self, unit: float, half_width: float, height: float = 1.0, *, mirrored: bool = False) -> None:
         """Makes an empty sheet."""
@@ -145,12 +122,8 @@ class Sprite:
     ) -> Patch:
         """Returns the drawing in its final size under the light, at the corner of the canvas.
 
-        Args:
-            rng: of the texture.
-            light: of the time of day.
-            light_x: -1 for light from the left to 1 from the right; it always comes from above, too.
-            relief: how round the thing looks; 0 is flat.
-            texture: standard deviation of the surface's brightness.
+        `light_x` is -1 for light from the left to 1 from the right, `relief` how round the thing looks (0 is flat),
+        and `texture` the standard deviation of the surface's brightness.
         """
         # "RGBa" is premultiplied, so averaging mixes no color of the empty sheet into the border.
         small = np.asarray(self.image.convert("RGBa").reduce(SUPERSAMPLING), dtype=np.float32) / 255

@@ -53,17 +53,8 @@ def read_source(
 def read_pictures(source: str | Path, **options: Any) -> Dataset | IterableDataset:
     """Reads the images of a dataset, annotated or not (`read_images`), or generates scenes.
 
-    Args:
-        source: "scenes", or anything that `read_images` takes.
-        options: as of `read_source`.
-
-    Raises:
-        ValueError: as `read_images`.
-
     Example:
         >>> read_pictures("scenes", limit=2)[0]["image"].size
         (256, 256)
     """
-    if source == SCENES:
-        return read_source(source, **options).records
-    return read_images(source, **options)
+    return read_source(source, **options).records if source == SCENES else read_images(source, **options)

@@ -228,21 +228,13 @@ def _balloon(unit: float, rng: np.random.Generator, light: Light) -> Sprite:
 
 @dataclass(frozen=True)
 class ThingKind:
-    """How a kind of thing looks and where it stands.
+    """How a kind of thing looks and where it stands."""
 
-    Args:
-        draw: makes the drawing from the unit in pixels, the random generator and the light.
-        size: of the unit in the foreground, in parts of the picture's shorter side.
-        grounds: names of the stuff that it stands on, swims on or flies before.
-        relief: see `Sprite.shaded`.
-        texture: see `Sprite.shaded`.
-    """
-
-    draw: Callable[[float, np.random.Generator, Light], Sprite]
-    size: float
-    grounds: tuple[str, ...]
-    relief: float
-    texture: float = 0.02
+    draw: Callable[[float, np.random.Generator, Light], Sprite]  # from the unit in pixels
+    size: float  # of the unit in the foreground, in parts of the picture's shorter side
+    grounds: tuple[str, ...]  # names of the stuff that it stands on, swims on or flies before
+    relief: float  # see `Sprite.shaded`
+    texture: float = 0.02  # see `Sprite.shaded`
 
 
 # A palm is a tree that grows on sand: one class, two rows.

@@ -121,11 +121,13 @@ def build_card(model: DetrPanopticForSegmentation, facts: CardFacts) -> ModelCar
     """Returns the card of a model.
 
     Example:
-        ```python
-        quality = MeasuredQuality.of("evaluation")
-        card = build_card(model, CardFacts(name="harbors", data={"training": "500 photographs"}, quality=quality))
-        card.save("my_model/README.md")
-        ```
+        >>> from detr_panoptic import DetrPanopticForSegmentation
+        >>> from detr_panoptic.checkpoints import BUNDLED
+        >>> model = DetrPanopticForSegmentation.from_pretrained(BUNDLED)
+        >>> quality = MeasuredQuality.of(BUNDLED, dataset="generated scenes")
+        >>> card = build_card(model, CardFacts(name="scenes", quality=quality))
+        >>> card.data.eval_results[0].metric_value
+        72.08
     """
     config, stuff = model.config, set(model.config.stuff_label_ids)
     is_thing = {name: int(label) not in stuff for label, name in (config.id2label or {}).items()}
