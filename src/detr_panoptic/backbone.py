@@ -73,19 +73,15 @@ class Backbone(nn.Module):
         maps = self._fused.current(self)(pixel_values.contiguous(memory_format=torch.channels_last))
         return [m.permute(0, 3, 1, 2) for m in maps] if self._channels_last_output else maps
 
-    def padded(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Pads a batch at the right and the bottom to whole strides if the layers depend on it (`canvas_multiple`).
-
-        Args:
-            pixel_values: (B, C, H, W).
-            pixel_mask: (B, H, W), 1 on the image; or None.
-
-        Returns:
-            The arguments themselves, or a larger canvas and its mask.
-        """
+    def margins(self, pixel_values: Tensor) -> tuple[int, ...]:
+        """Returns the padding of `F.pad` that images (B, C, H, W) need if the layers depend on whole strides."""
         height, width = pixel_values.shape[-2:]
-        margins = (0, -width % self.canvas_multiple, 0, -height % self.canvas_multiple)
-        if self.canvas_multiple == 1 or not any(margins):
+        return 0, -width % self.canvas_multiple, 0, -height % self.canvas_multiple
+
+    def padded(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Pads images (B, C, H, W) and their mask (B, H, W) at the right and the bottom by `margins`, if any."""
+        margins = self.margins(pixel_values)
+        if not any(margins):
             return pixel_values, pixel_mask
         mask = torch.ones_like(pixel_values[:, 0], dtype=torch.int64) if pixel_mask is None else pixel_mask
         return F.pad(pixel_values, margins), F.pad(mask, margins)
@@ -290,8 +286,8 @@ def check_images(pixel_values: Tensor, pixel_mask: Tensor | None, *, num_channel
 def _needs_whole_strides(body: nn.Module) -> bool:
     """Returns whether the place of a map's cells depends on the length of the image modulo the stride.
 
-    That is so for TensorFlow's "same" padding (timm's `Conv2dSame`), which pads one side or both, and for patches that
-    drop the last pixels (ConvNeXt). A padding of half a kernel, as in a ResNet, centers every cell at the same place.
+    So it is with TensorFlow's "same" padding (timm's `Conv2dSame`) and with patches that drop the last pixels
+    (ConvNeXt). A padding of half a kernel, as in a ResNet, centers every cell at the same place.
     """
     strided = [m for m in body.modules() if isinstance(m, nn.Conv2d) and max(m.stride) > 1]
     return any(

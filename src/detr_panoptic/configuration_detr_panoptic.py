@@ -29,22 +29,17 @@ class DetrPanopticConfig(PreTrainedConfig):
         dilation: DC5: the last stage keeps stride 16 and dilates its convolutions instead.
         num_channels: channels of the images.
         hidden_size: D; a multiple of `num_heads` and of 16.
-        encoder_layers: number of encoder layers.
-        decoder_layers: L, number of decoder layers.
+        encoder_layers, decoder_layers: numbers of layers; the decoder's is L.
         num_heads: M, heads of every attention and attention maps per object.
         ffn_dim: width of the feed-forward networks.
         dropout: probability in the transformer, attention weights included (as in the reference).
         num_queries: Q, the maximum number of objects in an image.
         is_encoder_decoder: always True, as for transformers' DETR.
         auxiliary_loss: sum the losses of every decoder layer. It does not change predictions.
-        class_cost: weight of the class probability in the matching.
-        bbox_cost: weight of the L1 distance of boxes in the matching.
-        giou_cost: weight of the generalized IoU in the matching.
-        ce_loss_coefficient: weight of the classification loss.
-        bbox_loss_coefficient: weight of the L1 loss of boxes.
-        giou_loss_coefficient: weight of the generalized IoU loss.
-        mask_loss_coefficient: weight of the focal loss of masks.
-        dice_loss_coefficient: weight of the Dice loss of masks.
+        class_cost, bbox_cost, giou_cost: weights in the matching of the class probability, the L1 distance and the
+            generalized IoU of boxes.
+        ce_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient: weights of the losses of classes and boxes.
+        mask_loss_coefficient, dice_loss_coefficient: weights of the focal and the Dice loss of masks.
         eos_coefficient: weight of the "no object" class in the classification loss.
         mask_loss_resolution: "image" compares masks pixel by pixel, as the reference does; "mask" compares them at
             their own stride of 4, which takes less memory and time but is a different loss.
@@ -73,9 +68,9 @@ class DetrPanopticConfig(PreTrainedConfig):
         "num_hidden_layers": "encoder_layers",
     }
     # What transformers' Trainer does not gather in evaluation. It gathers classes, boxes, masks and their sizes.
-    keys_to_ignore_at_inference = (
+    keys_to_ignore_at_inference = [  # noqa: RUF012  Trainer adds a list to it
         *("loss_dict", "auxiliary_outputs", "last_hidden_state", "encoder_last_hidden_state", "projected"),
-    )
+    ]
 
     backbone: str = "resnet50"
     use_pretrained_backbone: bool = False
@@ -157,12 +152,9 @@ class DetrPanopticConfig(PreTrainedConfig):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"`{name}` must be a non-negative number, got {getattr(self, name)}.")
 
-    def validate_mask_queries(self) -> None:
-        """Checks that `mask_queries` is "kept", "all" or a number of queries."""
+    def validate_choices(self) -> None:
+        """Checks `mask_queries` and `mask_loss_resolution`."""
         check_mask_queries(self.mask_queries, self.num_queries)
-
-    def validate_mask_loss_resolution(self) -> None:
-        """Checks that `mask_loss_resolution` is "image" or "mask"."""
         if self.mask_loss_resolution not in ("image", "mask"):
             raise ValueError(f'`mask_loss_resolution` must be "image" or "mask", got {self.mask_loss_resolution!r}.')
 
@@ -173,9 +165,9 @@ class DetrPanopticConfig(PreTrainedConfig):
         if wrong:
             raise ValueError(f"`stuff_label_ids` must be labels from 0 to {num_labels - 1}, got {wrong}.")
         if self.category_ids is not None and len(self.category_ids) != num_labels:
+            count = len(self.category_ids)
             raise ValueError(
-                f"`category_ids` must name the category of each of the {num_labels} labels, "
-                f"got {len(self.category_ids)} ids."
+                f"`category_ids` must name the category of each of the {num_labels} labels, got {count} ids."
             )
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from transformers.image_utils import ChannelDimension, load_image
 
@@ -30,18 +30,8 @@ def read_picture(source: str | os.PathLike[str], *, timeout: float | None = None
             return picture
     except Exception as error:
         # Broken files raise anything from SyntaxError to struct.error, and few of these name the file.
-        raise ValueError(f"Cannot read the image {str(source)[:200]!r}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """Returns why a picture cannot be read, as one line."""
-    if isinstance(error, Image.DecompressionBombError):
-        return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels."
-    if isinstance(error, UnidentifiedImageError):
-        return f"it is empty, damaged, or not one of {', '.join(FORMATS)}."
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(f"Cannot read the image {str(source)[:200]!r}: {reason}") from error
 
 
 def picture_to_tensor(picture: Image.Image) -> Tensor:

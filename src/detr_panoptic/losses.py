@@ -21,7 +21,7 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 from torch.utils.checkpoint import checkpoint
 
 from .box_ops import at_least_float32, cxcywh_to_xyxy, generalized_iou
-from .matcher import Labels, MatchedLayers, Matching, match
+from .matcher import Labels, MatchedLayers, Matching, checked_labels, match
 
 FOCAL_ALPHA = 0.25  # arXiv 1708.02002; its gamma is 2
 MASK_PIXELS_PER_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}
@@ -242,7 +242,13 @@ class Criterion:
     mask_resolution: str = "image"
 
     def match(self, labels: Labels, logits: Tensor, boxes: Tensor) -> MatchedLayers:
-        """Matches all layers with the targets: logits (L, B, Q, K+1) and boxes (L, B, Q, 4)."""
+        """Matches all layers with the targets: logits (L, B, Q, K+1) and boxes (L, B, Q, 4).
+
+        Raises:
+            ValueError: the targets do not fit, see `checked_labels`.
+        """
+        batch, num_labels = logits.shape[1], logits.shape[-1] - 1
+        labels = checked_labels(labels, batch=batch, num_labels=num_labels, device=logits.device)
         return MatchedLayers(labels, logits, boxes, match(logits, boxes, labels, costs=self.costs))
 
     def __call__(

@@ -23,7 +23,7 @@ from .backbone import Backbone, FrozenNorm, check_images, image_sizes_of, resize
 from .configuration_detr_panoptic import DetrPanopticConfig, check_mask_queries
 from .losses import Criterion, LossNormalizers, MaskCanvas
 from .mask_head import MASK_STRIDE, BoxHead, MaskAttention, MaskHead, select_rows, spread_rows
-from .matcher import Labels, MatchedLayers, checked_labels
+from .matcher import Labels, MatchedLayers
 from .position_encoding import sine_position_encoding
 from .transformer import Attention, Decoder, DecoderLayer, Encoder, EncoderLayer
 
@@ -188,22 +188,19 @@ class DetrPanopticModel(DetrPanopticPreTrainedModel):
         with_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if with_weights and (kernel := self.config._attn_implementation) not in ("eager", "sdpa"):
             raise ValueError(f'`output_attentions` needs `attn_implementation` "eager" or "sdpa", got "{kernel}".')
-        canvas, canvas_mask = self.backbone.padded(pixel_values, pixel_mask)
-        feature_maps = self.backbone(canvas.to(self.input_projection.weight.dtype))
+        pixel_values, pixel_mask = self.backbone.padded(pixel_values, pixel_mask)
+        feature_maps = self.backbone(pixel_values.to(self.input_projection.weight.dtype))
         projected = self.input_projection(feature_maps[-1])
-        feature_mask = resize_mask(canvas_mask, projected)
-        cells_mask = None if canvas_mask is None else feature_mask.flatten(1)
+        feature_mask = resize_mask(pixel_mask, projected)
+        cells_mask = None if pixel_mask is None else feature_mask.flatten(1)
         position = sine_position_encoding(feature_mask, self.config.hidden_size).to(projected.dtype)
         cells, position = (maps.flatten(2).transpose(1, 2) for maps in (projected, position))  # (B, h*w, D)
         encoder_states, encoder_weights = self.encoder(
             cells, position, self._attention_mask(cells, cells, cells_mask), with_weights=with_weights
         )
         encoded = encoder_states[-1]
-        queries = self.query_embeddings(torch.arange(self.config.num_queries, device=cells.device)).expand(
-            cells.shape[0],
-            -1,
-            -1,  # `len` would fix the batch of an exported graph
-        )
+        numbers = torch.arange(self.config.num_queries, device=cells.device)
+        queries = self.query_embeddings(numbers).expand(cells.shape[0], -1, -1)  # `len` would fix an exported batch
         decoded = self.decoder(
             queries, encoded, position, self._attention_mask(queries, encoded, cells_mask), with_weights=with_weights
         )
@@ -286,27 +283,23 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         """
         if mask_queries is not None:
             check_mask_queries(mask_queries, self.config.num_queries)
-        canvas, canvas_mask = self.model.backbone.padded(pixel_values, pixel_mask)
         features = self.model(
-            canvas, canvas_mask, output_attentions=output_attentions, output_hidden_states=output_hidden_states
+            pixel_values, pixel_mask, output_attentions=output_attentions, output_hidden_states=output_hidden_states
         )
         # Auxiliary losses run the heads for the earlier layers separately, so they change no bit of the predictions.
         logits, boxes = self._detect(features.last_hidden_state)
-        matched = None
-        if labels is not None:
-            labels = checked_labels(labels, batch=len(logits), num_labels=logits.shape[-1] - 1, device=logits.device)
-            matched = self._match(labels, features.intermediate_hidden_states[:-1], logits, boxes)
+        earlier_states = features.intermediate_hidden_states[:-1]
+        matched = None if labels is None else self._match(labels, earlier_states, logits, boxes)
 
-        attention_maps = self.attend(features, canvas_mask)
+        attention_maps = self.attend(features)
         rows = self._mask_rows(logits, mask_queries, matched)
+        height, width = pixel_values.shape[-2:]
         masks = self._segment(features, attention_maps, rows)
-        if canvas is not pixel_values:  # crop to the batch's own canvas
-            last_row, last_column = (-(-length // MASK_STRIDE) for length in pixel_values.shape[-2:])
-            masks = masks[..., :last_row, :last_column]
+        if any(self.model.backbone.margins(pixel_values)):
+            masks = masks[..., : -(-height // MASK_STRIDE), : -(-width // MASK_STRIDE)]
         image_sizes = image_sizes_of(pixel_values, pixel_mask)
         loss, loss_dict = None, None
         if matched is not None:
-            height, width = pixel_values.shape[-2:]
             sizes = [(height, width)] * len(logits) if pixel_mask is None else image_sizes.tolist()
             loss, loss_dict = self.criterion(matched, MaskCanvas(masks, rows, (height, width), sizes), normalizers)
         return DetrPanopticSegmentationOutput(
@@ -322,13 +315,10 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
             **{name: getattr(features, name) for name in PASSED_ON},
         )
 
-    def attend(self, features: Any, pixel_mask: Tensor | None) -> Tensor:
+    def attend(self, features: Any) -> Tensor:
         """Computes where each object looks: the base model's output to attention maps (B, Q, M, h, w)."""
-        return self.mask_attention(
-            features.last_hidden_state,
-            features.encoder_last_hidden_state.unflatten(1, features.projected.shape[-2:]),
-            None if pixel_mask is None else features.feature_mask,
-        )
+        encoded = features.encoder_last_hidden_state.unflatten(1, features.projected.shape[-2:])
+        return self.mask_attention(features.last_hidden_state, encoded, features.feature_mask)
 
     def _detect(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Computes logits (..., K+1) and boxes (..., 4) from object embeddings (..., D)."""
@@ -336,11 +326,9 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
 
     def _match(self, labels: Labels, earlier_states: Tensor, logits: Tensor, boxes: Tensor) -> MatchedLayers:
         """Matches the layers that the loss uses with the labels."""
-        all_logits, all_boxes = logits[None], boxes[None]
-        if self.config.auxiliary_loss and len(earlier_states):
-            earlier_logits, earlier_boxes = self._detect(earlier_states)
-            all_logits, all_boxes = torch.cat((earlier_logits, all_logits)), torch.cat((earlier_boxes, all_boxes))
-        return self.criterion.match(labels, all_logits, all_boxes)
+        used = earlier_states if self.config.auxiliary_loss else earlier_states[:0]
+        layers = zip(self._detect(used), (logits, boxes), strict=True)
+        return self.criterion.match(labels, *(torch.cat((earlier, last[None])) for earlier, last in layers))
 
     def _mask_rows(self, logits: Tensor, mask_queries: str | int | None, matched: MatchedLayers | None) -> Tensor:
         """Selects the rows among the batch's B*Q queries that get masks: (N,) int64, ascending."""

@@ -7,7 +7,6 @@ Follows datasets/coco_panoptic.py of facebookresearch/detr (29901c5), with these
   * segments that vanish when resized are dropped.
 """
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -81,52 +80,44 @@ def panoptic_target(
 def _id_map(segmentation: Image.Image | np.ndarray | Tensor, image_id: int) -> np.ndarray:
     """Returns the (H, W) int32 or int64 map of what an annotation holds."""
     if isinstance(segmentation, Image.Image) and segmentation.mode not in ("RGB", "L", "I", "I;16"):
-        raise ValueError(
-            f"Image {image_id}: `segmentation` must be a picture of mode RGB, or L, I, I;16 for an id map, "
-            f"got mode {segmentation.mode}."
-        )
+        modes = "RGB, or L, I, I;16 for an id map"
+        raise ValueError(f"Image {image_id}: `segmentation` must have mode {modes}, got mode {segmentation.mode}.")
     ids = segmentation.cpu().numpy() if isinstance(segmentation, Tensor) else np.asarray(segmentation)
     if ids.ndim == 3 and ids.shape[2] == 3 and ids.dtype == np.uint8:
         ids = rgb_to_ids(ids)
     if ids.ndim != 2 or ids.dtype.kind not in "iu":
-        raise ValueError(
-            f"Image {image_id}: `segmentation` must be an (H, W) map of integers or (H, W, 3) uint8 colors, got shape "
-            f"{ids.shape} of {ids.dtype}."
-        )
+        expected = "an (H, W) map of integers or (H, W, 3) uint8 colors"
+        raise ValueError(f"Image {image_id}: `segmentation` must be {expected}, got {ids.shape} of {ids.dtype}.")
     return ids if ids.dtype == np.int32 else ids.astype(np.int64)
 
 
 def _check_ids(in_map: Collection[int], listed: list[int], image_id: int) -> None:
     """Raises a ValueError unless map and entries hold the same ids, each once."""
-    repeated = [segment_id for segment_id, count in Counter(listed).items() if count > 1]
-    if repeated:
-        raise ValueError(f"Image {image_id}: `segments_info` must list each id once, got {repeated} more than once.")
-    if VOID_ID in listed:
-        raise ValueError(f"Image {image_id}: `segments_info` must list ids from 1, {VOID_ID} is void, got {VOID_ID}.")
-    in_map = set(in_map) - {VOID_ID}
-    for wrong, expected, came in (
-        (in_map - set(listed), "an entry in `segments_info`", "none"),
-        (set(listed) - in_map, "pixels in `segmentation`", "none"),
+    if len(set(listed)) < len(listed) or VOID_ID in listed:
+        wrong = sorted({i for i in listed if listed.count(i) > 1 or i == VOID_ID})
+        raise ValueError(f"Image {image_id}: `segments_info` must list each id once and not {VOID_ID}, got {wrong}.")
+    wanted, found = set(listed), set(in_map) - {VOID_ID}
+    for lacking, place in (
+        (found - wanted, "an entry in `segments_info`"),
+        (wanted - found, "pixels in `segmentation`"),
     ):
-        if wrong:
-            raise ValueError(f"Image {image_id}: segment ids {sorted(wrong)[:8]} must have {expected}, got {came}.")
+        if lacking:
+            raise ValueError(f"Image {image_id}: segment ids {sorted(lacking)[:8]} must have {place}, got none.")
 
 
 def _label_id(segment: Mapping[str, Any], category_ids: Sequence[int] | None, image_id: int) -> int:
     """Returns the label of a segment, checked as far as the labels are known."""
     name = f"Image {image_id}: segment {segment['id']}"
-    if segment.get("label_id") is not None:
-        label, last = int(segment["label_id"]), None if category_ids is None else len(category_ids) - 1
-        if label < 0 or (last is not None and label > last):
-            raise ValueError(
-                f"{name} must have a `label_id` from 0{'' if last is None else f' to {last}'}, got {label}."
-            )
-        return label
-    if segment.get("category_id") is None:
+    label: Any = segment.get("label_id")
+    category: Any = segment.get("category_id")
+    if label is None and category is None:
         raise ValueError(f"{name} must have a `label_id` or a `category_id`, got {sorted(segment)}.")
-    category = int(segment["category_id"])
-    if category_ids is None:
-        return category
-    if category not in category_ids:
-        raise ValueError(f"{name} must have a `category_id` out of {list(category_ids)}, got {category}.")
-    return list(category_ids).index(category)
+    if label is None and category_ids is not None:
+        if category not in category_ids:
+            raise ValueError(f"{name} must have a `category_id` out of {list(category_ids)}, got {category}.")
+        return list(category_ids).index(category)
+    label = int(category if label is None else label)
+    if label < 0 or (category_ids is not None and label >= len(category_ids)):
+        upper = "" if category_ids is None else f" to {len(category_ids) - 1}"
+        raise ValueError(f"{name} must have a `label_id` from 0{upper}, got {label}.")
+    return label

@@ -42,16 +42,8 @@ def rgb_to_ids(rgb: ArrayLike) -> NDArray[np.int32]:
     colors = np.asarray(rgb)
     if colors.ndim != 3 or colors.shape[-1] != 3 or colors.dtype != np.uint8:
         raise ValueError(f"`rgb` must be uint8 of shape (H, W, 3), got {colors.dtype} of shape {colors.shape}.")
-    height, width = colors.shape[:2]
-    ids = np.zeros(height * width, np.int32)
-    if ids.size:
-        data = np.ascontiguousarray(colors).reshape(-1)
-        # Reads four bytes at every third: a pixel and one byte of the next, which is masked. It takes half the time of
-        # shifting and adding three channels. The last pixel has no next.
-        overlapping = np.ndarray(ids.size - 1, "<u4", data, strides=(3,))
-        np.bitwise_and(overlapping, np.uint32(MAX_ID), out=ids[:-1].view(np.uint32))
-        ids[-1] = int.from_bytes(data[-3:].tobytes(), "little")
-    return ids.reshape(height, width)
+    red, green, blue = np.moveaxis(colors.astype(np.int32), -1, 0)
+    return red | green << 8 | blue << 16
 
 
 def ids_to_rgb(ids: ArrayLike) -> NDArray[np.uint8]:

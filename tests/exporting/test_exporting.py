@@ -130,6 +130,7 @@ def test_a_graph_of_one_size_equals_the_model(model, write, run):
 
 
 @pytest.mark.slow  # the exported program has the same graph
+@pytest.mark.promise
 @pytest.mark.parametrize("run", [run_onnxruntime, run_openvino])
 @pytest.mark.parametrize("shape", ANY_SIZE, ids=str)
 def test_a_graph_of_any_size_equals_the_model_on_the_padded_canvas(model, write, run, shape):
@@ -172,7 +173,7 @@ def test_tensorflow_s_padding_is_the_same_in_whole_numbers(kernel, stride, dilat
 
 
 def test_tensorflow_s_padding_is_a_constant_of_a_graph_of_any_size():
-    """Else shapes nest, and a shipped EfficientNet cannot be exported in reasonable time."""
+    """Otherwise shapes nest, and the bundled EfficientNet cannot be exported in reasonable time."""
 
     class Stages(nn.Module):
         def __init__(self):
@@ -252,6 +253,7 @@ def test_merging_in_the_graph_equals_the_paper_s(seed):
 
 
 @pytest.mark.slow  # the merging has a test of its own
+@pytest.mark.promise
 @pytest.mark.parametrize("run", [run_onnxruntime, run_openvino])
 def test_a_merging_graph_equals_post_processing(model, processor, write, run):
     segments = 0

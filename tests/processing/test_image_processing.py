@@ -243,8 +243,8 @@ def test_image_without_objects():
     [
         ({"segments_info": SEGMENTS[:2]}, r"Image 5: segment ids \[7\] must have an entry"),
         ({"segments_info": [*SEGMENTS, {"id": 8, "label_id": 0}]}, r"Image 5: segment ids \[8\] must have pixels"),
-        ({"segments_info": [*SEGMENTS, SEGMENTS[0]]}, r"Image 5: .* once, got \[300\]"),
-        ({"segments_info": [*SEGMENTS, {"id": 0, "label_id": 0}]}, "Image 5: .* 0 is void"),
+        ({"segments_info": [*SEGMENTS, SEGMENTS[0]]}, r"Image 5: .* once .*got \[300\]"),
+        ({"segments_info": [*SEGMENTS, {"id": 0, "label_id": 0}]}, r"Image 5: .* not 0, got \[0\]"),
         ({"segmentation": IDS.T}, r"Image 5: .* the image's size \(3, 5\), got \(5, 3\)"),
         ({"segmentation": IDS.astype(float)}, "Image 5: .* map of integers.* float64"),
         ({"segmentation": Image.fromarray(ids_to_rgb(IDS)).convert("P")}, "Image 5: .* got mode P"),

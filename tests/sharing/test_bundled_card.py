@@ -29,6 +29,7 @@ def test_its_numbers_are_those_that_evaluate_measured():
 
 @pytest.mark.slow
 @pytest.mark.promise
+@pytest.mark.promise
 def test_the_bundled_checkpoint_reaches_the_numbers_of_its_card():
     evaluation = SCRIPT["measure"]()
     for group, stored in METRICS["panoptic_quality"].items():

@@ -103,13 +103,12 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
         ImportError: the extra `export` is not installed.
 
     Example:
-        ```python
-        from detr_panoptic import export
-        from detr_panoptic.checkpoints import BUNDLED
-
-        exported = export(BUNDLED, "exported", size=(320, 320))
-        print(exported)
-        ```
+        >>> import tempfile
+        >>> from detr_panoptic import export
+        >>> from detr_panoptic.checkpoints import BUNDLED
+        >>> exported = export(BUNDLED, tempfile.mkdtemp(), format="torch", size=(64, 96))
+        >>> exported.file.name, exported.options.mask_queries
+        ('model.pt2', 20)
     """
     output = Path(output)
     options = GraphOptions(

@@ -43,11 +43,14 @@ def graph_inputs(
         The graph's inputs by name.
 
     Example:
-        ```python
-        processor = DetrPanopticImageProcessor.from_pretrained("exported")
-        inputs = graph_inputs([image], processor, exported.options)
-        logits, boxes, masks = onnxruntime.InferenceSession("exported/model.onnx").run(None, inputs)
-        ```
+        >>> from detr_panoptic import DetrPanopticImageProcessor
+        >>> from detr_panoptic.checkpoints import BUNDLED
+        >>> from detr_panoptic.exporting import GraphOptions
+        >>> from detr_panoptic.scenes import make_scene
+        >>> processor = DetrPanopticImageProcessor.from_pretrained(BUNDLED)
+        >>> inputs = graph_inputs([make_scene(1)["image"]], processor, GraphOptions(uint8=True))
+        >>> {name: values.shape for name, values in inputs.items()}
+        {'pixels': (1, 320, 320, 3), 'pixel_mask': (1, 320, 320)}
     """
     unchanged: dict[str, Any] = {"do_rescale": False, "do_normalize": False} if options.uint8 else {}
     batch = processor(list(images), return_tensors="np", **unchanged)

@@ -200,12 +200,13 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
         ValueError: the output exists, an image cannot be read, or the model has no class that may be added.
 
     Example:
-        ```python
-        from detr_panoptic import complete_stuff
-
-        completion = complete_stuff("my_things", "my_data", model="facebook/detr-resnet-50-panoptic", report="added")
-        print(completion)
-        ```
+        >>> import tempfile
+        >>> from detr_panoptic import complete_stuff
+        >>> from detr_panoptic.checkpoints import BUNDLED
+        >>> folder = tempfile.mkdtemp()
+        >>> completion = complete_stuff("scenes", folder, model=BUNDLED, limit=2, progress=False)
+        >>> completion.images, completion.void_before
+        (2, 0.0)
     """
     output = Path(output)
     check_new_folder(output)

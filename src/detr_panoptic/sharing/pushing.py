@@ -84,11 +84,11 @@ def push(
         OSError: nobody is logged in, the token may not write, or the Hub cannot be reached.
 
     Example:
-        ```python
-        from detr_panoptic import push
-
-        print(push("my_model", "me/my-model", evaluation="evaluation", private=True))
-        ```
+        >>> from detr_panoptic import push
+        >>> from detr_panoptic.checkpoints import BUNDLED
+        >>> pushed = push(BUNDLED, "OWNER/my-model", dry_run=True)
+        >>> sorted(pushed.files)[:2], pushed.url
+        (['README.md', 'backbone.py'], None)
     """
     validate_repo_id(repo_id)
     if not dry_run and get_token() is None:

@@ -51,7 +51,7 @@ def calibrate_mask_head(
     was_training = model.training
     model.eval()
     features = model.model(pixel_values, pixel_mask)
-    attention = model.attend(features, pixel_mask)
+    attention = model.attend(features)
     head: Any = model.mask_head
     for stage, skip in zip(head.stages, features.feature_maps[-2::-1], strict=True):
         stage.adapter.weight *= ADAPTED_STD / stage.adapter(skip).std()

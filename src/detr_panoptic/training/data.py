@@ -1,7 +1,7 @@
 """The images of a training run: those that are trained on and those that PQ is measured on."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,11 +40,12 @@ class DataSummary:
         return line + (f"; {self.empty} images without a segment" if self.empty else "")
 
 
-def summarize(label_ids: Iterable[list[int]], categories: Categories) -> DataSummary:
-    """Counts images and segments, given the label ids of the segments of each image."""
-    images = list(label_ids)
-    counts = Counter(label for labels in images for label in labels)
-    lengths = [len(labels) for labels in images]
+def summarize(records: Dataset, categories: Categories) -> DataSummary:
+    """Counts segments in about `SUMMARY_IMAGES` evenly spaced images."""
+    named = NamedRecords(records)
+    rows = (named[i] for i in range(0, len(records), max(1, len(records) // SUMMARY_IMAGES)))
+    images = [[segment["label_id"] for segment in row["segments_info"]] for row in rows]
+    counts, lengths = Counter(label for labels in images for label in labels), [len(labels) for labels in images]
     each = tuple(counts[label] for label in range(len(categories)))
     return DataSummary(len(images), lengths.count(0), each, max(lengths, default=0))
 
@@ -90,7 +91,7 @@ def read_data(settings: DataSettings, seed: int, in_memory: Mapping[str, Panopti
     options: dict[str, Any] = {"data_format": settings.format, "limit": settings.limit}
     options |= {"scene_side": min(settings.short_side, MAX_SCENE_SIDE), "scene_seed": seed}
     train = _read(source, split=settings.split, **options)
-    summary = summarize(_label_ids(train.records), train.categories)
+    summary = summarize(train.records, train.categories)
     if not any(summary.counts):
         raise ValueError(f"`data` {settings.data!r} has no annotated segment in the {summary.images} images examined.")
     validation, name = train, "the training images"
@@ -113,10 +114,3 @@ def _read(source: Any, **options: Any) -> PanopticData:
     if isinstance(source, PanopticData):
         options = {name: options[name] for name in ("limit", "categories") if name in options}
     return read_source(source, **options)
-
-
-def _label_ids(records: Dataset) -> list[list[int]]:
-    step = max(1, len(records) // SUMMARY_IMAGES)
-    named = NamedRecords(records)
-    rows = (named[i] for i in range(0, len(records), step))
-    return [[segment["label_id"] for segment in row["segments_info"]] for row in rows]

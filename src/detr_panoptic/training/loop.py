@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 def run_epochs(run: Run) -> int | None:
     """Trains to the end of the run, or until a signal stops it after an update; returns the number of the signal."""
-    progress, settings = run.state.progress, run.settings
+    progress, settings = run.progress, run.settings
     with stop_signals(run.accelerator) as received:
         while not progress.is_finished:
             run.batches.start_epoch(progress.epoch)
@@ -51,20 +51,20 @@ def run_epochs(run: Run) -> int | None:
 
 def train_epoch(run: Run) -> bool:
     """Does the remaining updates of an epoch; returns whether a signal stopped them."""
-    settings, state, accelerator, progress = run.settings, run.state, run.accelerator, run.state.progress
+    settings, accelerator, progress = run.settings, run.accelerator, run.progress
     steps, max_grad_norm = settings.optimization.gradient_accumulation_steps, settings.optimization.max_grad_norm
-    state.model.train()
+    run.model.train()
     for window in windows(run.loader, steps, progress.windows, accelerator):
         progress.step += 1
         progress.windows += 1
         is_logged = progress.step % settings.run.log_every == 0
         terms = train_step(
-            state.model, window, state.optimizer, accelerator, max_grad_norm=max_grad_norm, with_errors=is_logged
+            run.model, window, run.optimizer, accelerator, max_grad_norm=max_grad_norm, with_errors=is_logged
         )
-        rate = float(state.schedule.get_last_lr()[0])
-        state.schedule.step()
-        if state.averaged is not None:
-            state.averaged.update_parameters(state.whole)
+        rate = float(run.schedule.get_last_lr()[0])
+        run.schedule.step()
+        if run.averaged is not None:
+            run.averaged.update_parameters(accelerator.unwrap_model(run.model))
         run.log.advance(images=sum(len(batch["labels"]) for batch in window) * accelerator.num_processes)
         if is_logged:
             run.log.losses(progress.step, progress.epoch, rate=rate, **mean_over_processes(terms, accelerator))
@@ -78,7 +78,7 @@ def train_epoch(run: Run) -> bool:
 
 def save(run: Run) -> None:
     """Saves a checkpoint of a run; called on every process."""
-    save_checkpoint(run.accelerator, run.folder, run.state.progress, keep=run.settings.run.keep_checkpoints)
+    save_checkpoint(run.accelerator, run.folder, run.progress, keep=run.settings.run.keep_checkpoints)
 
 
 def train_step(

@@ -26,7 +26,7 @@ from .optimization import average_weights, build_optimizer, build_schedule, rate
 from .plan import count_steps, describe_plan
 from .reports import best_evaluation, write_reports
 from .settings import RunSettings, TrainingSettings, resolve_settings
-from .state import Progress, Run, TrainingState
+from .state import Progress, Run
 from .tracking import RunLog, start_trackers, tracker_names
 
 logger = logging.getLogger(__name__)
@@ -171,41 +171,7 @@ def execute(
     progress: bool,
 ) -> TrainingResult:
     """Trains from the last checkpoint, or from the beginning, and writes the reports of a finished run."""
-    folder, is_main = Path(str(settings.run.output)), accelerator.is_main_process
-    state, loader = prepare(settings, accelerator, model, batches)
-    plan, total_steps = make_plan(settings, accelerator, data, model, loader)
-    for line in plan:
-        logger.info(line)
-    start_trackers(accelerator, settings)
-    load_checkpoint(accelerator, folder, state.progress)
-    position = state.progress
-    if position.step and not position.is_finished:
-        logger.info("resuming after update %d", position.step)
-    log = RunLog(accelerator, folder, total_steps=total_steps, done=position.step, progress=progress)
-    run = Run(settings, folder, accelerator, data, processor, batches, loader, state, total_steps, log)
-    with closing(batches), closing(log.bar):
-        try:
-            stop_signal = run_epochs(run)
-        except torch.OutOfMemoryError as error:
-            size = settings.optimization.batch_size
-            text = f"Out of memory with `batch_size` {size}: use auto, smaller images (`short_side`) or bf16."
-            raise ValueError(text) from error
-    if position.is_finished and is_main:
-        write_reports(folder, state.evaluated, settings, data, plan)
-    done = "finished after update %d: see %s" if position.is_finished else "stopped after update %d; %s can be resumed"
-    logger.info(done, position.step, folder)
-    accelerator.end_training()
-    metrics = {name: value for name, value in best_evaluation(folder).items() if name not in ("step", "epoch")}
-    return TrainingResult(
-        folder, settings, plan, total_steps, position.step, metrics, position.is_finished, stop_signal
-    )
-
-
-def prepare(
-    settings: TrainingSettings, accelerator: Accelerator, model: DetrPanopticForSegmentation, batches: Batches
-) -> tuple[TrainingState, Any]:
-    """Returns what updates change, and the loader; the accelerator prepares both and saves them in checkpoints."""
-    optimization = settings.optimization
+    optimization, folder = settings.optimization, Path(str(settings.run.output))
     model = model.to(accelerator.device)
     averaged = None if optimization.ema_decay is None else average_weights(model, optimization.ema_decay)
     factor = rate_factor(optimization, effective_batch(settings, accelerator))
@@ -213,9 +179,45 @@ def prepare(
     if settings.run.compile:
         model.model.compile(dynamic=True)  # in place, so that names of weights stay; sizes of images differ
     prepared, optimizer, loader = accelerator.prepare(model, optimizer, batches.loader)
-    _, total_steps = count_steps(optimization, len(loader))
-    schedule = build_schedule(optimizer, optimization, total_steps=total_steps)
-    progress = Progress()
-    accelerator.register_for_checkpointing(schedule, progress, *([] if averaged is None else [averaged]))
+    plan, total_steps = make_plan(settings, accelerator, data, model, loader)
+    schedule, position = build_schedule(optimizer, optimization, total_steps=total_steps), Progress()
+    accelerator.register_for_checkpointing(schedule, position, *([] if averaged is None else [averaged]))
     set_seed(settings.run.seed, device_specific=True)  # dropout differs between processes
-    return TrainingState(prepared, model, optimizer, schedule, averaged, progress), loader
+    for line in plan:
+        logger.info(line)
+    start_trackers(accelerator, settings)
+    load_checkpoint(accelerator, folder, position)
+    if position.step and not position.is_finished:
+        logger.info("resuming after update %d", position.step)
+    log = RunLog(accelerator, folder, total_steps=total_steps, done=position.step, progress=progress)
+    run = Run(
+        settings=settings,
+        accelerator=accelerator,
+        data=data,
+        processor=processor,
+        batches=batches,
+        loader=loader,
+        model=prepared,
+        optimizer=optimizer,
+        schedule=schedule,
+        averaged=averaged,
+        progress=position,
+        total_steps=total_steps,
+        log=log,
+    )
+    with closing(batches), closing(log.bar):
+        try:
+            stop_signal = run_epochs(run)
+        except torch.OutOfMemoryError as error:
+            size = optimization.batch_size
+            text = f"Out of memory with `batch_size` {size}: use auto, smaller images (`short_side`) or bf16."
+            raise ValueError(text) from error
+    if position.is_finished and accelerator.is_main_process:
+        write_reports(folder, run.evaluated, settings, data, plan)
+    done = "finished after update %d: see %s" if position.is_finished else "stopped after update %d; %s can be resumed"
+    logger.info(done, position.step, folder)
+    accelerator.end_training()
+    metrics = {name: value for name, value in best_evaluation(folder).items() if name not in ("step", "epoch")}
+    return TrainingResult(
+        folder, settings, plan, total_steps, position.step, metrics, position.is_finished, stop_signal
+    )

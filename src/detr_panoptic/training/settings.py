@@ -130,15 +130,9 @@ class OptimizationSettings(_Checked):
     reference_batch: int = setting(64, "images per update for which the rates are meant", least=1)
     backbone_rate_decay: float = setting(1.0, "factor on the rate from a stage to the one before", least=0, most=1)
     ema_decay: float | None = setting(
-        None, "decay of a moving average of the weights, which is evaluated and saved instead", least=0, most=1
+        None, "decay of a moving average of the weights, which is evaluated and saved instead", least=0, most=0.99999
     )
     patience: int | None = setting(None, "stop after this many evaluations without a better PQ", least=1)
-
-    def __post_init__(self) -> None:
-        """Raises ValueError, also for a moving average that never moves."""
-        super().__post_init__()
-        if self.ema_decay == 1:
-            raise ValueError(f"`ema_decay` must be below 1, got {self.ema_decay}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +234,8 @@ def resolve_settings(
     """
     given = {**(read_settings(file) if file is not None else {}), **(overrides or {})}
     name = recipe or given.get("recipe") or DEFAULT_RECIPE
-    values = read_recipe(name)
+    _refuse_unknown("recipe", (name,), (*recipe_names(), NO_RECIPE))
+    values = {} if name == NO_RECIPE else read_settings(RECIPES / f"{name}.yaml")
     if given.get("model") is not None:
         values = {key: value for key, value in values.items() if key not in ARCHITECTURE}
     elif values.get("model") is not None and given.keys() & set(ARCHITECTURE):
@@ -251,18 +246,6 @@ def resolve_settings(
 def recipe_names() -> tuple[str, ...]:
     """Returns the names of the recipes of the package."""
     return tuple(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-
-
-def read_recipe(name: str) -> dict[str, Any]:
-    """Reads the settings of a recipe.
-
-    Raises:
-        ValueError: there is no such recipe.
-    """
-    if name == NO_RECIPE:
-        return {}
-    _refuse_unknown("recipe", (name,), recipe_names())
-    return read_settings(RECIPES / f"{name}.yaml")
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

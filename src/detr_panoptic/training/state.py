@@ -40,34 +40,30 @@ class Progress:
             setattr(self, name, value)
 
 
-@dataclass
-class TrainingState:
-    """Everything that an update changes."""
-
-    model: nn.Module  # prepared by the accelerator
-    whole: nn.Module  # the same model without the accelerator's wrapper
-    optimizer: Optimizer
-    schedule: LRScheduler
-    averaged: AveragedModel | None  # moving average of the weights
-    progress: Progress
-
-    @property
-    def evaluated(self) -> Any:
-        """The model that is evaluated and saved."""
-        return self.whole if self.averaged is None else self.averaged.module
-
-
 @dataclass(frozen=True)
 class Run:
     """The parts of a run."""
 
     settings: TrainingSettings  # with a fixed batch size
-    folder: Path  # of the output
     accelerator: Accelerator
     data: TrainingData
     processor: DetrPanopticImageProcessor
     batches: Batches
     loader: Any  # of the batches, prepared by the accelerator
-    state: TrainingState
+    model: nn.Module  # prepared by the accelerator
+    optimizer: Optimizer
+    schedule: LRScheduler
+    averaged: AveragedModel | None  # moving average of the weights
+    progress: Progress
     total_steps: int  # updates of the whole run
     log: RunLog
+
+    @property
+    def folder(self) -> Path:
+        """The output folder."""
+        return Path(str(self.settings.run.output))
+
+    @property
+    def evaluated(self) -> Any:
+        """The model that is evaluated and saved, without the accelerator's wrapper."""
+        return self.accelerator.unwrap_model(self.model) if self.averaged is None else self.averaged.module

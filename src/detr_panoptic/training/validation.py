@@ -27,7 +27,7 @@ def validate(run: Run) -> float:
     Returns:
         PQ in [0, 1]; in stage "boxes", which trains no masks, the negative loss.
     """
-    model, accelerator, progress = run.state.evaluated, run.accelerator, run.state.progress
+    model, accelerator, progress = run.evaluated, run.accelerator, run.progress
     with unchanged_random_state(accelerator.device):
         metrics = measure(run, model)
     quality = metrics["pq"] if "pq" in metrics else -metrics["validation_loss"]
