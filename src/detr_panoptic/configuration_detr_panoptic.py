@@ -63,9 +63,9 @@ class DetrPanopticConfig(PreTrainedConfig):
         "num_hidden_layers": "encoder_layers",
     }
     # What transformers' Trainer does not gather in evaluation. It gathers classes, boxes, masks and their sizes.
-    keys_to_ignore_at_inference = (
+    keys_to_ignore_at_inference = [  # noqa: RUF012  Trainer adds a list to it
         *("loss_dict", "auxiliary_outputs", "last_hidden_state", "encoder_last_hidden_state", "projected"),
-    )
+    ]
 
     backbone: str = "resnet50"
     use_pretrained_backbone: bool = False
