@@ -1,7 +1,6 @@
-"""A stand-in for the Hub on this machine: the requests that huggingface_hub makes to upload and load a repository.
+"""A local stand-in for the Hub: it answers the requests that huggingface_hub makes to upload and load a repository.
 
-It speaks the protocol of Git LFS, which the library uses without hf_xet. Real are the library, the connection and the
-bytes; the answers follow what huggingface_hub expects, and only that.
+It uses the Git LFS protocol, as the library does without hf_xet. The library, the connection and the bytes are real.
 """
 
 import base64
@@ -24,7 +23,7 @@ import pytest
 TOKEN, READ_TOKEN = "hf_may_write", "hf_may_read"
 USER = "somebody"
 MAIN = "main"
-LARGE_SUFFIXES = (".safetensors", ".png")  # go the way of large files
+LARGE_SUFFIXES = (".safetensors", ".png")  # transferred as large files
 
 
 @dataclass
@@ -36,24 +35,24 @@ class Repository:
 
 @dataclass
 class Hub:
-    """What it holds, what it was asked, and how it shall fail."""
+    """Contents, received requests, and failures to produce."""
 
     endpoint: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
     large_files: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     cut: dict[str, int] = field(default_factory=dict)
-    """So many times requests are cut in the middle, by what their line begins with."""
+    """How many requests to cut in the middle, by the beginning of their line."""
     broken: dict[str, int] = field(default_factory=dict)
-    """Statuses to answer with, by what the line of a request begins with, until they are taken away."""
+    """Statuses to answer with, by the beginning of a request's line."""
     received: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
-    """Bodies that came whole, by the line of the request."""
+    """Number of complete requests, by their line."""
 
     def files(self, repository: str, branch: str = MAIN) -> dict[str, bytes]:
         return self.repositories[repository].branches[branch]
 
 
-class Answer(Exception):  # noqa: N818  it is one
+class Answer(Exception):  # noqa: N818  an answer, not an error
     def __init__(self, status: int, body: object = None, **headers: str) -> None:
         self.status, self.body, self.headers = status, body, headers
 
@@ -272,7 +271,7 @@ class HubHandler(BaseHTTPRequestHandler):
 
 @contextmanager
 def hub_stand_in() -> Iterator[Hub]:
-    """The stand-in on a free port of this machine, until the block ends."""
+    """Runs the stand-in on a free port."""
     hub = Hub()
     with ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (HubHandler,), {"hub": hub})) as server:
         hub.endpoint = f"http://127.0.0.1:{server.server_port}"
@@ -287,14 +286,14 @@ def hub_stand_in() -> Iterator[Hub]:
 
 @contextmanager
 def library_talks_to_stand_in(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
-    """huggingface_hub in this process talks to the stand-in, and waits for nothing between tries."""
+    """Makes huggingface_hub in this process use the stand-in, without waiting between attempts."""
     with hub_stand_in() as hub:
         files = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         settings = {"ENDPOINT": hub.endpoint, "HUGGINGFACE_CO_URL_TEMPLATE": files}
         settings |= {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "HF_HUB_CACHE": str(cache)}
         for name, value in settings.items():
             monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
-        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # it keeps the address
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # it caches the address
         clock = SimpleNamespace(**{name: getattr(time, name) for name in dir(time) if not name.startswith("_")})
         clock.sleep = lambda _: None
         monkeypatch.setattr("huggingface_hub.utils._http.time", clock)

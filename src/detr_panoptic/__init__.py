@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from .data.reading import PanopticData, read_panoptic
     from .evaluation.model_evaluation import evaluate
     from .evaluation.panoptic_quality import PanopticQuality
-    from .evaluation.report import Evaluation
-    from .evaluation.results import PanopticQualityResult
+    from .evaluation.results import Evaluation, PanopticQualityResult
     from .explanation import Explanation, explain
     from .exporting import export
     from .image_processing_detr_panoptic import DetrPanopticImageProcessor
@@ -74,8 +73,7 @@ _NAMES = {
     "data.reading": ("PanopticData", "read_panoptic"),
     "evaluation.model_evaluation": ("evaluate",),
     "evaluation.panoptic_quality": ("PanopticQuality",),
-    "evaluation.report": ("Evaluation",),
-    "evaluation.results": ("PanopticQualityResult",),
+    "evaluation.results": ("Evaluation", "PanopticQualityResult"),
     "checkpoints.conversion": ("convert_checkpoint",),
     "training.run": ("TrainingResult", "train"),
     "exporting": ("export",),

@@ -8,8 +8,7 @@ from markdown_it import MarkdownIt
 
 from detr_panoptic.commands import main
 from detr_panoptic.data.plain_text import markdown, one_line
-from detr_panoptic.evaluation.report import Evaluation
-from detr_panoptic.evaluation.results import ClassQuality, GroupQuality, PanopticQualityResult
+from detr_panoptic.evaluation.results import ClassQuality, Evaluation, GroupQuality, PanopticQualityResult
 from detr_panoptic.sharing.card import CardFacts, build_card
 from detr_panoptic.training.data import DataSummary, TrainingData
 from detr_panoptic.training.reports import measured_quality

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_panoptic.evaluation import evaluate_files, files
+from detr_panoptic.evaluation import evaluate_files
 from detr_panoptic.evaluation.files import read_ids
 from detr_panoptic.inference.prediction import write_segmentation
 from detr_panoptic.segment_ids import ids_to_rgb
@@ -74,17 +74,6 @@ def test_a_map_that_is_no_rgb_image_is_an_error(tmp_path):
         evaluate_files(truth, prediction)
 
 
-@pytest.fixture(params=["kornia-rs", "Pillow"])
-def decoder(request, monkeypatch):
-    """Either decoder, if it is there."""
-    if request.param == "Pillow":
-        monkeypatch.setattr(files, "read_image_png_u8", None)
-    elif files.read_image_png_u8 is None:
-        pytest.skip("kornia-rs, the extra fast-png, is not installed")
-    return request.param
-
-
-@pytest.mark.usefixtures("decoder")
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16"])
 def test_a_map_of_another_mode_is_an_error(tmp_path, mode):
     picture = Image.new(mode, (3, 2))
@@ -93,13 +82,11 @@ def test_a_map_of_another_mode_is_an_error(tmp_path, mode):
         read_ids(tmp_path / "map.png")
 
 
-@pytest.mark.usefixtures("decoder")
 def test_a_map_that_is_not_there_is_another_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"map\.png"):
         read_ids(tmp_path / "map.png")
 
 
-@pytest.mark.usefixtures("decoder")
 @pytest.mark.parametrize("shape", [(5, 7), (2100, 2003)])  # Pillow holds the large one in two blocks of memory
 def test_ids_survive_a_file(tmp_path, shape):
     ids = np.random.default_rng(0).integers(2**24, size=(5, 7)).repeat(shape[0] // 5, 0).repeat(shape[1] // 7, 1)
@@ -110,7 +97,6 @@ def test_ids_survive_a_file(tmp_path, shape):
     assert np.array_equal(read, ids)
 
 
-@pytest.mark.usefixtures("decoder")
 @pytest.mark.parametrize("contents", [b"", b"no picture"])
 def test_a_map_that_is_no_picture_is_named(tmp_path, contents):
     (tmp_path / "map.png").write_bytes(contents)
@@ -118,7 +104,6 @@ def test_a_map_that_is_no_picture_is_named(tmp_path, contents):
         read_ids(tmp_path / "map.png")
 
 
-@pytest.mark.usefixtures("decoder")
 def test_half_a_map_is_named(tmp_path):
     write_segmentation(tmp_path / "map.png", np.random.default_rng(0).integers(2**24, size=(31, 37)))
     whole = (tmp_path / "map.png").read_bytes()

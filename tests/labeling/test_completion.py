@@ -1,4 +1,4 @@
-"""Stuff that a model adds: nothing annotated changes, and what is added is what the model is sure of."""
+"""Completion of stuff: annotated pixels do not change, and only confident predictions are added."""
 
 import json
 import shutil
@@ -102,7 +102,7 @@ def test_a_thing_that_is_mostly_annotated_is_another_name_for_it(visible, expect
     boat = measure_segments(ids, [{"id": 9, "label_id": 0, "iscrowd": 0}])
     added = fill_void(ids, boat, seen, [{"id": 1, "label_id": 4}], match).added
     assert sum(added.values()) == expected
-    # Stuff, however, lies behind things: what is seen of it counts.
+    # Stuff lies behind things, so its visible part counts.
     assert sum(fill_void(ids, boat, seen, [{"id": 1, "label_id": 2}], match).added.values()) == visible
 
 

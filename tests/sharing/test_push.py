@@ -1,4 +1,4 @@
-"""Models go to a stand-in of the Hub and come back from there with the same bits; failures say how to go on."""
+"""Models are pushed to a stand-in for the Hub and loaded from it with the same bits; errors say what to do."""
 
 import os
 import shutil
@@ -21,8 +21,8 @@ LARGE_FILE = "PUT /large/"
 # huggingface_hub 2.4 hands a file to httpx in a way that httpx finds old; November 2026.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw:DeprecationWarning")
 
-# What a reader does who has no package, and gets everything from the Hub.
-STRANGER = """
+# A reader without the package, who gets everything from the Hub.
+READER = """
 import sys
 
 sys.modules["detr_panoptic"] = None  # installed or not, it cannot be imported
@@ -57,8 +57,8 @@ def test_what_was_pushed_is_loaded_by_its_name_without_the_package(hub, model_fo
     assert hub.files(REPOSITORY).keys() >= {"README.md", "modeling_detr_panoptic.py", "preprocessor_config.json"}
     assert "Things (2): boat, person." in ModelCard(hub.files(REPOSITORY)["README.md"].decode()).text
 
-    script, picture, results = (tmp_path / name for name in ("stranger.py", "photo.png", "results.safetensors"))
-    script.write_text(STRANGER, encoding="utf-8")
+    script, picture, results = (tmp_path / name for name in ("reader.py", "photo.png", "results.safetensors"))
+    script.write_text(READER, encoding="utf-8")
     image = photo((71, 53), seed=0)
     image.save(picture)
     inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONWARNINGS")}

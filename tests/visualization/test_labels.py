@@ -16,9 +16,6 @@ WIDE = 10_000
 def no_other_fonts(monkeypatch):
     """A machine whose fonts have other names."""
     monkeypatch.setattr(labels, "FONT_FILES", ("no such font.ttf",))
-    labels._found_fonts.cache_clear()
-    yield
-    labels._found_fonts.cache_clear()
 
 
 def test_text_drops_bookkeeping_and_missing_scores():

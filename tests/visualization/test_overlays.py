@@ -144,17 +144,6 @@ def test_without_segments_there_is_no_legend():
     assert picture.size == (131, 97)
 
 
-def test_the_legend_of_both_sides_has_the_classes_of_both():
-    segmentation, segments = scene()
-    truth = {"segmentation": segmentation, "segments_info": segments[:1]}
-    prediction = {"segmentation": segmentation, "segments_info": segments[2:]}
-    plain = draw_side_by_side(photograph(), truth, prediction, ID2LABEL)
-    sheet = draw_side_by_side(photograph(), truth, prediction, ID2LABEL, show_legend=True)
-    legend = np.asarray(sheet.crop((0, plain.height, sheet.width, sheet.height))).reshape(-1, 3)
-    for label_id in (0, 1):
-        assert (legend == color_of(label_id)).all(-1).sum() > 30
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**31 - 1))
 def test_labels_lie_on_their_segments_and_never_overlap(seed):

@@ -2,7 +2,7 @@
 
 from .files import evaluate_files
 from .model_evaluation import evaluate
-from .panoptic_quality import PanopticQuality, PanopticQualityResult
-from .report import Evaluation
+from .panoptic_quality import PanopticQuality
+from .results import Evaluation, PanopticQualityResult
 
 __all__ = ["Evaluation", "PanopticQuality", "PanopticQualityResult", "evaluate", "evaluate_files"]

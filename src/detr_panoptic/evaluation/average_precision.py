@@ -78,21 +78,24 @@ def average_precision(
         For each kind the `FIGURES` and `per_class`, the AP of each label id: all in [0, 1], and None where there is
         nothing to measure. They are means over IoU thresholds from 0.5 to 0.95, for at most 100 detections.
     """
-    names = [{"id": label, "name": name} for label, name in categories.id2label.items() if categories.is_thing[label]]
+    things = [{"id": label} for label in categories.id2label if categories.is_thing[label]]
     sizes: list[dict[str, int]] = []
-    truth: list[dict[str, Any]] = []
-    found: list[dict[str, Any]] = []
-    for image_id, (size, true, detected) in enumerate(images):
+    sides: tuple[list[Instance], list[Instance]] = ([], [])  # truth and detections
+    for image_id, (size, *instances) in enumerate(images):
         sizes.append({"id": image_id, "height": size[0], "width": size[1]})
-        for instances, side in ((true, truth), (detected, found)):
-            # Ids start at 1: COCOeval reads a match with the id 0 as no match.
-            side += [
-                _annotation(instance, image_id, size, number)
-                for number, instance in enumerate(instances, start=len(side) + 1)
-            ]
+        for side, found in zip(sides, instances, strict=True):
+            for instance in found:
+                annotation = {"iscrowd": 0, **instance, "image_id": image_id, "category_id": instance["label_id"]}
+                annotation["id"] = len(side) + 1  # COCOeval reads a match with the id 0 as no match
+                if "counts" in instance:
+                    annotation["segmentation"] = {"size": list(size), "counts": instance["counts"]}
+                side.append(annotation)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step
-        true_side, found_side = (_coco(images=sizes, annotations=side, categories=names) for side in (truth, found))
-        return {kind: _evaluate(true_side, found_side, kind, len(categories)) for kind in kinds}
+        truth, detections = COCO(), COCO()
+        for coco, annotations in zip((truth, detections), sides, strict=True):
+            coco.dataset = {"images": sizes, "annotations": annotations, "categories": things}
+            coco.createIndex()
+        return {kind: _evaluate(truth, detections, kind, len(categories)) for kind in kinds}
 
 
 def _evaluate(truth: COCO, found: COCO, kind: str, num_labels: int) -> dict[str, Any]:
@@ -109,20 +112,6 @@ def _evaluate(truth: COCO, found: COCO, kind: str, num_labels: int) -> dict[str,
         precision = evaluation.eval["precision"][:, :, place, 0, -1]  # (thresholds, recalls), of all sizes
         per_class[label] = _or_none(precision[precision > -1].mean() if (precision > -1).any() else -1)
     return {**figures, "per_class": per_class}
-
-
-def _annotation(instance: Instance, image_id: int, size: tuple[int, int], number: int) -> dict[str, Any]:
-    annotation = {"iscrowd": 0, **instance, "id": number, "image_id": image_id, "category_id": instance["label_id"]}
-    if "counts" in instance:
-        annotation["segmentation"] = {"size": list(size), "counts": instance["counts"]}
-    return annotation
-
-
-def _coco(**contents: list[dict[str, Any]]) -> COCO:
-    coco = COCO()
-    coco.dataset = contents
-    coco.createIndex()
-    return coco
 
 
 def _or_none(value: float) -> float | None:

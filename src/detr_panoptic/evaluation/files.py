@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,12 +13,8 @@ from PIL import Image
 from ..data.categories import Categories
 from ..data.contained_paths import path_inside
 from ..segment_ids import rgb_to_ids
-from .panoptic_quality import PanopticQuality, PanopticQualityResult
-
-try:  # an extra, `fast-png`: three times as fast as Pillow
-    from kornia_rs.io import read_image_png_u8
-except ImportError:
-    read_image_png_u8 = None
+from .panoptic_quality import PanopticQuality
+from .results import PanopticQualityResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,10 +82,6 @@ def read_ids(file: str | Path) -> NDArray[np.int32]:
         ValueError: it is not an RGB image, or broken; names the file.
         FileNotFoundError: it does not exist.
     """
-    if read_image_png_u8 is not None:
-        # It refuses other modes and broken files; Pillow then says what is wrong.
-        with contextlib.suppress(Exception):
-            return rgb_to_ids(read_image_png_u8(str(file), "rgb"))
     try:
         with Image.open(file) as image:
             image.load()

@@ -19,7 +19,7 @@ from ..scenes.source import read_source
 from .average_precision import average_precision as compute_average_precision
 from .average_precision import true_instances
 from .panoptic_quality import PanopticQuality, relabel
-from .report import Evaluation, Example
+from .results import Evaluation, Example
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -95,7 +95,7 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
     may_skip = on_error == "skip"
     data = read_source(source, split=split, data_format=data_format, limit=limit, files_may_be_missing=may_skip)
     predictor = _predictor(model, device=device, dtype=dtype)
-    comparison = _Comparison(data.categories, match_classes(data.categories, predictor.categories.id2label), kinds)
+    comparison = _Comparison(data.categories, _match_classes(data.categories, predictor.categories.id2label), kinds)
     options: dict[str, Any] = {
         "threshold": threshold,
         "batch_size": batch_size,
@@ -113,35 +113,23 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
         folder = predictor.predict(data, predictions, to="coco", overlay=False, progress=progress, **options)
         comparison.add(folder if state.is_main_process else [], progress=progress)
         failures = folder.failures
-    evaluation = comparison.gather(
-        failures=failures,
-        dataset=_dataset_name(source, split),
-        settings={
-            "threshold": predictor.processor.threshold if threshold is None else threshold,
-            "dtype": str(predictor.model.dtype),
-            "batch_size": batch_size,
-        },
-    )
+    settings = {
+        "threshold": predictor.processor.threshold if threshold is None else threshold,
+        "dtype": str(predictor.model.dtype),
+        "batch_size": batch_size,
+    }
+    evaluation = comparison.gather(failures=failures, dataset=_dataset_name(source, split), settings=settings)
     if output is not None and state.is_main_process:
         evaluation.save(output)
     return evaluation
 
 
-def match_classes(categories: Categories, id2label: Mapping[int, str]) -> dict[int, int]:
-    """Returns the dataset's label id of each label id of the model that the dataset has.
-
-    Args:
-        categories: of the dataset.
-        id2label: names of the model's labels.
-
-    Raises:
-        ValueError: the model lacks a class of the dataset.
-    """
+def _match_classes(categories: Categories, id2label: Mapping[int, str]) -> dict[int, int]:
+    """Returns the dataset's label id of each label id of the model; ValueError if the model lacks a class."""
     labels = match_labels(categories, id2label)
-    matched = set(labels.values())
-    lacking = [name for label, name in enumerate(categories.names) if label not in matched]
+    lacking = [repr(name) for label, name in enumerate(categories.names) if label not in labels.values()]
     if lacking:
-        shown = ", ".join(map(repr, lacking[:SHOWN])) + (" …" if len(lacking) > SHOWN else "")
+        shown = ", ".join(lacking[:SHOWN]) + (" …" if len(lacking) > SHOWN else "")
         raise ValueError(
             f"The model has no class for {len(lacking)} of the {len(categories)} classes of the data: {shown}. "
             "Classes are matched by name."
@@ -159,13 +147,7 @@ class _Image(NamedTuple):
 
 @dataclass
 class _Comparison:
-    """Compares predictions with their truth.
-
-    Args:
-        categories: of the data.
-        labels: what `match_classes` returns.
-        kinds: of average precision.
-    """
+    """Compares predictions with their truth; `labels` are the data's of the model's, `kinds` those of AP."""
 
     categories: Categories
     labels: Mapping[int, int]
@@ -181,19 +163,14 @@ class _Comparison:
             predicted = relabel(prediction, self.labels)
             quality = PanopticQuality(self.categories)
             quality.update(truth, predicted)
-            instances = (truth["segmentation"].shape, self._true(truth), self._detected(prediction))
-            self.images.append(_Image(record["index"], quality, instances))
+            true = true_instances(**truth, is_thing=self.categories.is_thing) if self.kinds else []
+            detections = prediction.detections or []
+            found = [d | {"label_id": self.labels[d["label_id"]]} for d in detections if d["label_id"] in self.labels]
+            self.images.append(_Image(record["index"], quality, (truth["segmentation"].shape, true, found)))
             result = quality.compute()
             if result.overall.n:
                 example = Example(prediction.name, result.pq, prediction.image, truth, predicted)
                 self._keep_worst([*self.worst, (result.pq, record["index"], example)])
-
-    def _true(self, truth: Mapping[str, Any]) -> list[Instance]:
-        return true_instances(**truth, is_thing=self.categories.is_thing) if self.kinds else []
-
-    def _detected(self, prediction: Prediction) -> list[Instance]:
-        found = prediction.detections or []
-        return [{**d, "label_id": self.labels[d["label_id"]]} for d in found if d["label_id"] in self.labels]
 
     def _keep_worst(self, examples: list[tuple[float, int, Example]]) -> None:
         self.worst = heapq.nsmallest(NUM_WORST, examples, key=lambda item: item[:2])
@@ -221,9 +198,7 @@ def _kinds(average_precision: bool | str) -> tuple[str, ...]:
 def _predictor(model: Any, **options: Any) -> Predictor:
     if isinstance(model, Predictor):
         return model
-    if isinstance(model, tuple):
-        return Predictor(*model)
-    return Predictor.from_pretrained(model, **options)
+    return Predictor(*model) if isinstance(model, tuple) else Predictor.from_pretrained(model, **options)
 
 
 def _dataset_name(source: Any, split: str | None) -> str:

@@ -14,25 +14,30 @@ Differences:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import reduce
+from numbers import Real
 from operator import add
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..data.categories import match_labels
 from ..data.records import truth_ids
-from .image_counts import ImageCounts, count_image
+from ..segment_ids import VOID_ID
 from .results import ClassQuality, GroupQuality, PanopticQualityResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from numpy.typing import NDArray
 
     from ..data.categories import Categories
     from ..inference.prediction import Prediction
+
+MATCH_IOU = 0.5  # two matches of one segment cannot both exceed it, so matching needs no assignment
+IGNORED_SHARE = 0.5  # of a wrong prediction's area in void or crowd, above which it does not count
 
 
 class PanopticQuality:
@@ -62,7 +67,7 @@ class PanopticQuality:
     def __init__(self, categories: Categories) -> None:
         """Starts without images."""
         self.categories = categories
-        self._images: list[ImageCounts] = []
+        self._images: list[_Counts] = []
 
     def update(self, truth: Mapping[str, Any], prediction: Prediction | Mapping[str, Any]) -> None:
         """Adds one image.
@@ -81,14 +86,7 @@ class PanopticQuality:
         """
         if not isinstance(prediction, Mapping):
             prediction = relabel(prediction, match_labels(self.categories, prediction.id2label))
-        counts = count_image(
-            truth_ids(truth),
-            truth["segments_info"],
-            truth_ids(prediction),
-            prediction["segments_info"],
-            self.categories.category_ids,
-        )
-        self._images.append(counts)
+        self._images.append(_count(truth, prediction, self.categories.category_ids))
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -115,7 +113,10 @@ class PanopticQuality:
         depend on the number of cores. The goldens were made with two, and so is this sum on any machine.
         """
         half = -(-len(self._images) // 2)
-        parts = [self._sums(images) for images in (self._images[:half], self._images[half:])]
+        parts = np.zeros((2, 4, len(self.categories)))
+        for place, image in enumerate(self._images):
+            for row, label, amount in image:
+                parts[int(place >= half), row, label] += amount
         iou, tp, fp, fn = parts[0] + parts[1]
         denominator = tp + 0.5 * fp + 0.5 * fn
         columns = zip(
@@ -133,18 +134,6 @@ class PanopticQuality:
             per_class=per_class,
         )
 
-    def _sums(self, images: Sequence[ImageCounts]) -> NDArray[np.float64]:
-        """Adds up IoU, matches, wrong and missed segments of each class: (4, K)."""
-        sums = np.zeros((4, len(self.categories)))
-        for image in images:
-            for label, iou in image.matches:
-                sums[:2, label] += iou, 1
-            for label in image.wrong:
-                sums[2, label] += 1
-            for label in image.missed:
-                sums[3, label] += 1
-        return sums
-
 
 def relabel(prediction: Prediction, labels: Mapping[int, int]) -> dict[str, Any]:
     """Returns a prediction in the labels of a dataset, as `segmentation` and `segments_info`.
@@ -159,11 +148,105 @@ def relabel(prediction: Prediction, labels: Mapping[int, int]) -> dict[str, Any]
     ids = prediction.segmentation
     if len(known) < len(prediction.segments):
         ids = np.where(np.isin(ids, [segment.id for segment in known]), ids, 0)
-    segments = [
-        {"id": segment.id, "label_id": labels[segment.label_id], "score": segment.score, "area": segment.area}
-        for segment in known
-    ]
+    segments = [{"id": s.id, "label_id": labels[s.label_id], "score": s.score, "area": s.area} for s in known]
     return {"segmentation": ids, "segments_info": segments}
+
+
+_Counts = list[tuple[int, int, float]]
+"""Of one image: a row, a label and what to add there; the rows are IoU, matches, wrong and missed segments."""
+
+
+class _Segment(NamedTuple):
+    """One listed segment."""
+
+    label: int
+    area: int
+    is_crowd: bool = False
+
+
+def _count(truth: Mapping[str, Any], prediction: Mapping[str, Any], category_ids: Sequence[int]) -> _Counts:
+    """Finds matches, wrong predictions and missed segments of one image."""
+    overlaps = _overlaps(truth_ids(truth), truth_ids(prediction))
+    true_areas, areas = Counter[int](), Counter[int]()
+    for (true_id, found_id), overlap in overlaps.items():
+        true_areas[true_id] += overlap
+        areas[found_id] += overlap
+    label_of = {category_id: label for label, category_id in enumerate(category_ids)}
+    true = {
+        s["id"]: _Segment(_label(s, label_of), _area(s, true_areas[s["id"]]), s.get("iscrowd", 0) == 1)
+        for s in truth["segments_info"]
+    }
+    found = {s["id"]: _Segment(_label(s, label_of), areas[s["id"]]) for s in prediction["segments_info"]}
+    _check_same_ids(areas, found)
+    ious = _match(true, found, overlaps)
+    matched_true, matched_found = ({pair[side] for pair in ious} for side in (0, 1))
+    crowd_of = {segment.label: i for i, segment in true.items() if segment.is_crowd}
+    counts: _Counts = []
+    for (i, _), iou in ious.items():
+        counts += [(0, true[i].label, iou), (1, true[i].label, 1)]
+    for i, segment in found.items():
+        excused = overlaps.get((VOID_ID, i), 0) + overlaps.get((crowd_of.get(segment.label, -1), i), 0)
+        if i not in matched_found and excused / segment.area <= IGNORED_SHARE:
+            counts.append((2, segment.label, 1))
+    missed = [segment.label for i, segment in true.items() if i not in matched_true and not segment.is_crowd]
+    return counts + [(3, label, 1) for label in missed]
+
+
+def _overlaps(true_ids: NDArray[Any], found_ids: NDArray[Any]) -> dict[tuple[int, int], int]:
+    """Counts the pixels that each (true id, predicted id) shares, in ascending order of the pairs."""
+    if true_ids.shape != found_ids.shape:
+        raise ValueError(f"Truth and prediction must have the same shape, got {true_ids.shape} and {found_ids.shape}.")
+    true_ids, found_ids = true_ids.ravel(), found_ids.ravel()
+    starts_run = np.ones(true_ids.size, dtype=bool)
+    starts_run[1:] = (true_ids[1:] != true_ids[:-1]) | (found_ids[1:] != found_ids[:-1])
+    starts = np.flatnonzero(starts_run)
+    pairs, run_pairs = np.unique(true_ids[starts].astype(np.int64) << 32 | found_ids[starts], return_inverse=True)
+    areas = np.bincount(run_pairs, np.diff(starts, append=true_ids.size)).astype(int)
+    return {(pair >> 32, pair & 0xFFFFFFFF): area for pair, area in zip(pairs.tolist(), areas.tolist(), strict=True)}
+
+
+def _match(
+    true: dict[int, _Segment], found: dict[int, _Segment], overlaps: Mapping[tuple[int, int], int]
+) -> dict[tuple[int, int], float]:
+    """Returns the IoU of each matched (true id, predicted id)."""
+    ious = {}
+    for (i, j), overlap in overlaps.items():
+        if i not in true or j not in found or true[i].is_crowd or true[i].label != found[j].label:
+            continue
+        union = found[j].area + true[i].area - overlap - overlaps.get((VOID_ID, j), 0)
+        if union <= 0:
+            raise ValueError(
+                f"Segment {i} has the `area` {true[i].area} but shares {overlap} pixels with segment {j}."
+            )
+        if overlap / union > MATCH_IOU:
+            ious[i, j] = overlap / union
+    return ious
+
+
+def _area(segment: Mapping[str, Any], counted: int) -> Any:
+    """Returns the listed area of a true segment, as the official evaluator uses it, else the counted one."""
+    area: Any = segment.get("area", counted)
+    if not isinstance(area, Real) or area < min(counted, 1):
+        raise ValueError(f"Segment {segment['id']} must have a number of pixels as its `area`, got {area!r}.")
+    return area
+
+
+def _label(segment: Mapping[str, Any], label_of: Mapping[int, int]) -> int:
+    """Returns the label of an entry that has a category id or a label id."""
+    if "category_id" not in segment and "label_id" in segment and 0 <= segment["label_id"] < len(label_of):
+        return int(segment["label_id"])
+    if segment.get("category_id") not in label_of:
+        name = "category_id" if "category_id" in segment else "label_id"
+        raise ValueError(f"Segment {segment['id']} has the unknown `{name}` {segment.get(name)}.")
+    return label_of[segment["category_id"]]
+
+
+def _check_same_ids(in_map: Collection[int], listed: Collection[int]) -> None:
+    """Raises ValueError unless a prediction's map and entries have the same ids."""
+    if unlisted := sorted(set(in_map) - set(listed) - {VOID_ID}):
+        raise ValueError(f"Segments {unlisted} are in the prediction's map but not in its `segments_info`.")
+    if unseen := sorted(set(listed) - set(in_map)):
+        raise ValueError(f"Segments {unseen} are in the prediction's `segments_info` but not in its map.")
 
 
 def _divide(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> list[float]:

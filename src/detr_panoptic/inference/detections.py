@@ -34,14 +34,14 @@ def detect(outputs: Any, index: int, size: tuple[int, int], *, with_masks: bool)
     """
     scores, labels = outputs.logits[index].float().softmax(-1)[:, :-1].max(-1)
     boxes = cxcywh_to_xyxy(outputs.pred_boxes[index].float()) * scores.new_tensor([size[1], size[0]]).repeat(2)
+    columns = zip(labels.tolist(), scores.tolist(), boxes.tolist(), strict=True)
     detections: list[dict[str, Any]] = [
         {"label_id": label, "score": score, "bbox": [left, top, right - left, bottom - top]}
-        for label, score, (left, top, right, bottom) in zip(
-            labels.tolist(), scores.tolist(), boxes.tolist(), strict=True
-        )
+        for label, score, (left, top, right, bottom) in columns
     ]
     if with_masks:
-        sizes = ImageSizes(_pair(outputs.image_sizes[index]), _pair(outputs.canvas_sizes[index]), size)
+        image_size, canvas_size = (tuple(pair[index].tolist()) for pair in (outputs.image_sizes, outputs.canvas_sizes))
+        sizes = ImageSizes(image_size, canvas_size, size)
         for start in range(0, len(detections), QUERIES_AT_ONCE):
             some = slice(start, start + QUERIES_AT_ONCE)
             masks = query_masks(outputs.pred_masks[index][some], sizes)
@@ -68,8 +68,3 @@ def query_masks(masks: Tensor, sizes: ImageSizes) -> Tensor:
     logits = at_least_float32(crop_to_image(masks, sizes))[None]
     processed = F.interpolate(logits, size=sizes.processed, mode="bilinear", align_corners=False) > 0
     return F.interpolate(processed.float(), size=sizes.target, mode="nearest")[0].bool().permute(1, 2, 0).contiguous()
-
-
-def _pair(size: Tensor) -> tuple[int, int]:
-    height, width = size.tolist()
-    return height, width

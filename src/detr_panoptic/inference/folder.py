@@ -16,7 +16,7 @@ from ..data.categories import Categories
 from ..data.files import written_whole
 from ..data.writing import write_parquet
 from .pictures import Pictures, unique_stems
-from .prediction import JSON, MAP, OVERLAY, Prediction, coco_annotation, read_segments
+from .prediction import JSON, MAP, OVERLAY, Prediction, coco_annotation
 
 if TYPE_CHECKING:
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
@@ -53,9 +53,8 @@ class PredictionFolder:
         if self.output.is_file():
             raise ValueError(f"`output` must be a folder, got the file {str(output)!r}.")
         self.pictures, self.categories, self.layout = pictures, categories, layout
-        is_files = layout == "files"
-        self.folder = self.output if is_files else self.output / SEGMENTS
-        self.maps = self.output if is_files else self.output / MAPS
+        self.folder = self.output / ("" if layout == "files" else SEGMENTS)
+        self.maps = self.output / ("" if layout == "files" else MAPS)
         paths = [pictures.path_of(index) for index in range(len(pictures))]
         self._stems = unique_stems(paths, (OVERLAY, MAP, JSON), output=self.output)
         self.failures: list[str] = []
@@ -65,11 +64,7 @@ class PredictionFolder:
         self._shown: list[str] = []
 
     def open(self, settings: Mapping[str, Any]) -> None:
-        """Creates the folder, or checks that its results were made with the same settings.
-
-        Raises:
-            ValueError: they were not; names the first setting that differs.
-        """
+        """Creates the folder; ValueError if it has results of other settings, with the first one that differs."""
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.output / SETTINGS
         expected = json.loads(json.dumps({**settings, "to": self.layout}))
@@ -92,9 +87,8 @@ class PredictionFolder:
 
     def write(self, record: Mapping[str, Any], prediction: Prediction, *, overlay: bool) -> None:
         """Writes the files of one image, the one that marks it as done last."""
-        index = record["index"]
-        source = {"image_id": record["image_id"]}
-        prediction.save(self.folder, self._stems[index], maps=self.maps, overlay=overlay, source=source)
+        stem, source = self._stems[record["index"]], {"image_id": record["image_id"]}
+        prediction.save(self.folder, stem, maps=self.maps, overlay=overlay, source=source)
         if len(self._shown) < SHOWN:
             self._shown.append(str(prediction))
 
@@ -117,9 +111,8 @@ class PredictionFolder:
             name = Path(content["image"]).name if Path(content["image"]).is_absolute() else content["image"]
             size = {"width": content["width"], "height": content["height"]}
             images.append({"id": content["image_id"], "file_name": name, **size})
-            annotations.append(
-                coco_annotation(read_segments(content), content["image_id"], f"{self._stems[index]}{MAP}")
-            )
+            file_name = f"{self._stems[index]}{MAP}"
+            annotations.append(coco_annotation(content["segments_info"], content["image_id"], file_name))
         with written_whole(Path(file)) as part:
             content = {"images": images, "annotations": annotations, "categories": self.categories.to_coco()}
             part.write_text(json.dumps(content))
@@ -156,14 +149,9 @@ class PredictionFolder:
 
     def _records(self) -> Iterable[dict[str, Any]]:
         for index, content in self._contents():
-            yield {
-                **self.pictures.stored(index),
-                "segmentation": {"path": str(self.maps / content["segmentation"]), "bytes": None},
-                "segments_info": [
-                    {**{key: segment[key] for key in RECORD_KEYS}, "iscrowd": 0}
-                    for segment in content["segments_info"]
-                ],
-            }
+            ids = {"path": str(self.maps / content["segmentation"]), "bytes": None}
+            segments = [{key: s[key] for key in RECORD_KEYS} | {"iscrowd": 0} for s in content["segments_info"]]
+            yield {**self.pictures.stored(index), "segmentation": ids, "segments_info": segments}
 
 
 def fingerprint(model: DetrPanopticForSegmentation, processor: DetrPanopticImageProcessor) -> str:

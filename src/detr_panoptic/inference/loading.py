@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..data.categories import Categories
 from ..data.hub_names import hub_name
+from ..data.plain_text import first_line
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
@@ -58,7 +59,7 @@ def load(
                 source, stuff_label_ids=model.config.stuff_label_ids, category_ids=model.config.category_ids
             )
     except Exception as error:  # transformers, safetensors, torch and timm raise errors of their own
-        raise ValueError(f"`model` {source!r} cannot be loaded: {_first_line(error)}") from error
+        raise ValueError(f"`model` {source!r} cannot be loaded: {first_line(error)}") from error
     if config["model_type"] == MODEL_TYPES[0]:
         _check_fit(source, model, report)
     broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
@@ -68,21 +69,14 @@ def load(
 
 
 def find_device(name: str | torch.device) -> torch.device:
-    """Returns a device that works on this machine.
-
-    Args:
-        name: a device of PyTorch, or "auto".
-
-    Raises:
-        ValueError: there is no such device.
-    """
+    """Returns the device of PyTorch with this name, or the best one for "auto"; ValueError if it does not work."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = _first_line(error).partition(". ")[0]
+        reason = first_line(error).partition(". ")[0]
         raise ValueError(
             f"`device` must be auto, cpu, cuda, cuda:1, mps … and work on this machine, got {str(name)!r}: {reason}"
         ) from error
@@ -102,19 +96,18 @@ def _read_config(source: str) -> dict[str, Any]:
             f"`model` must be a folder or a name on the Hub, got the file {source!r}; `convert_checkpoint` turns "
             "checkpoint files into folders."
         )
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(f"`model` must be a folder with a saved model, but {source!r} has no config.json.")
-    if folder.is_dir() and not (folder / "preprocessor_config.json").is_file():
-        raise ValueError(
-            f"`model` {source!r} has no preprocessor_config.json: save the image processor beside the model."
-        )
+    for name in ("config.json", "preprocessor_config.json"):
+        if folder.is_dir() and not (folder / name).is_file():
+            raise ValueError(
+                f"`model` must be a folder with a model and image processor, but {source!r} has no {name}."
+            )
     if not folder.is_dir() and not hub_name(source):
         raise ValueError(f"`model` must be an existing folder or a name on the Hub (OWNER/NAME), got {source!r}.")
     try:
         config: Any = PreTrainedConfig.get_config_dict(source)[0]
     except Exception as error:
         where = "cannot be loaded" if folder.is_dir() else "is not a folder here and could not be fetched from the Hub"
-        raise ValueError(f"`model` {source!r} {where}: {_first_line(error)}") from error
+        raise ValueError(f"`model` {source!r} {where}: {first_line(error)}") from error
     if not isinstance(config, dict):
         raise ValueError(f"`model` {source!r} has a config.json that is not an object.")
     return config
@@ -132,10 +125,7 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
 
 
 def _check_fit(source: str, model: DetrPanopticForSegmentation, report: dict[str, Any]) -> None:
-    """Raises ValueError unless the weights are those that the configuration asks for.
-
-    transformers initializes missing weights at random and ignores unexpected ones.
-    """
+    """Raises ValueError for weights that transformers would initialize at random or ignore."""
     misfits = sorted(f"{name} {tuple(saved)}, not {tuple(made)}" for name, saved, made in report["mismatched_keys"])
     if misfits:
         raise ValueError(
@@ -149,11 +139,6 @@ def _check_fit(source: str, model: DetrPanopticForSegmentation, report: dict[str
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 @contextmanager

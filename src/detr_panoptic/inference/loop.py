@@ -1,10 +1,16 @@
-"""The one loop that runs a model over images."""
+"""The one loop that runs a model over images, in batches of similar shape that worker processes load.
+
+The batches depend on the images and the batch size alone, not on the number of processes or on earlier runs, so
+neither changes a result. An image that cannot be read does not affect the others of its batch.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.utils.data import DataLoader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +19,9 @@ if TYPE_CHECKING:
 
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+    from .pictures import Pictures
+
+WINDOW = 64  # batches; images are sorted by shape within a window, whose sizes are read ahead
 
 
 class Batch(NamedTuple):
@@ -35,6 +44,30 @@ class Batch(NamedTuple):
 def make_batch(processor: DetrPanopticImageProcessor, records: Sequence[Mapping[str, Any]]) -> Batch:
     """Preprocesses the images of some records."""
     return Batch(records, processor([record["image"] for record in records], return_tensors="pt"))
+
+
+def plan_batches(pictures: Pictures, batch_size: int) -> Iterator[list[int]]:
+    """Yields the indices of all images, batch by batch, sorted by aspect ratio and size to reduce padding.
+
+    With a batch size of 1, images stay in order and no size is read.
+    """
+    for start in range(0, len(pictures), WINDOW * batch_size):
+        window = range(len(pictures))[start : start + WINDOW * batch_size]
+        indices = window if batch_size == 1 else sorted(window, key=partial(_shape, pictures))
+        for first in range(0, len(indices), batch_size):
+            yield list(indices[first : first + batch_size])
+
+
+def load_batches(
+    pictures: Pictures, plan: Iterator[list[int]], processor: DetrPanopticImageProcessor, *, workers: int
+) -> Iterable[tuple[Batch | None, list[str]]]:
+    """Loads the batches of a plan in `workers` processes, or in this one if there are none.
+
+    Returns:
+        Each batch of the images that could be read, each record with its `index`; and messages that name the others.
+    """
+    indices: Any = range(len(pictures))
+    return DataLoader(indices, batch_sampler=plan, collate_fn=partial(_load, pictures, processor), num_workers=workers)
 
 
 @torch.no_grad()
@@ -61,6 +94,27 @@ def run_model(
             yield batch, outputs
     finally:
         model.train(was_training)
+
+
+def _shape(pictures: Pictures, index: int) -> tuple[float, int]:
+    try:
+        width, height = pictures.size_of(index)
+    except Exception:  # reading it fails as well, and is reported then
+        return 0.0, 0
+    return width / height, width * height
+
+
+def _load(
+    pictures: Pictures, processor: DetrPanopticImageProcessor, indices: Sequence[int]
+) -> tuple[Batch | None, list[str]]:
+    records, failures = [], []
+    for index in indices:
+        try:
+            records.append({**pictures[index], "index": index})
+        except Exception as error:  # broken files raise anything from SyntaxError to struct.error
+            name, text = pictures.name_of(index), " ".join(str(error).split()) or type(error).__name__
+            failures.append(text if name in text else f"{name}: {text}")
+    return make_batch(processor, records) if records else None, failures
 
 
 def _check_finite(batch: Batch, outputs: Any) -> None:

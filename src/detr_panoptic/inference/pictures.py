@@ -20,14 +20,7 @@ FEATURES = Features({"image": Image(), "image_id": Value("int64"), "file_name": 
 
 
 class Pictures:
-    """Images by index, with their annotations if there are any.
-
-    Args:
-        records: with `image`, `image_id` and `file_name`, and perhaps `segmentation` and `segments_info`.
-
-    Raises:
-        ValueError: two records have the same id.
-    """
+    """Images by index, with their annotations if the records have any; ValueError if two have the same id."""
 
     def __init__(self, records: Dataset) -> None:
         stored = records.with_format(None).select_columns(["image", "image_id", "file_name"])
@@ -76,7 +69,7 @@ def open_pictures(source: Any, *, limit: int | None = None, **options: Any) -> t
 
     Args:
         source: a path to an image, a folder of images or a dataset; a list of paths to images and folders; "scenes";
-            a `Dataset` or a `PanopticData`.
+            a `Dataset`, a `PanopticData`, or `Pictures`.
         limit: number of images, from the first.
         options: `split` and `data_format` of `read_panoptic`.
 
@@ -87,6 +80,8 @@ def open_pictures(source: Any, *, limit: int | None = None, **options: Any) -> t
         ValueError: the source contains no images.
         TypeError: the source is something else.
     """
+    if isinstance(source, Pictures):
+        return source, []
     if isinstance(source, PanopticData):
         source = source.records
     if isinstance(source, Dataset):
@@ -97,7 +92,7 @@ def open_pictures(source: Any, *, limit: int | None = None, **options: Any) -> t
         source = [source]
     if not isinstance(source, Iterable):
         raise TypeError(f"`source` must be a path, a list of paths or a dataset, got {type(source).__name__}.")
-    paths, missing = expand_paths(source)
+    paths, missing = _expanded(source)
     if not paths:
         raise ValueError(f"`source` contains no images: {'; '.join(missing) or 'it is empty'}.")
     # File names need not be valid UTF-8, but columns of text do.
@@ -110,15 +105,8 @@ def open_pictures(source: Any, *, limit: int | None = None, **options: Any) -> t
     return Pictures(Dataset.from_dict(columns, features=FEATURES)), missing
 
 
-def expand_paths(names: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
-    """Finds the image files that some paths mean.
-
-    Args:
-        names: files, and folders whose images are taken, sorted; subfolders are not searched.
-
-    Returns:
-        The files, and a message for each path that leads to none.
-    """
+def _expanded(names: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
+    """Returns the image files that some paths mean, without subfolders, and a message for each that means none."""
     paths: list[Path] = []
     missing = []
     for path in map(Path, names):

@@ -84,9 +84,8 @@ class Prediction:
 
     def __str__(self) -> str:
         """Returns a line for the image and one for each segment, the largest first."""
-        lines = [
-            f"{one_line(self.name)}: {len(self.segments)} segments, {self.image.width}x{self.image.height} pixels"
-        ]
+        size = f"{self.image.width}x{self.image.height} pixels"
+        lines = [f"{one_line(self.name)}: {len(self.segments)} segments, {size}"]
         for segment in sorted(self.segments, key=lambda segment: -segment.area):
             score = "" if segment.score is None else f"{segment.score:.2f}"
             share = f"{segment.area / max(self.segmentation.size, 1):.1%}"
@@ -96,10 +95,8 @@ class Prediction:
     @property
     def segments_info(self) -> list[dict[str, Any]]:
         """The segments as the image processor's post-processing returns them: `id`, `label_id`, `score`, `area`."""
-        return [
-            {"id": s.id, "label_id": s.label_id, "score": s.score, "area": s.area, "was_fused": s.was_fused}
-            for s in self.segments
-        ]
+        names = ("id", "label_id", "score", "area", "was_fused")
+        return [{name: getattr(segment, name) for name in names} for segment in self.segments]
 
     def draw(self, **options: Any) -> Image.Image:
         """Draws the segments over the image.
@@ -116,7 +113,7 @@ class Prediction:
             image_id: the image's id in the dataset.
             file_name: name of the PNG file with the segment ids.
         """
-        return coco_annotation(self.segments, image_id, file_name)
+        return coco_annotation([asdict(segment) for segment in self.segments], image_id, file_name)
 
     def to_supervision(self) -> Detections:
         """Returns the segments as `supervision.Detections`, with the names of their labels in `data`."""
@@ -154,8 +151,6 @@ class Prediction:
             The JSON file.
         """
         folder, maps = Path(folder), Path(folder if maps is None else maps)
-        folder.mkdir(parents=True, exist_ok=True)
-        maps.mkdir(parents=True, exist_ok=True)
         stem = Path(self.name).stem if stem is None else stem
         if overlay:
             with written_whole(folder / f"{stem}{OVERLAY}") as part:
@@ -180,51 +175,24 @@ class Prediction:
     def load(
         cls, image: Image.Image, content: Mapping[str, Any], maps: Path, id2label: Mapping[int, str]
     ) -> Prediction:
-        """Reads a prediction that `save` wrote.
-
-        Args:
-            image: RGB, upright; the files do not hold it.
-            content: of the JSON file.
-            maps: folder of the PNG file.
-            id2label: names of the model's labels.
-        """
+        """Reads a prediction that `save` wrote: `content` is that of the JSON file, `maps` the PNG file's folder."""
         with Image.open(maps / content["segmentation"]) as picture:
             ids = rgb_to_ids(np.asarray(picture)).astype(np.int32)
-        return cls(image, ids, read_segments(content), id2label, content["image"], content.get("detections"))
+        segments = [Segment(**{**entry, "bbox": tuple(entry["bbox"])}) for entry in content["segments_info"]]
+        return cls(image, ids, segments, id2label, content["image"], content.get("detections"))
 
 
-def coco_annotation(segments: Sequence[Segment], image_id: int, file_name: str) -> dict[str, Any]:
-    """Returns the entry of an image in a COCO panoptic JSON file, see `Prediction.to_coco`."""
-    entries = [
-        {
-            "id": s.id,
-            "category_id": s.category_id,
-            "isthing": int(s.is_thing),
-            "iscrowd": 0,
-            "area": s.area,
-            "bbox": list(s.bbox),
-            "score": s.score,
-        }
-        for s in segments
-    ]
+def coco_annotation(segments: Sequence[Mapping[str, Any]], image_id: int, file_name: str) -> dict[str, Any]:
+    """Returns the entry of an image in a COCO panoptic JSON file, given the fields of each `Segment`."""
+    same = ("id", "category_id", "area", "bbox", "score")
+    entries = [{"isthing": int(s["is_thing"]), "iscrowd": 0} | {key: s[key] for key in same} for s in segments]
     return {"image_id": image_id, "file_name": file_name, "segments_info": entries}
-
-
-def read_segments(content: Mapping[str, Any]) -> list[Segment]:
-    """Returns the segments of a JSON file that `Prediction.save` wrote."""
-    return [Segment(**{**entry, "bbox": tuple(entry["bbox"])}) for entry in content["segments_info"]]
 
 
 def describe_segments(
     segmentation: NDArray[np.int32], segments_info: Sequence[Mapping[str, Any]], categories: Categories
 ) -> list[Segment]:
-    """Adds names, kinds and boxes to what post-processing returns.
-
-    Args:
-        segmentation: (H, W) integers, ids from 1.
-        segments_info: mappings with `id`, `label_id`, `area` and, except for semantic maps, `score`.
-        categories: of the model.
-    """
+    """Adds names, kinds and boxes to what post-processing returns: a map (H, W) of ids from 1, and their entries."""
     extents = ndimage.find_objects(segmentation)
     segments = []
     for info in segments_info:

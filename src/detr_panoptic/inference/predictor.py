@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import torch
 from accelerate import PartialState
@@ -19,11 +19,10 @@ from tqdm.auto import tqdm
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..image_reading import plain_picture, read_picture
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
-from .batching import load_batches, plan_batches
 from .detections import detect
 from .folder import Layout, PredictionFolder, fingerprint
 from .loading import find_device, load, model_categories
-from .loop import Batch, make_batch, run_model
+from .loop import Batch, load_batches, make_batch, plan_batches, run_model
 from .pictures import Pictures, open_pictures
 from .prediction import Prediction, describe_segments
 
@@ -34,7 +33,6 @@ Task = Literal["panoptic", "instance", "semantic"]
 Detections = Literal["none", "box", "mask"]
 OnError = Literal["stop", "skip"]
 
-TASKS = ("panoptic", "instance", "semantic")
 MAX_WORKERS = 8  # more loading processes are faster than any GPU
 PATIENCE = timedelta(days=7)  # a process may wait for another one that has the slow images
 
@@ -144,14 +142,15 @@ class Predictor:
             FloatingPointError: the model's outputs are not finite.
         """
         _check_options(task, threshold, batch_size=batch_size, detections=detections, on_error=on_error)
-        pictures, missing = _opened(source)
+        pictures, missing = open_pictures(source)
         _report(missing, on_error)
         plan = plan_batches(pictures, batch_size)
         if share:
             state = processes()
             plan = islice(plan, state.process_index, None, state.num_processes)
-        settings = {"task": task, "threshold": threshold, "detections": detections}
-        yield from self._run(pictures, plan, settings, workers=num_workers, on_error=on_error, failures=failures)
+        options = {"task": task, "threshold": threshold, "detections": detections}
+        failures = [] if failures is None else failures
+        yield from self._run(pictures, plan, options, workers=num_workers, on_error=on_error, failures=failures)
 
     def predict(  # noqa: PLR0913  every option of a long run, each with a default
         self,
@@ -200,26 +199,23 @@ class Predictor:
             FloatingPointError: the model's outputs are not finite.
         """
         _check_options(task, threshold, batch_size=batch_size, detections=detections, on_error=on_error)
-        pictures, missing = _opened(source, split=split, data_format=data_format, limit=limit)
+        pictures, missing = open_pictures(source, split=split, data_format=data_format, limit=limit)
         _report(missing, on_error)
         state = processes()
         options = {"task": task, "threshold": threshold, "detections": detections}
-        settings = {**options, "model": fingerprint(self.model, self.processor), "dtype": str(self.model.dtype)}
-        settings |= {"batch_size": batch_size}
         draws = to == "files" if overlay is None else overlay
         folder = PredictionFolder(output, pictures, self.categories, layout=to)
         if state.is_main_process:
-            folder.open(settings)
+            about = {"model": fingerprint(self.model, self.processor), "dtype": str(self.model.dtype)}
+            folder.open({**options, **about, "batch_size": batch_size})
         state.wait_for_everyone()
         plan = [batch for batch in plan_batches(pictures, batch_size) if not all(map(folder.is_done, batch))]
         own = plan[state.process_index :: state.num_processes]
         failures = list(missing)
         bar = tqdm(total=sum(map(len, own)), unit="image", disable=not (progress and state.is_main_process) or None)
         with bar:
-            results = self._run(
-                pictures, iter(own), options, workers=num_workers, on_error=on_error, failures=failures
-            )
-            for record, prediction in results:
+            common: dict[str, Any] = {"workers": num_workers, "on_error": on_error, "failures": failures}
+            for record, prediction in self._run(pictures, iter(own), options, **common):
                 folder.write(record, prediction, overlay=draws)
                 bar.update()
         state.wait_for_everyone()
@@ -233,11 +229,11 @@ class Predictor:
         self, images: Iterable[ImageInput], task: Task, threshold: float | None
     ) -> Iterator[Prediction]:
         for number, image in enumerate(images, start=1):
-            is_path = isinstance(image, str | Path)
-            picture = read_picture(image) if isinstance(image, str | Path) else image
+            picture, name = image, f"image {number}"
+            if isinstance(image, str | Path):
+                picture, name = read_picture(image), Path(image).name
             if not isinstance(picture, Image.Image):
                 raise TypeError(f"`images` must be PIL images or paths, got {type(image).__name__}.")
-            name = Path(str(image)).name if is_path else f"image {number}"
             record = {"image": plain_picture(picture), "image_id": number, "file_name": name}
             batches = [make_batch(self.processor, [record])]
             for batch, outputs in run_model(self.model, batches, mask_queries=_mask_queries(task, "none")):
@@ -251,10 +247,13 @@ class Predictor:
         *,
         workers: int | None,
         on_error: OnError,
-        failures: list[str] | None = None,
+        failures: list[str],
     ) -> Iterator[tuple[Mapping[str, Any], Prediction]]:
-        loaded = load_batches(pictures, plan, self.processor, workers=self._workers(workers))
-        readable = _readable(loaded, on_error, [] if failures is None else failures)
+        if workers is None:
+            on_cpu = self.model.device.type == "cpu"
+            workers = 0 if on_cpu else min((os.cpu_count() or 1) // processes().num_processes, MAX_WORKERS)
+        loaded = load_batches(pictures, plan, self.processor, workers=workers)
+        readable = _readable(loaded, on_error, failures)
         mask_queries = _mask_queries(settings["task"], settings["detections"])
         for batch, outputs in run_model(self.model, readable, mask_queries=mask_queries):
             yield from zip(batch.records, self._predictions(batch, outputs, **settings), strict=True)
@@ -262,9 +261,8 @@ class Predictor:
     def _predictions(
         self, batch: Batch, outputs: Any, *, task: Task, threshold: float | None, detections: Detections
     ) -> Iterator[Prediction]:
-        for index, (record, result) in enumerate(
-            zip(batch.records, self._merge(outputs, batch.sizes, task, threshold), strict=True)
-        ):
+        results = self._merge(outputs, batch.sizes, task, threshold)
+        for index, (record, result) in enumerate(zip(batch.records, results, strict=True)):
             segmentation = result["segmentation"].cpu().numpy()
             segments = describe_segments(segmentation, result["segments_info"], self.categories)
             name = str(record.get("file_name") or f"{record['image_id']:012d}.png")
@@ -280,18 +278,8 @@ class Predictor:
         if task == "semantic":
             maps: Any = self.processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
             return [_segments_of_labels(label_map) for label_map in maps]
-        if task == "instance":
-            merge: Any = self.processor.post_process_instance_segmentation
-        else:
-            merge = self.processor.post_process_panoptic_segmentation
+        merge = getattr(self.processor, f"post_process_{task}_segmentation")
         return list(merge(outputs, threshold, target_sizes=sizes))
-
-    def _workers(self, wanted: int | None) -> int:
-        if wanted is not None:
-            return wanted
-        if self.model.device.type == "cpu":
-            return 0
-        return min((os.cpu_count() or 1) // processes().num_processes, MAX_WORKERS)
 
 
 def processes() -> PartialState:
@@ -303,21 +291,16 @@ def processes() -> PartialState:
     return PartialState(cpu=on_cpu, timeout=PATIENCE)
 
 
-def _opened(source: Any, **options: Any) -> tuple[Pictures, list[str]]:
-    if isinstance(source, Pictures):
-        return source, []
-    return open_pictures(source, **{name: value for name, value in options.items() if value is not None})
-
-
 def _mask_queries(task: Task, detections: Detections) -> str | None:
     """Returns which queries need masks; None: those of the model's configuration."""
     # A semantic map adds up all queries, also those whose best class is "no object".
     return "all" if task == "semantic" or detections == "mask" else None
 
 
-def _readable(loaded: Iterable[Any], on_error: OnError, failures: list[str]) -> Iterator[Batch]:
-    for batch, failed in loaded:
-        messages = [failure.message for failure in failed]
+def _readable(
+    loaded: Iterable[tuple[Batch | None, list[str]]], on_error: OnError, failures: list[str]
+) -> Iterator[Batch]:
+    for batch, messages in loaded:
         _report(messages, on_error)
         failures += messages
         if batch is not None:
@@ -344,13 +327,9 @@ def _segments_of_labels(label_map: torch.Tensor) -> dict[str, Any]:
 def _check_options(
     task: str, threshold: float | None, *, batch_size: int = 1, detections: str = "none", on_error: str = "stop"
 ) -> None:
-    choices = (
-        ("task", task, TASKS),
-        ("detections", detections, ("none", "box", "mask")),
-        ("on_error", on_error, ("stop", "skip")),
-    )
-    for name, value, allowed in choices:
-        if value not in allowed:
+    choices = (("task", task, Task), ("detections", detections, Detections), ("on_error", on_error, OnError))
+    for name, value, choice in choices:
+        if value not in (allowed := get_args(choice)):
             raise ValueError(f"`{name}` must be {', '.join(allowed[:-1])} or {allowed[-1]}, got {value!r}.")
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"`threshold` must be between 0 and 1, got {threshold}.")

@@ -217,13 +217,6 @@ def evaluation_results(quality: MeasuredQuality | None) -> list[EvalResult] | No
     ]
 
 
-def class_table(classes: Mapping[str, float]) -> list[str]:
-    """Returns the lines of a Markdown table with the PQ of each class, the best first."""
-    ordered = sorted(classes.items(), key=lambda item: -item[1])
-    rows = [[name, percent(value)] for name, value in ordered]
-    return format_table(["class", "PQ"], rows, escape=markdown).splitlines()
-
-
 def public_name(source: str, split: str | None = None) -> str:
     """Returns the name of a dataset or model for readers: its name on the Hub, or its folder's without the path."""
     name = source if hub_name(source) else Path(source).resolve().name
@@ -251,7 +244,8 @@ def _describe_quality(quality: MeasuredQuality | None) -> str:
     groups = format_table(
         ["classes", "PQ", "SQ", "RQ"], [[name, *map(percent, row)] for name, row in quality.groups.items()]
     )
-    classes = "\n".join(class_table(quality.classes))
+    ordered = sorted(quality.classes.items(), key=lambda item: -item[1])
+    classes = format_table(["class", "PQ"], [[name, percent(value)] for name, value in ordered], escape=markdown)
     return (
         f"Measured with `detr_panoptic.evaluate` on {training}{markdown(how)}, in percent:\n\n{groups}\n\n"
         f"<details><summary>by class</summary>\n\n{classes}\n\n</details>"

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
+from .labels import INK, PAPER, font_for, shorten
 from .overlays import outlines
-from .sheets import stack, text_block
+from .sheets import stack
 
 SHEET_WIDTH = 1400  # pixels
 MARGIN, GAP = 24, 10  # pixels around the sheet, and between pictures
@@ -25,7 +26,7 @@ HEAT_BRIGHTNESS = 0.85  # of the heat colors, so that the photograph is visible 
 HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=np.float32)
 ONE_SCALE = "one softmax over all heads and cells; the number is the share of the head"
 OWN_SCALE = "each map has its own scale; the number is the share of its brightest cell"
-BOX_COLOR, MASK_COLOR, OUTLINE_COLOR = (255, 214, 0), (0, 200, 255), (255, 255, 255)
+BOX_COLOR, MASK_COLOR, OUTLINE_COLOR, GRAY = (255, 214, 0), (0, 200, 255), (255, 255, 255), (96, 100, 108)
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,7 @@ def attention_on_pixels(
 
 
 def draw_heat(photograph: Image.Image, values: np.ndarray) -> Image.Image:
-    """Draws values over a darkened gray photograph: the higher, the brighter.
-
-    Args:
-        photograph: RGB.
-        values: (H, W) of its size, from 0 to 1.
-
-    Returns:
-        An RGB image of the same size.
-    """
+    """Draws values (H, W) from 0 to 1 over a darkened gray photograph of that size: the higher, the brighter."""
     strength = values.clip(0, 1) ** HEAT_GAMMA
     steps = np.linspace(0, 1, len(HEAT))
     heat = np.stack([np.interp(strength, steps, channel) for channel in HEAT.T], axis=-1)
@@ -133,18 +126,12 @@ def draw_attention(
     return sheet
 
 
+@dataclass(frozen=True)
 class Panels:
-    """Draws the parts of one object's sheet.
+    """Draws the parts of one object's sheet over an RGB photograph."""
 
-    Args:
-        image: The photograph, RGB.
-        attention: Of the object.
-    """
-
-    def __init__(self, image: Image.Image, attention: ObjectAttention) -> None:
-        self.image = image
-        self.attention = attention
-        self.max_columns = MAX_PORTRAIT_COLUMNS if image.height > image.width else MAX_COLUMNS
+    image: Image.Image
+    attention: ObjectAttention
 
     def parts(self, layer: int, head: int | None) -> list[Image.Image]:
         """Returns the overview, and the maps of the mask head, of the layers and of one layer with their headlines."""
@@ -173,7 +160,8 @@ class Panels:
 
     def heats(self, maps: np.ndarray, captions: Sequence[str], *, peak: float | None = None) -> Image.Image:
         """Draws maps (N, h, w) over the photograph; each has its own scale if there is no common `peak`."""
-        num_rows = -(-len(maps) // self.max_columns)
+        most = MAX_PORTRAIT_COLUMNS if self.image.height > self.image.width else MAX_COLUMNS
+        num_rows = -(-len(maps) // most)
         columns = -(-len(maps) // num_rows)  # 8 are 4 and 4, not 6 and 2
         pictures = [self.heat(values, columns, peak=peak) for values in maps]
         return _grid(dict(zip(captions, pictures, strict=True)), columns=columns)
@@ -181,12 +169,8 @@ class Panels:
     def heat(self, values: np.ndarray, columns: int, *, peak: float | None = None) -> Image.Image:
         """Draws a map (h, w) over the photograph with the object's outline, in the size for that many columns."""
         small, mask = self.fitted(columns)
-        on_pixels = attention_on_pixels(
-            values,
-            processed_size=self.attention.processed_size,
-            stride=self.attention.stride,
-            size=(small.height, small.width),
-        )
+        processed_size, stride = self.attention.processed_size, self.attention.stride
+        on_pixels = attention_on_pixels(values, processed_size=processed_size, stride=stride, size=mask.shape)
         return _with_outline(draw_heat(small, on_pixels / (peak or on_pixels.max() or 1)), mask, OUTLINE_COLOR)
 
     def outlined(self, columns: int) -> Image.Image:
@@ -222,8 +206,17 @@ def _grid(pictures: dict[str, Image.Image], *, columns: int) -> Image.Image:
     return stack(list(pictures.values()), columns=columns, captions=captions, gap=GAP, caption_size=CAPTION_SIZE)
 
 
-def _headline(title: str, note: str, *, size: int = HEADING_SIZE) -> Image.Image:
-    return text_block(SHEET_WIDTH - 2 * MARGIN, title, note, size=size)
+def _headline(title: str, note: str, *, size: float = HEADING_SIZE) -> Image.Image:
+    """Returns a title of that letter size with a gray line below it."""
+    lines = ((title, size, INK), (note, 0.75 * size, GRAY))
+    width = SHEET_WIDTH - 2 * MARGIN
+    block = Image.new("RGB", (width, round(sum(1.5 * line_size for _, line_size, _ in lines))), PAPER)
+    draw, top = ImageDraw.Draw(block), 0.0
+    for text, line_size, color in lines:
+        font = font_for(text, line_size)
+        draw.text((0, top), shorten(text, font, width), fill=color, font=font)
+        top += 1.5 * line_size
+    return block
 
 
 def percent(share: float) -> str:

@@ -8,13 +8,15 @@ OKLab and its matrices: Björn Ottosson, "A perceptual color space for image pro
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from itertools import count
 from typing import Any
 
 import numpy as np
+from PIL import ImageColor
 
-from .coco_colors import COCO_COLORS
+from ..data.categories import COCO_PANOPTIC
 
 Color = tuple[int, int, int]
 """Red, green and blue, 0 to 255."""
@@ -31,11 +33,7 @@ UNUSED = "unused_"  # how the names of numbers without a class begin in converte
 CHROMA = 0.15
 
 OKLAB_TO_LMS = np.array(
-    [
-        [1.0, 0.3963377774, 0.2158037573],
-        [1.0, -0.1055613458, -0.0638541728],
-        [1.0, -0.0894841775, -1.2914855480],
-    ]
+    [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
 )
 LMS_TO_LINEAR_RGB = np.array(
     [
@@ -44,6 +42,31 @@ LMS_TO_LINEAR_RGB = np.array(
         [-0.0041960863, -0.7034186147, 1.7076147010],
     ]
 )
+
+# "category id, color" from panoptic_coco_categories.json of cocodataset/panopticapi, in the order of that file.
+_COCO_TABLE = """
+1 dc143c, 2 770b20, 3 00008e, 4 0000e6, 5 6a00e4, 6 003c64, 7 005064, 8 000046, 9 0000c0, 10 faaa1e, 11 64aa1e,
+13 dcdc00, 14 af74af, 15 fa001e, 16 a52a2a, 17 ff4dff, 18 00e2fc, 19 b6b6ff, 20 005200, 21 78a69d, 22 6e4c00,
+23 ae39ff, 24 c76400, 25 480076, 27 ffb3f0, 28 007d5c, 31 d10097, 32 bcd0b6, 33 00dcb0, 34 ff63a4, 35 5c0049,
+36 8581ff, 37 4eb4ff, 38 00e400, 39 aefff3, 40 2d59ff, 41 868667, 42 9194ae, 43 ffd0ba, 44 c5e2ff, 46 ab8601,
+47 6d3f36, 48 cf8aff, 49 97005f, 50 09503d, 51 546933, 52 4a4169, 53 a6c466, 54 d0c3d2, 55 ff6d41, 56 008f95,
+57 b300c2, 58 d1636a, 59 057900, 60 e3ffcd, 61 93bad0, 62 994501, 63 035fa1, 64 a3ff00, 65 7700aa, 67 00b6c7,
+70 00a578, 72 b78258, 73 5f2000, 74 827287, 75 6e8185, 76 a64a76, 77 db8eb9, 78 4fd272, 79 b25a3e, 80 41460f,
+81 7fa773, 82 3b696a, 84 8e6c2d, 85 c4ac00, 86 5f3650, 87 804cff, 88 c93901, 89 f6007a, 90 bfa2d0, 92 ffff80,
+93 93d3cb, 95 966464, 100 a8abac, 107 9270c6, 109 d2aa64, 112 5c8859, 118 da58b8, 119 f18100, 122 d911ff,
+125 7c4ab5, 128 464646, 130 ffe4ff, 133 9ad000, 138 c1005c, 141 4c5b71, 144 ffb4c3, 145 6a9ab0, 147 e6968c,
+148 3c8fff, 149 804080, 151 5c5237, 154 fed47c, 155 494dae, 156 ffa062, 159 ffffff, 161 68546d, 166 a9a483,
+168 e1c7ff, 171 89364a, 175 879edf, 176 07f6e7, 177 6bffc8, 178 3a2995, 180 b7798e, 181 ff4961, 184 6b8e23,
+185 be9999, 186 928b8d, 187 4682b4, 188 86c79c, 189 d1e28c, 190 60246c, 191 606060, 192 40aa40, 193 98fb98,
+194 d0e5e4, 195 cebaab, 196 98a140, 197 747000, 198 00728f, 199 66669c, 200 fa8dff
+"""
+
+
+COCO_COLORS: dict[str, Color] = {
+    COCO_PANOPTIC.names[COCO_PANOPTIC.label_id(int(entry.split()[0]))]: ImageColor.getrgb("#" + entry.split()[1])[:3]
+    for entry in _COCO_TABLE.split(",")
+}
+"""Red, green and blue, 0 to 255, of each class by its name."""
 
 
 def class_colors(id2label: Mapping[int, str]) -> dict[int, Color]:
@@ -57,22 +80,17 @@ def class_colors(id2label: Mapping[int, str]) -> dict[int, Color]:
         >>> class_colors({0: "person", 1: "sky-other-merged"})
         {0: (220, 20, 60), 1: (70, 130, 180)}
     """
-    used = [name for name in id2label.values() if not name.startswith(UNUSED)]
-    if used and COCO_COLORS.keys() >= set(used):
-        return {label_id: COCO_COLORS.get(name) or color_of(label_id) for label_id, name in id2label.items()}
-    return {label_id: color_of(label_id) for label_id in id2label}
+    used = {name for name in id2label.values() if not name.startswith(UNUSED)}
+    official = COCO_COLORS if used <= COCO_COLORS.keys() else {}
+    return {label_id: official.get(name) or color_of(label_id) for label_id, name in id2label.items()}
 
 
 def segment_colors(segments: Iterable[Mapping[str, Any]], id2label: Mapping[int, str]) -> list[Color]:
     """Returns a color per segment; the segments of a class get its shades in the order given."""
     of_class = class_colors(id2label)
-    seen: defaultdict[int, int] = defaultdict(int)
-    colors = []
-    for segment in segments:
-        label_id = int(segment["label_id"])
-        colors.append(shade(of_class[label_id], seen[label_id]))
-        seen[label_id] += 1
-    return colors
+    instances: defaultdict[int, Iterator[int]] = defaultdict(count)
+    labels = [int(segment["label_id"]) for segment in segments]
+    return [shade(of_class[label], next(instances[label])) for label in labels]
 
 
 @cache
@@ -99,10 +117,7 @@ def shade(color: Color, instance: int) -> Color:
     # other; shifted so that the first instance has the color of its class.
     lightness, chroma, hue = _rgb_to_oklch(color)
     half = INSTANCE_LIGHTNESS / 2
-    if lightness < DARKEST + half:
-        lightness += half + DISTANCE
-    elif lightness > BRIGHTEST - half:
-        lightness -= half + DISTANCE
+    lightness += (half + DISTANCE) * ((lightness < DARKEST + half) - (lightness > BRIGHTEST - half))
     lightness += INSTANCE_LIGHTNESS * ((0.5 + instance / PLASTIC_NUMBER) % 1 - 0.5)
     hue += INSTANCE_HUE * ((0.5 + instance / PLASTIC_NUMBER**2) % 1 - 0.5)
     return _oklch_to_rgb(lightness, chroma, hue)
@@ -111,9 +126,8 @@ def shade(color: Color, instance: int) -> Color:
 def _oklch_to_rgb(lightness: float, chroma: float, hue: float) -> Color:
     """Converts OKLCH to 8-bit sRGB with as much of the chroma as sRGB holds; hue in turns."""
     angle = 2 * np.pi * hue
-    direction = np.array([0.0, np.cos(angle), np.sin(angle)])
-    for share in np.linspace(1, 0, 21):
-        lms = OKLAB_TO_LMS @ (np.array([lightness, 0.0, 0.0]) + share * chroma * direction)
+    for radius in np.linspace(chroma, 0, 21):
+        lms = OKLAB_TO_LMS @ (lightness, radius * np.cos(angle), radius * np.sin(angle))
         linear = LMS_TO_LINEAR_RGB @ lms**3
         if linear.min() >= 0 and linear.max() <= 1:
             break

@@ -1,6 +1,6 @@
-"""Labels of segments: text, font, and the patch that is pasted into a picture."""
+"""Labels and legends of segments: texts, fonts, and the patches that are pasted into a picture."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, cast
 
@@ -8,13 +8,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..data.plain_text import one_line
-from .colors import Color
+from .colors import Color, class_colors
 
 SUPERSAMPLING = 4  # Pillow draws rounded corners without anti-aliasing
 MIN_FONT_SIZE = 10  # pixels
 IMAGE_TO_FONT = 36  # shorter side of an image, in font sizes
 INK = (16, 18, 22)
 PAPER = (255, 255, 255)
+SWATCH_EDGE = (150, 153, 158)  # COCO has white classes
 EQUAL_CONTRAST_LUMINANCE = 0.19  # white and dark ink are equally readable on it
 NO_CHARACTER = "\U0010ffff"  # fonts draw it like every letter that they lack
 ELLIPSIS = "…"
@@ -46,7 +47,9 @@ def font_size_for(size: tuple[int, int]) -> float:
 
 def font_for(text: str, size: float) -> ImageFont.FreeTypeFont:
     """Returns a font with all letters of a text, Pillow's own or one of the system's; Pillow's own if none has."""
-    return next((font for font in _fonts(size) if _has_letters(font, text)), next(_fonts(size)))
+    fonts = (_font(file, size) for file in (None, *FONT_FILES))
+    own = cast(ImageFont.FreeTypeFont, _font(None, size))
+    return next((font for font in fonts if font is not None and _has_letters(font, text)), own)
 
 
 def readable_name(label_id: int, id2label: Mapping[int, str], size: float) -> str:
@@ -82,12 +85,41 @@ def draw_tag(
     text = shorten(name, font, max_width - 2 * padding - font.getlength(score)) + score
     ascent, descent = font.getmetrics()
     width, height = round(font.getlength(text)) + 2 * padding, ascent + descent + padding // 2
-    large = Image.new("RGBA", (SUPERSAMPLING * width, SUPERSAMPLING * height), (*color, 0))
-    radius = SUPERSAMPLING * height * 0.28
-    ImageDraw.Draw(large).rounded_rectangle((0, 0, large.width - 1, large.height - 1), radius, fill=(*color, 235))
-    tag = large.reduce(SUPERSAMPLING)
+    tag = _rounded((width, height), 0.28 * height, color, opacity=235)
     ImageDraw.Draw(tag).text((width / 2, height / 2), text, fill=(*ink_on(color), 255), font=font, anchor="mm")
     return tag
+
+
+def add_legend(
+    picture: Image.Image, segments: Iterable[Mapping[str, Any]], id2label: Mapping[int, str], *, size: float
+) -> Image.Image:
+    """Adds a list of the classes of the segments under a picture, in columns, in the order of their label ids.
+
+    Args:
+        picture: RGB.
+        segments: `label_id` of each.
+        id2label: Name of each label id.
+        size: Of the letters in pixels.
+    """
+    names = {i: readable_name(i, id2label, size) for i in sorted({segment["label_id"] for segment in segments})}
+    if not names:
+        return picture
+    fonts = {label_id: font_for(name, size) for label_id, name in names.items()}
+    swatch, line, margin = round(size), round(1.7 * size), round(0.8 * size)
+    room = picture.width - 3 * margin - swatch
+    names = {label_id: shorten(name, fonts[label_id], room) for label_id, name in names.items()}
+    column = swatch + 2 * margin + round(max(fonts[label_id].getlength(name) for label_id, name in names.items()))
+    num_rows = -(-len(names) // max(1, (picture.width - margin) // column))
+    sheet = Image.new("RGB", (picture.width, picture.height + num_rows * line + margin), PAPER)
+    sheet.paste(picture)
+    draw, colors = ImageDraw.Draw(sheet), class_colors(id2label)
+    for place, (label_id, name) in enumerate(names.items()):
+        left = margin + place // num_rows * column
+        middle = picture.height + margin // 2 + place % num_rows * line + line // 2
+        patch = _rounded((swatch, swatch), 0.25 * swatch, colors[label_id], edge=SWATCH_EDGE)
+        sheet.paste(patch, (left, middle - swatch // 2), patch)
+        draw.text((left + swatch + margin // 2, middle), name, fill=INK, font=fonts[label_id], anchor="lm")
+    return sheet
 
 
 def ink_on(color: Color) -> Color:
@@ -96,40 +128,30 @@ def ink_on(color: Color) -> Color:
     return INK if linear @ (0.2126, 0.7152, 0.0722) > EQUAL_CONTRAST_LUMINANCE else PAPER
 
 
+def _rounded(
+    size: tuple[int, int], radius: float, color: Color, *, edge: Color | None = None, opacity: int = 255
+) -> Image.Image:
+    """Draws a rounded rectangle of (width, height) as an RGBA picture."""
+    large = Image.new("RGBA", (SUPERSAMPLING * size[0], SUPERSAMPLING * size[1]), (*(edge or color), 0))
+    box = (0, 0, large.width - 1, large.height - 1)
+    fill = (*color, opacity)
+    ImageDraw.Draw(large).rounded_rectangle(box, SUPERSAMPLING * radius, fill, edge, SUPERSAMPLING if edge else 1)
+    return large.reduce(SUPERSAMPLING)
+
+
 def _score_text(segment: Mapping[str, Any]) -> str:
     score = segment.get("score")
     return "" if score is None else f" {score:.2f}"
 
 
-def _fonts(size: float) -> Iterator[ImageFont.FreeTypeFont]:
-    """Yields Pillow's own font, then those of the system."""
-    yield _own_font(size)
-    for file in _found_fonts():
-        yield _font(file, size)
-
-
 @cache
-def _own_font(size: float) -> ImageFont.FreeTypeFont:
-    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size=size))
-
-
-@cache
-def _found_fonts() -> tuple[str, ...]:
-    """Returns those of `FONT_FILES` that this machine has."""
-    return tuple(file for file in FONT_FILES if _is_font(file))
-
-
-def _is_font(file: str) -> bool:
+def _font(file: str | None, size: float) -> ImageFont.FreeTypeFont | None:
+    """Returns a font of the system, None if this machine does not have it; without a file, Pillow's own."""
     try:
-        ImageFont.truetype(file, MIN_FONT_SIZE)
+        found = ImageFont.load_default(size=size) if file is None else ImageFont.truetype(file, size)
     except OSError:
-        return False
-    return True
-
-
-@cache
-def _font(file: str, size: float) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(file, size)
+        return None
+    return cast(ImageFont.FreeTypeFont, found)
 
 
 def _has_letters(font: ImageFont.FreeTypeFont, text: str) -> bool:

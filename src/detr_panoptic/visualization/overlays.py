@@ -10,8 +10,7 @@ from scipy import ndimage
 
 from ..segment_ids import VOID_ID
 from .colors import Color, segment_colors
-from .labels import draw_tag, font_size_for
-from .legend import add_legend
+from .labels import add_legend, draw_tag, font_size_for
 from .placement import place_labels
 from .sheets import stack
 
@@ -67,9 +66,15 @@ def draw_segments(
     if unknown:
         raise ValueError(f"`id2label` must name every label of `segments_info`, got no name of {unknown}.")
     colors = segment_colors(segments, id2label)
-    picture = _paint(np.asarray(image.convert("RGB")), segment_map, segments, colors, alpha=alpha)
+    indices = index_map(segment_map, [segment["id"] for segment in segments])
+    picture = _paint(np.array(image.convert("RGB")), indices, colors, alpha=alpha)
     if show_labels:
-        _write_labels(picture, segment_map, segments, colors, id2label)
+        style = {"size": font_size_for(picture.size), "max_width": picture.width * LONGEST_LABEL}
+        tags = [draw_tag(segment, id2label, color, **style) for segment, color in zip(segments, colors, strict=True)]
+        boxes = place_labels(indices, range(1, len(tags) + 1), [tag.size for tag in tags])
+        for tag, box in zip(tags, boxes, strict=True):
+            if box is not None:
+                picture.paste(tag, box[:2], tag)
     return add_legend(picture, segments, id2label, size=font_size_for(image.size)) if show_legend else picture
 
 
@@ -80,9 +85,6 @@ def draw_side_by_side(
     id2label: Mapping[int, str],
     *,
     captions: tuple[str, str, str] = ("image", "annotation", "prediction"),
-    alpha: float = 0.55,
-    show_labels: bool = True,
-    show_legend: bool = False,
 ) -> Image.Image:
     """Draws an image, its annotation and a prediction beside each other, each under its caption.
 
@@ -92,9 +94,6 @@ def draw_side_by_side(
         prediction: The same of the model's result.
         id2label: Name of each label id.
         captions: Texts above the three pictures.
-        alpha: Opacity of the colors, from 0 to 1.
-        show_labels: Writes the name and score of each segment where there is room.
-        show_legend: Adds a list of the classes of both under the pictures.
 
     Returns:
         An RGB image on white.
@@ -109,35 +108,23 @@ def draw_side_by_side(
         >>> draw_side_by_side(Image.new("RGB", (60, 40)), nothing, nothing, {0: "boat"}).width
         196
     """
-    style: dict[str, Any] = {"alpha": alpha, "show_labels": show_labels}
-    drawn = (
-        draw_segments(image, r["segmentation"], r["segments_info"], id2label, **style) for r in (truth, prediction)
-    )
-    size = font_size_for(image.size)
-    sheet = stack([image, *drawn], columns=3, captions=captions, gap=round(0.8 * size))
-    segments = [*truth["segments_info"], *prediction["segments_info"]]
-    return add_legend(sheet, segments, id2label, size=size) if show_legend else sheet
+    sides = (truth, prediction)
+    drawn = [draw_segments(image, side["segmentation"], side["segments_info"], id2label) for side in sides]
+    return stack([image, *drawn], columns=3, captions=captions, gap=round(0.8 * font_size_for(image.size)))
 
 
-def _paint(
-    pixels: np.ndarray,
-    segment_map: np.ndarray,
-    segments: Sequence[Mapping[str, Any]],
-    colors: Sequence[Color],
-    *,
-    alpha: float,
-) -> Image.Image:
-    """Tints the segments of an (H, W, 3) uint8 image and draws their outlines; void is left as it is."""
-    indices = index_map(segment_map, [segment["id"] for segment in segments])
+def _paint(painted: np.ndarray, indices: np.ndarray, colors: Sequence[Color], *, alpha: float) -> Image.Image:
+    """Tints the segments of (H, W, 3) pixels, in place, and draws their outlines; index 0 is left as it is."""
     drawn = indices > 0
     palette = np.array([(0, 0, 0), *colors], dtype=np.float32)
-    painted = pixels.copy()
-    tinted = (1 - alpha) * painted[drawn].astype(np.float32) + alpha * palette[indices[drawn]]
-    painted[drawn] = np.rint(tinted).astype(np.uint8)
+    painted[drawn] = _mixed(painted[drawn], palette[indices[drawn]], alpha)
     line = drawn & outlines(indices, reach=max(2, round(min(indices.shape) / 400)))
-    outlined = (1 - OUTLINE_ALPHA) * painted[line].astype(np.float32) + OUTLINE_ALPHA * np.array(OUTLINE)
-    painted[line] = np.rint(outlined).astype(np.uint8)
+    painted[line] = _mixed(painted[line], np.array(OUTLINE), OUTLINE_ALPHA)
     return Image.fromarray(painted)
+
+
+def _mixed(pixels: np.ndarray, colors: np.ndarray, alpha: float) -> np.ndarray:
+    return np.rint((1 - alpha) * pixels.astype(np.float32) + alpha * colors).astype(np.uint8)
 
 
 def index_map(segment_map: np.ndarray, segment_ids: Sequence[int]) -> np.ndarray:
@@ -153,19 +140,3 @@ def index_map(segment_map: np.ndarray, segment_ids: Sequence[int]) -> np.ndarray
 def outlines(indices: np.ndarray, *, reach: int) -> np.ndarray:
     """Returns (H, W) bool: pixels with another segment within `reach` pixels, which are lines of that width."""
     return ndimage.maximum_filter(indices, reach) != ndimage.minimum_filter(indices, reach)
-
-
-def _write_labels(
-    picture: Image.Image,
-    segment_map: np.ndarray,
-    segments: Sequence[Mapping[str, Any]],
-    colors: Sequence[Color],
-    id2label: Mapping[int, str],
-) -> None:
-    """Pastes the label of each segment onto the picture, in place."""
-    style = {"size": font_size_for(picture.size), "max_width": picture.width * LONGEST_LABEL}
-    tags = [draw_tag(segment, id2label, color, **style) for segment, color in zip(segments, colors, strict=True)]
-    boxes = place_labels(segment_map, [segment["id"] for segment in segments], [tag.size for tag in tags])
-    for tag, box in zip(tags, boxes, strict=True):
-        if box is not None:
-            picture.paste(tag, box[:2], tag)

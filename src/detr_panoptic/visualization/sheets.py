@@ -8,7 +8,6 @@ from .labels import INK, PAPER, font_for, font_size_for, shorten
 
 CAPTION_SIZE = 1.3  # in sizes of the labels of the first picture
 CAPTION_HEIGHT = 2  # in sizes of the caption
-GRAY = (96, 100, 108)
 
 
 def stack(
@@ -20,8 +19,6 @@ def stack(
     caption_size: float | None = None,
 ) -> Image.Image:
     """Puts pictures on one white sheet, row by row.
-
-    A column is as wide as its widest picture, and a row as high as its highest.
 
     Args:
         pictures: at least one, in any modes and sizes.
@@ -63,15 +60,3 @@ def stack(
             text = shorten(captions[number], font, picture.width)
             draw.text((left + picture.width / 2, top + header / 2), text, fill=INK, font=font, anchor="mm")
     return sheet
-
-
-def text_block(width: int, title: str, subtitle: str, *, size: float) -> Image.Image:
-    """Returns a white RGB picture of `width` pixels with a title of that letter size and a gray line below it."""
-    lines = ((title, size, INK), (subtitle, 0.75 * size, GRAY))
-    block = Image.new("RGB", (width, round(sum(1.5 * line_size for _, line_size, _ in lines))), PAPER)
-    draw, top = ImageDraw.Draw(block), 0.0
-    for text, line_size, color in lines:
-        font = font_for(text, line_size)
-        draw.text((0, top), shorten(text, font, width), fill=color, font=font)
-        top += 1.5 * line_size
-    return block
