@@ -17,7 +17,6 @@ MODEL_FILES = (
     "image_processing_detr_panoptic",
     "pipeline_detr_panoptic",
     "backbone",
-    "position_encoding",
     "transformer",
     "mask_head",
     "box_ops",

@@ -62,16 +62,6 @@ def test_rows_are_matched_by_image_id_with_contiguous_labels(folder):
     assert [(s["id"], s["label_id"], s["iscrowd"]) for s in dataset[0]["segments_info"]] == [(9, 1, 1), (70_001, 0, 0)]
 
 
-def test_limit_takes_the_first(folder):
-    assert list(read(folder, limit=1)[0]["image_id"]) == [31]
-
-
-def test_pictures_are_opened_when_asked_for(folder):
-    dataset, _ = read(folder)
-    Image.new("RGB", (3, 2), (1, 2, 3)).save(folder / "images" / "31.png")
-    assert dataset[0]["image"].getpixel((0, 0)) == (1, 2, 3)
-
-
 def test_a_saved_dataset_needs_no_file_beside_it(folder, tmp_path):
     dataset, _ = read(folder)
     before = [np.asarray(row[key]) for row in dataset for key in ("image", "segmentation")]

@@ -348,16 +348,6 @@ def test_polygons_in_other_coordinates_than_the_picture_are_refused(tmp_path):
         records[0]
 
 
-@pytest.mark.parametrize(("key", "value"), [("image_id", 99), ("category_id", 1)])
-def test_annotations_of_nothing_are_named(key, value, tmp_path):
-    folder = write_instances(tmp_path, polygon)
-    contents = json.loads((folder / "instances.json").read_text())
-    contents["annotations"][2][key] = value
-    write_json(folder / "instances.json", contents)
-    with pytest.raises(ValueError, match=rf"instances\.json: .*entry 2: .*\b{value}\b"):
-        read_panoptic(folder)
-
-
 def test_a_check_lists_the_problems_of_every_format(tmp_path):
     """A reader stops at the first of them."""
     folder = write_instances(tmp_path / "instances", lambda i: [[1, 1, 4, 4]] if i == 73 else polygon(i))

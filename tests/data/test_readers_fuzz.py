@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detr_panoptic.data import read_panoptic, segmentation_ids
+from detr_panoptic.data import check_data, read_panoptic, segmentation_ids
 from detr_panoptic.data.cityscapes import CITYSCAPES
 from tests.data.datasets_on_disk import CATEGORIES, READ_AS, WRITERS, cityscapes_record, records
 from tests.fuzz import examples, message_of
@@ -125,6 +125,12 @@ def check_refusal(folder, name, *, is_picture=False):
     kinds = (ValueError, OSError, SyntaxError) if is_picture else (ValueError, OSError)
     message = message_of(lambda: read_all(folder, name), *kinds)
     assert is_picture or message is None or named_by(message, folder), message
+    try:
+        check = check_data(folder, data_format=READ_AS.get(name, name), workers=1, progress=False)
+    except ValueError:
+        assert message is not None, "what is read can be checked"
+    else:
+        assert message is None or check.has_errors, "what is refused is an error of the check"
 
 
 @pytest.mark.parametrize("name", ["coco-panoptic", "coco-instances", "two-channel", "semantic"])
@@ -168,4 +174,4 @@ def test_broken_bytes_are_read_or_refused(name, data):
                 check_refusal(folder, name)
                 return
         file.write_bytes(contents)
-        check_refusal(folder, name, is_picture=file.suffix == ".png")
+        check_refusal(folder, name, is_picture=file.suffix in (".png", ".parquet", ".arrow"))

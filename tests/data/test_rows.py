@@ -84,14 +84,6 @@ def test_rows_of_others_become_records(tmp_path):
         assert record["segments_info"] == expected
 
 
-def test_measures_that_are_there_stay_also_if_wrong(tmp_path):
-    told = [{**SEGMENTS[0], "area": 40, "bbox": [1, 1, 1, 1], "iscrowd": 1}, {**SEGMENTS[1], "area": 2, "bbox": None}]
-    records, _ = read_panoptic(save_with_categories(rows(segments=told), tmp_path / "saved"))
-    first, second = records[0]["segments_info"]
-    assert (first["area"], first["bbox"], first["iscrowd"]) == (40, [1, 1, 1, 1], 1)
-    assert (second["area"], second["bbox"]) == (2, MEASURES[1]["bbox"])
-
-
 def test_a_segment_without_pixels_is_not_dropped(tmp_path):
     dataset = rows(segments=[*SEGMENTS, {"id": 77, "category_id": 7}])
     records, _ = read_panoptic(save_with_categories(dataset, tmp_path / "saved"))

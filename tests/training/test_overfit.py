@@ -13,7 +13,7 @@ from detr_panoptic.training.optimization import build_optimizer, build_schedule
 from detr_panoptic.training.settings import OptimizationSettings
 
 SCENES = (27, 199)  # seven and eight segments, three houses and boats among them, none a speck
-STEPS = 300
+STEPS = 400
 SCENE_SIDE = 64  # pixels
 MODEL_SIDE = 128  # what the model sees: a mask has a quarter of it, and is compared at the scene's own size
 
@@ -59,4 +59,4 @@ def test_a_tiny_model_learns_two_scenes_by_heart():
         train_step(model, [batch], optimizer, accelerator, max_grad_norm=arguments.max_grad_norm)
         schedule.step()
     reached = quality(model, processor, scenes)
-    assert reached > 0.7, reached
+    assert reached > 0.8, reached

@@ -165,6 +165,8 @@ def check_data(
     records = map_style_records(raw)
     if not isinstance(records, Dataset):
         raise ValueError("`source` must not be a stream.")
+    if not len(records) and all(finding.severity != ERROR for finding in findings):
+        raise ValueError(f"`source` {name} holds no annotated image.")
     records = records if limit is None else records.select(range(min(limit, len(records))))
     open_index = partial(open_row, undecoded(records), raw.categories)
     counts, names = DataCounts.zeros(len(raw.categories)), []
