@@ -93,6 +93,43 @@ def test_push_prepares_without_sending(model_folder, capsys):
     assert "no name!" in capsys.readouterr().err
 
 
+def test_a_dataset_is_checked_and_converted(tmp_path, capsys):
+    data, out = tmp_path / "my_data", tmp_path / "out"
+    assert run("data", "convert", "scenes", data, "--limit", 3, "--seed", 5) == 0
+    assert str(data) in capsys.readouterr().out
+    (data / "images" / next((data / "images").iterdir()).name).write_bytes(b"broken")
+    assert run("data", "check", data, "--report", tmp_path / "report") == 1
+    assert str(tmp_path / "report") in capsys.readouterr().out
+    assert run("data", "convert", data, out, "--to", "parquet") == 2
+    assert not out.exists()
+    assert run("data", "convert", data, out, "--to", "parquet", "--on-error", "skip") == 2
+    assert "2 images" in capsys.readouterr().out
+    assert out.is_dir()
+
+
+def test_training_layers_recipe_file_and_options(monkeypatch, tmp_path):
+    called = Called(monkeypatch, "train", is_finished=True, stop_signal=None)
+    (tmp_path / "mine.yaml").write_text("recipe: masks\nepochs: 17\n")
+    words = ["--config", tmp_path / "mine.yaml", "--data", "d", "--output", "o", "--batch-size", "auto", "--no-aids"]
+    assert run("train", *words, "--learning-rate", "2e-4") == 0
+    assert called.arguments == ("d",)
+    assert called.options == {
+        "recipe": None,
+        "config": tmp_path / "mine.yaml",
+        "dry_run": False,
+        "overwrite": False,
+        "output": "o",
+        "batch_size": "auto",
+        "aids": False,
+        "learning_rate": 2e-4,
+    }
+
+
+def test_a_stopped_training_has_the_exit_code_of_its_signal(monkeypatch):
+    Called(monkeypatch, "train", is_finished=False, stop_signal=15)
+    assert run("train", "--data", "d", "--output", "o") == 143
+
+
 def test_stuff_is_completed(monkeypatch, tmp_path, capsys):
     called = Called(monkeypatch, "complete_stuff", skipped=[])
     words = ["--model", "m", "--things", "--threshold", 0.5, "--report", "r", "--split", "val", "--format", "rows"]
