@@ -1,6 +1,7 @@
 """Each command calls its function with the options, prints the result and says where the files are."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -57,12 +58,24 @@ def test_an_evaluation_is_printed_and_saved(tmp_path, capsys):
     assert metrics["images"] == 2
 
 
-def test_images_that_could_not_be_read_are_an_exit_code(monkeypatch, capsys):
+def test_evaluation_options_and_images_that_could_not_be_read(monkeypatch, tmp_path, capsys):
     called = Called(monkeypatch, "evaluate", failures=["31.jpg"])
-    assert run("evaluate", "--model", "m", "--data", "d", "--on-error", "skip", "--dtype", "bfloat16") == 2
+    words = ["--on-error", "skip", "--dtype", "bfloat16", "--threshold", 0.5, "--average-precision", "none"]
+    assert run("evaluate", "--model", "m", "--data", "d", "--output", tmp_path, *words, "--workers", 3) == 2
     assert called.arguments == ("m", "d")
-    assert called.options["on_error"] == "skip"
-    assert called.options["dtype"] == "bfloat16"
+    assert called.options == {
+        "output": tmp_path,
+        "threshold": 0.5,
+        "average_precision": False,
+        "on_error": "skip",
+        "split": None,
+        "data_format": None,
+        "limit": None,
+        "device": "auto",
+        "dtype": "bfloat16",
+        "batch_size": 1,
+        "num_workers": 3,
+    }
     assert "the result" in capsys.readouterr().out
 
 
@@ -134,9 +147,20 @@ def test_stuff_is_completed(monkeypatch, tmp_path, capsys):
     called = Called(monkeypatch, "complete_stuff", skipped=[])
     words = ["--model", "m", "--things", "--threshold", 0.5, "--report", "r", "--split", "val", "--format", "rows"]
     assert run("data", "complete-stuff", "d", tmp_path / "out", *words) == 0
-    assert called.options["with_things"]
-    assert called.options["data_format"] == "rows"
-    assert called.options["split"] == "val"
+    assert called.options == {
+        "model": "m",
+        "with_things": True,
+        "threshold": 0.5,
+        "report": Path("r"),
+        "on_error": "stop",
+        "split": "val",
+        "data_format": "rows",
+        "limit": None,
+        "device": "auto",
+        "dtype": "float32",
+        "batch_size": 1,
+        "num_workers": None,
+    }
     assert str(tmp_path / "out") in capsys.readouterr().out
 
 
