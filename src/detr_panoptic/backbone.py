@@ -29,16 +29,10 @@ DILATED_STRIDES = (4, 8, 16, 16)
 
 
 class Backbone(nn.Module):
-    """Computes four feature maps of an image.
-
-    Args:
-        name: timm's name of the model.
-        dilation: keep the last stage at stride 16 (DC5).
-        num_channels: channels of the images.
-        pretrained: download timm's weights.
+    """Computes feature maps of strides 4, 8, 16 and 32, or 16 at the end with `dilation` (DC5).
 
     Raises:
-        ValueError: timm does not know the model, or it has no such maps.
+        ValueError: timm does not know a model of that name, or it has no such maps.
     """
 
     def __init__(self, name: str, *, dilation: bool = False, num_channels: int = 3, pretrained: bool = False) -> None:
@@ -56,7 +50,8 @@ class Backbone(nn.Module):
         self._first_stage: str = features.module_name()[0].replace(".", "_")
         self._channels_last_output = getattr(body, "output_fmt", None) == Format.NHWC  # Swin and its relatives
         self.body = freeze_norms(body)
-        self._fused = FusedBody(self.body)
+        # In a tuple, so that it is not registered and checkpoints and adapters (LoRA) see timm's layers alone.
+        self._fused = ([*self.body.modules()], fuse_norms(self.body))
         self.freeze_stem()
         self._keep_initial_weights()
 
@@ -70,7 +65,7 @@ class Backbone(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """Computes maps (B, C_i, H/s, W/s) of strides 4, 8, 16 and 32 (16 if dilated) from images (B, 3, H, W)."""
-        maps = self._fused.current(self)(pixel_values.contiguous(memory_format=torch.channels_last))
+        maps = self._body_to_run()(pixel_values.contiguous(memory_format=torch.channels_last))
         return [m.permute(0, 3, 1, 2) for m in maps] if self._channels_last_output else maps
 
     def margins(self, pixel_values: Tensor) -> tuple[int, ...]:
@@ -89,12 +84,20 @@ class Backbone(nn.Module):
     def train(self, mode: bool = True) -> "Backbone":
         """Switches between training and inference."""
         super().train(mode)
-        self._fused.train(mode)
+        self._fused[1].train(mode)
         return self
 
+    def _body_to_run(self) -> nn.Module:
+        """Returns the body with `ConvNorm`s; the body itself if it is hooked or a replica of `nn.DataParallel`."""
+        modules = [*self.body.modules()]
+        if getattr(self, "_is_replica", False) or not all(map(is_plain, modules)):
+            return self.body
+        if len(modules) != len(self._fused[0]) or not all(map(operator.is_, modules, self._fused[0])):
+            self._fused = (modules, fuse_norms(self.body))  # an adapter has wrapped a layer
+        return self._fused[1]
+
     def _keep_initial_weights(self) -> None:
-        # timm has initialized or downloaded the weights, so transformers must not initialize them again. On the meta
-        # device there is nothing yet; the checkpoint fills it.
+        # timm has initialized or downloaded the weights; on the meta device there is nothing yet.
         modules: Iterator[Any] = self.body.modules()
         for module in modules:
             tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
@@ -102,11 +105,7 @@ class Backbone(nn.Module):
 
 
 class FrozenNorm(nn.Module):
-    """Batch norm with fixed statistics and affine parameters, and the activation that timm puts into it.
-
-    Args:
-        norm: the layer to replace; its tensors become buffers of the same names.
-    """
+    """Batch norm with fixed statistics and affine parameters as buffers, and the activation that timm puts into it."""
 
     weight: Tensor
     bias: Tensor
@@ -190,33 +189,8 @@ class ConvNorm(nn.Module):
         return weight.to(self.conv.weight.dtype), shift.to(self.conv.weight.dtype)
 
 
-class FusedBody:
-    """A network in which `ConvNorm`s run, next to the network whose layers and tensors they use.
-
-    The original keeps timm's names and plain convolutions, which checkpoints and adapters (LoRA) expect.
-    """
-
-    def __init__(self, body: nn.Module) -> None:
-        self._modules = [*body.modules()]
-        self._body = fuse_norms(body)
-
-    def current(self, backbone: Backbone) -> nn.Module:
-        """Returns the network to run: the original if it is hooked or a replica of `nn.DataParallel`."""
-        body = backbone.body
-        modules = [*body.modules()]
-        if getattr(backbone, "_is_replica", False) or not all(map(is_plain, modules)):
-            return body
-        if len(modules) != len(self._modules) or not all(map(operator.is_, modules, self._modules)):
-            self._modules, self._body = modules, fuse_norms(body)  # an adapter has wrapped a layer
-        return self._body
-
-    def train(self, mode: bool) -> None:
-        """Switches the copied modules between training and inference; the shared ones follow the original."""
-        self._body.train(mode)
-
-
 def fuse_norms(body: nn.Module) -> nn.Module:
-    """Returns a network that runs `ConvNorm`s and shares every layer and tensor with the given one.
+    """Returns a network that runs `ConvNorm`s and shares every layer and tensor with the given one, where they are.
 
     Only modules that do nothing but call others are copied. A norm that follows no convolution stays.
     """
@@ -233,26 +207,24 @@ def fuse_norms(body: nn.Module) -> nn.Module:
 def conv_norm_pairs(body: nn.Module) -> Iterator[tuple[nn.Conv2d, FrozenNorm]]:
     """Yields each convolution with the frozen norm that reads its output.
 
-    In timm's modules the two are neighbors in the order of definition: `conv1` and `bn1`, `conv_pw` and `bn1`, `0` and
-    `1` in a `downsample`. If the first is a sequence of layers, its last one counts, as in the stem of ResNet-D.
+    In timm's modules the two are neighbors in the order of definition, such as `conv1` and `bn1`, or `0` and `1` of a
+    `downsample`. If the first is a sequence of layers, as in the stem of ResNet-D, its last one counts.
     """
     for parent in body.modules():
         for conv, norm in pairwise(parent.children()):
             while isinstance(conv, nn.Sequential) and len(conv):
                 conv = conv[-1]
-            if type(conv) is not nn.Conv2d or not isinstance(norm, FrozenNorm):
-                continue
-            if conv.out_channels == len(norm.weight):
+            if type(conv) is nn.Conv2d and isinstance(norm, FrozenNorm) and conv.out_channels == len(norm.weight):
                 yield conv, norm
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Returns whether using a module's weights equals calling it: no hook and no replaced `forward` are in between."""
+    """Returns whether using a module's weights equals calling it: it has no hook and no replaced `forward`."""
     return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def resize_mask(mask: Tensor | None, features: Tensor) -> Tensor:
-    """Resizes a padding mask to a map: (B, H, W) and (B, C, h, w) to (B, h, w) bool, all True without a mask.
+    """Resizes a mask (B, H, W) to a map (B, C, h, w): (B, h, w) bool, all True without a mask.
 
     Uses nearest neighbors as the reference does: a cell counts as image if its first pixel does.
     """
@@ -286,8 +258,7 @@ def check_images(pixel_values: Tensor, pixel_mask: Tensor | None, *, num_channel
 def _needs_whole_strides(body: nn.Module) -> bool:
     """Returns whether the place of a map's cells depends on the length of the image modulo the stride.
 
-    So it is with TensorFlow's "same" padding (timm's `Conv2dSame`) and with patches that drop the last pixels
-    (ConvNeXt). A padding of half a kernel, as in a ResNet, centers every cell at the same place.
+    So it is with TensorFlow's "same" padding and with patches that drop the last pixels (ConvNeXt), not with ResNets.
     """
     strided = [m for m in body.modules() if isinstance(m, nn.Conv2d) and max(m.stride) > 1]
     return any(

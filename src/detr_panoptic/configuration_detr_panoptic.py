@@ -24,8 +24,7 @@ class DetrPanopticConfig(PreTrainedConfig):
 
     Args:
         backbone: a timm model that supports `features_only` and has maps of strides 4, 8, 16 and 32.
-        use_pretrained_backbone: download timm's weights for the backbone when a model is built from scratch.
-            `from_pretrained` never does.
+        use_pretrained_backbone: download timm's weights when a model is built from scratch; loading never does.
         dilation: DC5: the last stage keeps stride 16 and dilates its convolutions instead.
         num_channels: channels of the images.
         hidden_size: D; a multiple of `num_heads` and of 16.
@@ -41,11 +40,10 @@ class DetrPanopticConfig(PreTrainedConfig):
         ce_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient: weights of the losses of classes and boxes.
         mask_loss_coefficient, dice_loss_coefficient: weights of the focal and the Dice loss of masks.
         eos_coefficient: weight of the "no object" class in the classification loss.
-        mask_loss_resolution: "image" compares masks pixel by pixel, as the reference does; "mask" compares them at
-            their own stride of 4, which takes less memory and time but is a different loss.
+        mask_loss_resolution: "image" compares masks pixel by pixel, as the reference does; "mask" at their own stride
+            of 4, a different loss that takes less memory and time.
         mask_queries: which queries get a mask in inference. "kept": those whose best class is an object; an integer
-            k: the k most confident ones, a static shape for compilation and export; "all". With labels, matched
-            queries always get one.
+            k: the k most confident ones, a static shape for compilation and export; "all".
         threshold: confidence below which post-processing drops a query; 0.85 in the paper's evaluation.
         stuff_label_ids: labels that are stuff, of which an image has at most one segment each.
         category_ids: the dataset's category id of each label; None if they are equal.
@@ -59,12 +57,9 @@ class DetrPanopticConfig(PreTrainedConfig):
 
     model_type = "detr_panoptic"
     attribute_map = {  # noqa: RUF012  read by PreTrainedConfig, never written
+        **dict.fromkeys(("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads"), "num_heads"),
+        **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), "ffn_dim"),
         "d_model": "hidden_size",
-        "num_attention_heads": "num_heads",
-        "encoder_attention_heads": "num_heads",
-        "decoder_attention_heads": "num_heads",
-        "encoder_ffn_dim": "ffn_dim",
-        "decoder_ffn_dim": "ffn_dim",
         "num_hidden_layers": "encoder_layers",
     }
     # What transformers' Trainer does not gather in evaluation. It gathers classes, boxes, masks and their sizes.
@@ -104,29 +99,22 @@ class DetrPanopticConfig(PreTrainedConfig):
     category_ids: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Refuses misspelled fields; transformers handles its own keys.
-
-        Raises:
-            ValueError: a key resembles a field, or `id2label` does not map numbers to names.
-        """
+        """Raises ValueError for a misspelled field; transformers handles its own keys."""
         names = [f.name for f in fields(self)]
         for key in kwargs:
             close = difflib.get_close_matches(key, names, n=1, cutoff=0.85)
             if close and key not in self.attribute_map and key not in dir(PreTrainedConfig):
                 raise ValueError(f"`{key}` is not a field of DetrPanopticConfig; did you mean `{close[0]}`?")
-        if self.id2label is not None and not _names_labels(self.id2label):
+        labels: Any = {} if self.id2label is None else self.id2label
+        if not isinstance(labels, dict) or not all(str(label).isdecimal() for label in labels):
             raise ValueError(f"`id2label` must map whole numbers to names, got {str(self.id2label)[:80]}.")
         if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
-            # Importing the package registers the pipeline. Naming it here too would require `trust_remote_code`.
-            kwargs.pop("custom_pipelines", None)
+            kwargs.pop("custom_pipelines", None)  # registered by the package; here it would need `trust_remote_code`
         super().__post_init__(**kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Builds a configuration from a dictionary and keyword arguments, which take precedence.
-
-        New labels among the keyword arguments replace the old ones as a whole, see `replace_labels`.
-        """
+        """Builds a configuration from fields; labels among the keyword arguments go through `replace_labels`."""
         labels = {name: kwargs.pop(name) for name in LABEL_FIELDS if name in kwargs}
         return super().from_dict(replace_labels(config_dict, labels), **kwargs)
 
@@ -160,26 +148,19 @@ class DetrPanopticConfig(PreTrainedConfig):
 
     def validate_labels(self) -> None:
         """Checks that stuff and category ids agree with the number of labels."""
-        num_labels = len(self.id2label or {})
-        wrong = [label for label in self.stuff_label_ids if not 0 <= label < num_labels]
+        count = len(self.id2label or {})
+        wrong = [label for label in self.stuff_label_ids if not 0 <= label < count]
         if wrong:
-            raise ValueError(f"`stuff_label_ids` must be labels from 0 to {num_labels - 1}, got {wrong}.")
-        if self.category_ids is not None and len(self.category_ids) != num_labels:
-            count = len(self.category_ids)
-            raise ValueError(
-                f"`category_ids` must name the category of each of the {num_labels} labels, got {count} ids."
-            )
+            raise ValueError(f"`stuff_label_ids` must be labels from 0 to {count - 1}, got {wrong}.")
+        found = count if self.category_ids is None else len(self.category_ids)
+        if found != count:
+            raise ValueError(f"`category_ids` must name the category of each of the {count} labels, got {found} ids.")
 
     @property
     def loss_weights(self) -> dict[str, float]:
         """The weight of each loss term of a decoder layer and of its masks."""
-        return {
-            "loss_ce": self.ce_loss_coefficient,
-            "loss_bbox": self.bbox_loss_coefficient,
-            "loss_giou": self.giou_loss_coefficient,
-            "loss_mask": self.mask_loss_coefficient,
-            "loss_dice": self.dice_loss_coefficient,
-        }
+        names = ("ce", "bbox", "giou", "mask", "dice")
+        return {f"loss_{name}": getattr(self, f"{name}_loss_coefficient") for name in names}
 
 
 def replace_labels(config_dict: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,9 +181,7 @@ def replace_labels(config_dict: Mapping[str, Any], labels: Mapping[str, Any]) ->
     if not labels or new == old:
         return result if labels else dict(config_dict)
     stuff = {old[label] for label in config_dict.get("stuff_label_ids") or () if label in old}
-    ids = {
-        old[label]: category for label, category in enumerate(config_dict.get("category_ids") or ()) if label in old
-    }
+    ids = {old.get(label): category for label, category in enumerate(config_dict.get("category_ids") or ())}
     followed = {
         "stuff_label_ids": [label for label, name in new.items() if name in stuff],
         "category_ids": [ids[name] for name in new.values()] if new and ids.keys() >= set(new.values()) else None,
@@ -210,9 +189,7 @@ def replace_labels(config_dict: Mapping[str, Any], labels: Mapping[str, Any]) ->
     for field_name, value in followed.items():
         if config_dict.get(field_name) and field_name not in labels:
             result[field_name] = value
-            logger.warning(
-                f"The labels are new, so `{field_name}` is now {value}. Pass `{field_name}` to choose others."
-            )
+            logger.warning(f"The labels are new: `{field_name}` is now {value}. Pass `{field_name}` to choose others.")
     return result
 
 
@@ -223,6 +200,8 @@ def _folded_names(config_dict: Mapping[str, Any]) -> dict[int, str]:
 def hub_code() -> dict[str, Any]:
     """Returns the classes of the code in a Hub repository, for config.json."""
     model = "modeling_detr_panoptic.DetrPanopticForSegmentation"
+    pipeline = "pipeline_detr_panoptic.DetrPanopticImageSegmentationPipeline"
+    task = {"impl": pipeline, "pt": ["AutoModelForImageSegmentation"], "type": "image"}
     return {
         "auto_map": {
             "AutoConfig": "configuration_detr_panoptic.DetrPanopticConfig",
@@ -230,19 +209,8 @@ def hub_code() -> dict[str, Any]:
             "AutoModelForImageSegmentation": model,
             "AutoModelForUniversalSegmentation": model,
         },
-        "custom_pipelines": {
-            "image-segmentation": {
-                "impl": "pipeline_detr_panoptic.DetrPanopticImageSegmentationPipeline",
-                "pt": ["AutoModelForImageSegmentation"],
-                "type": "image",
-            }
-        },
+        "custom_pipelines": {"image-segmentation": task},
     }
-
-
-def _names_labels(id2label: Any) -> bool:
-    """Returns whether a value maps numbers, which are text in JSON."""
-    return isinstance(id2label, dict) and all(str(label).isdecimal() for label in id2label)
 
 
 def check_mask_queries(mask_queries: str | int, num_queries: int) -> None:

@@ -29,22 +29,14 @@ MASK_PIXELS_PER_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}
 
 
 class LossNormalizers(NamedTuple):
-    """The numbers that the losses of a batch are divided by.
-
-    With several processes or accumulated batches: sums over all of them, divided by the number of processes.
-    """
+    """The numbers that the losses of a batch are divided by: sums over an update's batches, per process."""
 
     num_targets: Tensor  # for boxes and masks; at least 1
     class_weight: Tensor  # sum of the class weights of all queries, for the classification
 
 
 def loss_normalizers(
-    labels: Labels,
-    *,
-    num_queries: int,
-    eos_coefficient: float,
-    device: torch.device | str = "cpu",
-    least_targets: int = 1,
+    labels: Labels, *, num_queries: int, eos_coefficient: float, device: Any = "cpu", least_targets: int = 1
 ) -> LossNormalizers:
     """Computes the normalizers of one batch; `least_targets` is 0 if those of several batches are to be added up."""
     counts = [len(target["class_labels"]) for target in labels]
@@ -89,8 +81,7 @@ class FocalAndDice(torch.autograd.Function):
     """Focal loss, averaged over the pixels of a mask, and soft Dice loss, with the gradient written out.
 
     For a logit x with probability p and target t, let s = 1 if t = 1, else -1. Then q = sigmoid(-s x) is the error and
-    c = -log(1 - q) the cross entropy. Autograd needs three times as long, a fifth of a small model's training step
-    (docs/learning.md).
+    c = -log(1 - q) the cross entropy. Autograd needs three times as long (docs/learning.md).
     """
 
     @staticmethod
@@ -101,8 +92,7 @@ class FocalAndDice(torch.autograd.Function):
         focal = cross_entropy * error * error  # gamma is 2
         focal_on, focal_all = (focal * mask_targets).sum(-1), focal.sum(-1)
         error_on, error_all, target = (error * mask_targets).sum(-1), error.sum(-1), mask_targets.sum(-1)
-        # Dice is 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1). The 1 keeps the loss of an empty target finite and its
-        # gradient nonzero.
+        # Dice is 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1), finite and with a gradient also for empty targets.
         overlap, total = 2 * (target - error_on) + 1, error_all - 2 * error_on + 2 * target + 1
         ctx.save_for_backward(error, cross_entropy, mask_targets, overlap, total)
         focal_sum = FOCAL_ALPHA * focal_on + (1 - FOCAL_ALPHA) * (focal_all - focal_on)
@@ -227,26 +217,15 @@ class MaskCanvas(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Criterion:
-    """The loss of a model: matching, terms and their weighted sum.
+    """The loss of a model: matching, terms and their weighted sum."""
 
-    Args:
-        costs: of the matching, see `matching_costs`.
-        weights: of `loss_ce`, `loss_bbox`, `loss_giou`, `loss_mask` and `loss_dice`.
-        eos_coefficient: weight of "no object" in the classification.
-        mask_resolution: see `mask_losses`.
-    """
-
-    costs: Mapping[str, float]
-    weights: Mapping[str, float]
-    eos_coefficient: float
-    mask_resolution: str = "image"
+    costs: Mapping[str, float]  # of the matching, see `matching_costs`
+    weights: Mapping[str, float]  # of `loss_ce`, `loss_bbox`, `loss_giou`, `loss_mask` and `loss_dice`
+    eos_coefficient: float  # weight of "no object" in the classification
+    mask_resolution: str = "image"  # see `mask_losses`
 
     def match(self, labels: Labels, logits: Tensor, boxes: Tensor) -> MatchedLayers:
-        """Matches all layers with the targets: logits (L, B, Q, K+1) and boxes (L, B, Q, 4).
-
-        Raises:
-            ValueError: the targets do not fit, see `checked_labels`.
-        """
+        """Matches all layers with the targets: logits (L, B, Q, K+1) and boxes (L, B, Q, 4); see `checked_labels`."""
         batch, num_labels = logits.shape[1], logits.shape[-1] - 1
         labels = checked_labels(labels, batch=batch, num_labels=num_labels, device=logits.device)
         return MatchedLayers(labels, logits, boxes, match(logits, boxes, labels, costs=self.costs))
@@ -256,23 +235,17 @@ class Criterion:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the weighted sum and its terms, named `loss_*`; `_0 ... _{L-2}` are the layers before the last.
 
-        Args:
-            matched: what `match` returned.
-            canvas: the masks; without `masks` in the targets they have no loss.
-            normalizers: to divide by; None: those of this batch.
+        Without `masks` in the targets these have no loss. Without `normalizers` those of this batch are computed.
         """
+        logits, eos = matched.logits, self.eos_coefficient
         normalizers = normalizers or loss_normalizers(
-            matched.labels,
-            num_queries=matched.logits.shape[2],
-            eos_coefficient=self.eos_coefficient,
-            device=matched.logits.device,
+            matched.labels, num_queries=logits.shape[2], eos_coefficient=eos, device=logits.device
         )
         terms, weights = {}, {}
-        detection = detection_losses(matched, eos_coefficient=self.eos_coefficient, normalizers=normalizers)
-        last = len(matched.logits) - 1
-        for layer in range(len(matched.logits)):
+        detection = detection_losses(matched, eos_coefficient=eos, normalizers=normalizers)
+        for layer in range(len(logits)):
             for name, values in detection.items():
-                term = name if layer == last else f"{name}_{layer}"
+                term = f"{name}_{layer}" if layer < len(logits) - 1 else name
                 terms[term], weights[term] = values[layer], self.weights[name]
         if matched.has_masks:
             places = torch.searchsorted(canvas.rows, matched.rows())

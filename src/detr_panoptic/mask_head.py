@@ -49,15 +49,9 @@ class MaskAttention(nn.Module):
             init.zeros_(linear.bias)
 
     def forward(self, queries: Tensor, encoded: Tensor, mask: Tensor | None) -> Tensor:
-        """Computes the attention maps of the objects.
+        """Computes attention maps (B, Q, M, h, w), whose sum over M, h and w together is 1.
 
-        Args:
-            queries: (B, Q, D) object embeddings.
-            encoded: (B, h, w, D) encoded image.
-            mask: (B, h, w) bool, True on the image; None without padding.
-
-        Returns:
-            (B, Q, M, h, w), non-negative; sums to 1 over M, h and w together.
+        Takes object embeddings (B, Q, D), the encoded image (B, h, w, D) and its mask (B, h, w), True on the image.
         """
         q = self.q_proj(queries).unflatten(-1, (self.num_heads, -1))  # (B, Q, M, d)
         k = self.k_proj(encoded).unflatten(-1, (self.num_heads, -1))  # (B, h, w, M, d)
@@ -88,7 +82,7 @@ class ConvBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm = _group_norm(out_channels)
+        self.norm = RowGroupNorm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Applies the block: (N, in, h, w) to (N, out, h, w)."""
@@ -99,10 +93,7 @@ class ConvBlock(nn.Module):
         return F.conv2d(shared, self.conv.weight[:, : shared.shape[1]], self.conv.bias, padding=1)
 
     def add_own(self, own: Tensor, convolved: Tensor, image_index: Tensor) -> Tensor:
-        """Applies the block to [shared, own], concatenated along the channels.
-
-        Takes what differs between rows (N, in - C, h, w) and the result of `convolve_shared`; returns (N, out, h, w).
-        """
+        """Applies the block to [shared, own]: (N, in - C, h, w) and what was shared to (N, out, h, w)."""
         convolved_own = F.conv2d(own, self.conv.weight[:, -own.shape[1] :], padding=1)
         return self.norm(_add_rows(convolved_own, convolved, image_index)).relu_()
 
@@ -114,7 +105,7 @@ class FusionStage(nn.Module):
         super().__init__()
         self.adapter = nn.Conv2d(skip_channels, in_channels, 1)
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm = _group_norm(out_channels)
+        self.norm = RowGroupNorm(out_channels)
 
     def convolve_skip(self, skip: Tensor) -> Tensor:
         """Convolves the backbone's map, once for all rows: (B, skip, 2h, 2w) to (B, out, 2h, 2w)."""
@@ -127,10 +118,7 @@ class FusionStage(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Computes mask logits from attention maps and the features of the image.
-
-    `skip_channels` are those of the backbone's maps of stride 16, 8 and 4.
-    """
+    """Computes masks; `skip_channels` are those of the backbone's maps of stride 16, 8 and 4."""
 
     def __init__(self, hidden_size: int, num_heads: int, skip_channels: Sequence[int]) -> None:
         super().__init__()
@@ -153,16 +141,13 @@ class MaskHead(nn.Module):
                 init.zeros_(conv.bias)
 
     def forward(self, projected: Tensor, attention: Tensor, image_index: Tensor, skips: Sequence[Tensor]) -> Tensor:
-        """Computes the masks of the given rows.
+        """Computes mask logits (N, 8h, 8w) of the given rows.
 
         Args:
             projected: (B, D, h, w) projected features of the images.
             attention: (N, M, h, w) attention maps of the rows.
             image_index: (N,) int64, the image of each row.
             skips: maps of the backbone, (B, C, 2h, 2w), (B, C, 4h, 4w), (B, C, 8h, 8w); odd sizes differ by one.
-
-        Returns:
-            (N, 8h, 8w) logits, of the last skip's size.
         """
         compute: Any = self._rows
         if all(type(step.conv) is nn.Conv2d and is_plain(step.conv) for step in (*self.blocks, *self.stages)):
@@ -197,10 +182,7 @@ class MaskHead(nn.Module):
         return self.predictor(x)[:, 0]
 
     def _rows_per_chunk(self, shared: Sequence[Tensor]) -> int | None:
-        """Returns how many rows to compute together; None for all of them.
-
-        With gradients every map is kept, so chunks save nothing. A compiler would unroll them.
-        """
+        """Returns how many rows to compute together; None for all, if gradients keep every map or a graph is built."""
         kept = torch.is_grad_enabled() and not (self.gradient_checkpointing and self.training)
         if kept or torch.compiler.is_compiling():
             return None
@@ -253,27 +235,23 @@ def _add_rows(own: Tensor, once: Tensor, image_index: Tensor) -> Tensor:
 
 
 class RowGroupNorm(nn.GroupNorm):
-    """`nn.GroupNorm` that also accepts a single value per group, which PyTorch refuses."""
+    """`nn.GroupNorm` that also accepts a single value per group, which PyTorch refuses.
+
+    It has eight groups as published; narrower heads, which the reference cannot build, have as many as divide them.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(math.gcd(8, channels), channels)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name that the base class gives it
         """Normalizes (N, C, h, w)."""
         return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
-    # Eight groups as published; narrower heads, which the reference cannot build, take the largest common divisor.
-    return RowGroupNorm(math.gcd(8, channels), channels)
-
-
 def select_rows(logits: Tensor, mask_queries: str | int) -> Tensor:
-    """Selects the queries of a batch that get a mask.
+    """Selects the queries that get a mask, (N,) int64 ascending indices into B*Q, given logits (B, Q, K+1).
 
-    Args:
-        logits: (B, Q, K+1).
-        mask_queries: "all", "kept" or k, see `DetrPanopticConfig`.
-
-    Returns:
-        (N,) int64, ascending indices into the B*Q queries.
+    `mask_queries` is "all", "kept" or k, see `DetrPanopticConfig`.
     """
     batch, num_queries = logits.shape[:2]
     first = torch.arange(batch, device=logits.device)[:, None] * num_queries

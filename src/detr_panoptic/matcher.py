@@ -65,8 +65,7 @@ def checked_labels(labels: Labels, *, batch: int, num_labels: int, device: torch
     """Returns targets on the device of the model.
 
     Raises:
-        ValueError: there is not one target per image, a class is not a whole number or does not exist, or only some of
-            the targets have masks.
+        ValueError: targets do not fit the images or the labels of the model, or only some of them have masks.
     """
     if len(labels) != batch:
         raise ValueError(f"`labels` must hold a target for each of the {batch} images, got {len(labels)}.")
@@ -95,8 +94,7 @@ def matching_costs(
         logits: (..., Q, K+1).
         boxes_cxcywh: (..., Q, 4), in [0, 1].
         target: `class_labels` (T,) and `boxes` (T, 4) cxcywh; for a batch (B, T) and (B, T, 4).
-        costs: weights `class_cost` of the negative class probability, `bbox_cost` of the L1 distance and `giou_cost`
-            of the negative generalized IoU.
+        costs: weights `class_cost`, `bbox_cost` and `giou_cost` of minus probability, L1 distance and minus IoU.
     """
     boxes = at_least_float32(boxes_cxcywh)[..., None, :]
     target_boxes = at_least_float32(target["boxes"])[..., None, :, :]
@@ -112,11 +110,7 @@ def matching_costs(
 def match(logits: Tensor, boxes_cxcywh: Tensor, labels: Labels, *, costs: Mapping[str, float]) -> Matching:
     """Assigns a query to each target so that the sum of costs is minimal; the result is on the CPU.
 
-    Args:
-        logits: (L, B, Q, K+1).
-        boxes_cxcywh: (L, B, Q, 4).
-        labels: B targets. In an image with more targets than queries, some stay unmatched.
-        costs: see `matching_costs`.
+    Takes logits (L, B, Q, K+1) and boxes (L, B, Q, 4). If an image has more targets than queries, some stay unmatched.
 
     Raises:
         ImportError: scipy is not installed.
@@ -130,9 +124,7 @@ def match(logits: Tensor, boxes_cxcywh: Tensor, labels: Labels, *, costs: Mappin
     }
     cost = matching_costs(logits, boxes_cxcywh, padded, costs=costs).cpu()  # (L, B, Q, T)
     if not cost.isfinite().all():
-        raise FloatingPointError(
-            "Matching met logits or boxes that are not finite, in the predictions or the targets."
-        )
+        raise FloatingPointError("Matching met logits or boxes that are not finite, in predictions or targets.")
     counts = [len(target["class_labels"]) for target in labels]
     layers = [_assign(layer, counts) for layer in cost]
     image = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts).clamp(max=logits.shape[2]))

@@ -24,15 +24,14 @@ from .configuration_detr_panoptic import DetrPanopticConfig, check_mask_queries
 from .losses import Criterion, LossNormalizers, MaskCanvas
 from .mask_head import MASK_STRIDE, BoxHead, MaskAttention, MaskHead, select_rows, spread_rows
 from .matcher import Labels, MatchedLayers
-from .position_encoding import sine_position_encoding
-from .transformer import Attention, Decoder, DecoderLayer, Encoder, EncoderLayer
+from .transformer import Attention, Decoder, Encoder, FeedForwardLayer, sine_position_encoding
 
 logger = logging.get_logger(__name__)
 HUB_ARGUMENTS = {"revision", "token", "cache_dir", "local_files_only", "subfolder"}
 CONFIG_FIELDS = {*DetrPanopticConfig.__dataclass_fields__, "num_labels"} - {"dtype"}
 INITIALIZED = (
     *(nn.Linear, nn.Conv2d, nn.Embedding, nn.LayerNorm, nn.GroupNorm),
-    *(FrozenNorm, Attention, EncoderLayer, DecoderLayer, MaskAttention, MaskHead),
+    *(FrozenNorm, Attention, FeedForwardLayer, MaskAttention, MaskHead),
 )
 ModelType = TypeVar("ModelType", bound="DetrPanopticPreTrainedModel")
 

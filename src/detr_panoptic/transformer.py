@@ -1,6 +1,6 @@
 """The transformer: an encoder over the image, a decoder over the queries.
 
-Follows models/transformer.py of facebookresearch/detr (29901c5), with these differences:
+Follows models/transformer.py and position_encoding.py of facebookresearch/detr (29901c5), with these differences:
   * sequences have shape (B, N, D), and padding masks are True on the image;
   * queries, keys and values have separate projections instead of one packed matrix;
   * attention goes through transformers' `ALL_ATTENTION_FUNCTIONS`, so `attn_implementation` selects the kernel;
@@ -10,6 +10,7 @@ Legend: B images, Q queries, N cells of the map, L decoder layers, D hidden size
 the attention implementation takes, and is None without padding. `with_weights` asks for attention weights.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,29 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+TEMPERATURE = 10_000
+EPSILON = 1e-6
+
+
+def sine_position_encoding(mask: Tensor, hidden_size: int) -> Tensor:
+    """Encodes the position of each cell within the unpadded part of its image.
+
+    Takes a mask (B, h, w), True on the image, and D, a multiple of 4. Returns (B, D, h, w) float32, of which the first
+    half of D encodes the row and the second half the column.
+    """
+    real = mask.float()
+    rows, columns = real.cumsum(1), real.cumsum(2)
+    rows = rows / (rows[:, -1:, :] + EPSILON) * (2 * math.pi)
+    columns = columns / (columns[:, :, -1:] + EPSILON) * (2 * math.pi)
+    return torch.cat((_sines(rows, hidden_size // 2), _sines(columns, hidden_size // 2)), dim=1)
+
+
+def _sines(phase: Tensor, channels: int) -> Tensor:
+    """Returns alternating sines and cosines of falling frequency: phases (B, h, w) to (B, channels, h, w)."""
+    pair = torch.arange(channels // 2, dtype=phase.dtype, device=phase.device)
+    angle = phase[..., None] / TEMPERATURE ** (2 * pair / channels)  # (B, h, w, channels / 2)
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2).movedim(-1, 1)
 
 
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
@@ -70,9 +94,8 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Attends from queries (B, Q, D) to keys and values (B, N, D); positions are included.
 
-        Returns:
-            (B, Q, D), and the weights (B, M, Q, N) before dropout, or None. "eager" returns the weights that it used;
-            for "sdpa", which keeps none, they are computed separately. Neither changes the result.
+        Returns (B, Q, D), and the weights (B, M, Q, N) before dropout, or None. "eager" returns the weights that it
+        used; for "sdpa", which keeps none, they are computed separately. Neither changes the result.
         """
         q, k, v = (
             projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, N, D) -> (B, M, N, d)
@@ -86,7 +109,19 @@ class Attention(nn.Module):
         return self.out_proj(mixed.flatten(2)), weights if with_weights else None
 
 
-class EncoderLayer(GradientCheckpointingLayer):
+class FeedForwardLayer(GradientCheckpointingLayer):
+    """A layer with a feed-forward network."""
+
+    linear1: nn.Linear
+    linear2: nn.Linear
+
+    def reset_parameters(self) -> None:
+        """Initializes the feed-forward network as the reference does."""
+        init.xavier_uniform_(self.linear1.weight)
+        init.xavier_uniform_(self.linear2.weight)
+
+
+class EncoderLayer(FeedForwardLayer):
     """Self-attention over the map, then a feed-forward network."""
 
     def __init__(self, config: Any) -> None:
@@ -97,11 +132,6 @@ class EncoderLayer(GradientCheckpointingLayer):
         self.norm1 = nn.LayerNorm(config.hidden_size)
         self.norm2 = nn.LayerNorm(config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
-
-    def reset_parameters(self) -> None:
-        """Initializes the feed-forward network as the reference does."""
-        init.xavier_uniform_(self.linear1.weight)
-        init.xavier_uniform_(self.linear2.weight)
 
     def forward(
         self, x: Tensor, position: Tensor, mask: Any, *, with_weights: bool = False
@@ -114,7 +144,7 @@ class EncoderLayer(GradientCheckpointingLayer):
         return x, weights
 
 
-class DecoderLayer(GradientCheckpointingLayer):
+class DecoderLayer(FeedForwardLayer):
     """Self-attention among the queries, cross-attention to the encoded image, a feed-forward network."""
 
     def __init__(self, config: Any) -> None:
@@ -128,11 +158,6 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.norm3 = nn.LayerNorm(config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
 
-    def reset_parameters(self) -> None:
-        """Initializes the feed-forward network as the reference does."""
-        init.xavier_uniform_(self.linear1.weight)
-        init.xavier_uniform_(self.linear2.weight)
-
     def forward(
         self,
         x: Tensor,
@@ -143,11 +168,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         *,
         with_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Applies the layer to the queries (B, Q, D).
-
-        Returns:
-            The queries, then the weights of self-attention (B, M, Q, Q) and of cross-attention (B, M, Q, N), or None.
-        """
+        """Applies the layer to queries; also returns the weights (B, M, Q, Q) and (B, M, Q, N), or None each."""
         placed = x + query_position
         attended, self_weights = self.self_attn(placed, placed, x, None, with_weights=with_weights)
         x = self.norm1(x + self.dropout(attended))
@@ -168,11 +189,7 @@ class Encoder(nn.Module):
     def forward(
         self, x: Tensor, position: Tensor, mask: Any, *, with_weights: bool = False
     ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Encodes projected features (B, N, D); the position (B, N, D) is added to queries and keys of every layer.
-
-        Returns:
-            The input and the output of each layer, and the weights of each layer (B, M, N, N), or None.
-        """
+        """Encodes features and their position (B, N, D): the input, each layer's output, their weights."""
         states, weights = [x], []
         for layer in self.layers:
             x, layer_weights = layer(x, position, mask, with_weights=with_weights)
@@ -201,10 +218,7 @@ class Decoder(nn.Module):
     def forward(
         self, query_position: Tensor, memory: Tensor, position: Tensor, mask: Any, *, with_weights: bool = False
     ) -> DecoderResult:
-        """Turns learned queries (B, Q, D) into object embeddings, given the encoded image and its position (B, N, D).
-
-        The learned queries are added to queries and keys of every layer.
-        """
+        """Turns learned queries (B, Q, D) into object embeddings, given encoded image and position (B, N, D)."""
         x = torch.zeros_like(query_position)
         placed_memory = memory + position
         states, normed, self_weights, cross_weights = [x], [], [], []

@@ -104,7 +104,7 @@ def test_two_names_for_one_weight_are_refused():
         convert_state_dict(twice, None)
 
 
-def test_coco_models_are_named_by_category_id():
+def test_labels_of_coco_models_are_category_ids():
     panoptic = convert_state_dict(empty_weights(250), None).config_kwargs
     detector = convert_state_dict(empty_weights(91, masks=False), None).config_kwargs
     names = dict(zip(COCO_PANOPTIC.category_ids, COCO_PANOPTIC.names, strict=True))
@@ -258,7 +258,7 @@ def test_dilation_of_a_config(foreign, expected):
         ({"backbone_kwargs": {"output_stride": 8}}, "must be 16 or 32, got 8"),
     ],
 )
-def test_what_this_model_lacks_is_refused_by_name(foreign, message):
+def test_unsupported_configs_are_refused_by_name(foreign, message):
     with pytest.raises(ValueError, match=message):
         convert_state_dict(empty_weights(), foreign)
 

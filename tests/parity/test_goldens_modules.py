@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from detr_panoptic.mask_head import MaskAttention, MaskHead
-from detr_panoptic.position_encoding import sine_position_encoding
+from detr_panoptic.transformer import sine_position_encoding
 from tests.goldens.formula_weights import formula_input, formula_weight
 
 GOLDENS = load_file(Path(__file__).parents[1] / "goldens" / "modules.safetensors")

@@ -1,12 +1,13 @@
 """Calls that a user of transformers makes by habit: they work, or the error names the argument."""
 
+import json
 import logging
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import DetrConfig, DetrForSegmentation, pipeline
+from transformers import AutoImageProcessor, DetrConfig, DetrForSegmentation, pipeline
 
 from detr_panoptic import DetrPanopticConfig, DetrPanopticImageProcessor, DetrPanopticImageSegmentationPipeline
 from tests.conftest import build_tiny, photo
@@ -114,3 +115,58 @@ def test_a_detr_of_transformers_is_pointed_out_and_one_call_gives_ours(foreign_f
             logits[built] = built.model(**inputs).logits
     torch.testing.assert_close(logits[ours], logits[theirs], atol=1e-4, rtol=0)
     assert ours(photo((71, 53), seed=0), threshold=0.0) != []
+
+
+# Relations that transformers demands of every image processor, on ours
+
+
+SETTINGS = {"size": {"shortest_edge": 18, "longest_edge": 1333}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+
+
+def test_settings_survive_every_way_of_saving(tmp_path):
+    first = DetrPanopticImageProcessor(**SETTINGS, stuff_label_ids=[1], category_ids=[4, 9], do_pad=False)
+    assert {name: json.loads(first.to_json_string())[name] for name in SETTINGS} == SETTINGS
+    first.to_json_file(tmp_path / "settings.json")
+    first.save_pretrained(tmp_path)
+    for second in (
+        DetrPanopticImageProcessor.from_json_file(tmp_path / "settings.json"),
+        DetrPanopticImageProcessor.from_pretrained(tmp_path),
+        DetrPanopticImageProcessor.from_dict(first.to_dict()),
+        AutoImageProcessor.from_pretrained(tmp_path),
+    ):
+        assert type(second) is DetrPanopticImageProcessor
+        assert second.to_dict() | {"auto_map": None} == first.to_dict() | {"auto_map": None}  # only saved with code
+    changed = DetrPanopticImageProcessor.from_dict(first.to_dict(), size={"height": 42, "width": 84}, do_pad=True)
+    assert (changed.size["height"], changed.do_pad) == (42, True)
+    _, unused = DetrPanopticImageProcessor.from_pretrained(
+        tmp_path, return_unused_kwargs=True, revision=None, foo=False
+    )
+    assert unused == {"foo": False}
+
+
+def test_processors_do_not_share_settings():
+    first, second = DetrPanopticImageProcessor(), DetrPanopticImageProcessor()
+    first.stuff_label_ids.append(3)
+    first.size = {"height": 5, "width": 7}
+    assert second.stuff_label_ids == DetrPanopticImageProcessor.stuff_label_ids == []
+    assert second.size["shortest_edge"] == 800
+
+
+def test_batches_are_cast_and_keep_their_whole_numbers():
+    processor = DetrPanopticImageProcessor(**SETTINGS)
+    images = [torch.randint(0, 255, (3, 30, 40 + i), dtype=torch.uint8) for i in range(3)]
+    batch = processor(images, return_tensors="pt")
+    assert (batch.pixel_values.dtype, batch.pixel_values.device.type) == (torch.float32, "cpu")
+    for cast in (batch.to(torch.float16), processor(images, return_tensors="pt").to("cpu", torch.float16)):
+        assert (cast.pixel_values.dtype, cast.pixel_mask.dtype) == (torch.float16, torch.int64)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pictures_arrays_and_tensors_give_the_same_batch(channels):
+    array = np.random.default_rng(0).integers(0, 256, (30, 41, channels), dtype=np.uint8)
+    processor = DetrPanopticImageProcessor(**SETTINGS)
+    picture = Image.fromarray(array[..., 0] if channels == 1 else array[..., :3])
+    expected = processor(picture, return_tensors="pt").pixel_values
+    for image in (array, torch.from_numpy(array).permute(2, 0, 1), array.transpose(2, 0, 1)):
+        assert torch.equal(processor(image, return_tensors="pt").pixel_values, expected)
+    assert isinstance(processor(array, return_tensors="np")["pixel_values"], np.ndarray)

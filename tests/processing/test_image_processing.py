@@ -132,7 +132,7 @@ def test_tiny_and_thin_images(size):
         ([], "at least one image"),
     ],
 )
-def test_what_is_no_image_is_refused(image, message):
+def test_invalid_images_are_refused(image, message):
     with pytest.raises(ValueError, match=message):
         untouched()(image)
 

@@ -90,6 +90,7 @@ def test_odd_shapes_lose_no_quality(bundled):
 
 
 @pytest.mark.slow
+@pytest.mark.promise
 def test_twelve_odd_shapes_lose_no_quality(bundled):
     lost = losses_of_quality(bundled, SHAPES + MORE, 16)
     assert max(lost.values()) <= MOST_LOST, lost
