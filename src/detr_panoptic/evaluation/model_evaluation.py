@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ..data import PanopticData
 from ..data.categories import match_labels
-from ..data.hub_names import hub_name
+from ..data.hub_names import public_name
 from ..data.records import truth_ids
 from ..inference.predictor import Predictor, processes
 from ..scenes.source import read_source
@@ -94,7 +94,7 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
     kinds = _kinds(average_precision)
     may_skip = on_error == "skip"
     data = read_source(source, split=split, data_format=data_format, limit=limit, files_may_be_missing=may_skip)
-    predictor = _predictor(model, device=device, dtype=dtype)
+    predictor = Predictor.of(model, device=device, dtype=dtype)
     comparison = _Comparison(data.categories, _match_classes(data.categories, predictor.categories.id2label), kinds)
     options: dict[str, Any] = {
         "threshold": threshold,
@@ -118,7 +118,8 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
         "dtype": str(predictor.model.dtype),
         "batch_size": batch_size,
     }
-    evaluation = comparison.gather(failures=failures, dataset=_dataset_name(source, split), settings=settings)
+    dataset = "" if isinstance(source, PanopticData) else public_name(str(source), split)
+    evaluation = comparison.gather(failures=failures, dataset=dataset, settings=settings)
     if output is not None and state.is_main_process:
         evaluation.save(output)
     return evaluation
@@ -193,17 +194,3 @@ def _kinds(average_precision: bool | str) -> tuple[str, ...]:
     if average_precision not in kinds:
         raise ValueError(f"`average_precision` must be True, False, 'box' or 'mask', got {average_precision!r}.")
     return kinds[average_precision]
-
-
-def _predictor(model: Any, **options: Any) -> Predictor:
-    if isinstance(model, Predictor):
-        return model
-    return Predictor(*model) if isinstance(model, tuple) else Predictor.from_pretrained(model, **options)
-
-
-def _dataset_name(source: Any, split: str | None) -> str:
-    """Returns the name of a dataset for readers elsewhere: on the Hub, or of its folder without the path."""
-    if isinstance(source, PanopticData):
-        return ""
-    name = str(source) if hub_name(str(source)) else Path(source).resolve().name
-    return name if split is None else f"{name} {split}"

@@ -18,7 +18,7 @@ from ..backbone import DILATED_STRIDES, STRIDES
 from ..box_ops import cxcywh_to_xyxy
 from ..data.plain_text import one_line
 from ..image_reading import plain_picture, read_picture
-from ..inference import load
+from ..inference import Predictor
 from ..inference.detections import query_masks
 from ..panoptic_merging import ImageSizes
 from ..visualization import ObjectAttention, draw_attention, draw_segments, stack
@@ -129,7 +129,8 @@ def explain(
         raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {task!r}.")
     if segments is not None and queries is not None:
         raise ValueError("`segments` and `queries` cannot be given together.")
-    network, processor = _parts(model)
+    predictor = Predictor.of(model)
+    network, processor = predictor.model, predictor.processor
     for query in queries or ():
         if not 0 <= query < network.config.num_queries:
             raise ValueError(f"`queries` must be from 0 to {network.config.num_queries - 1}, got {query}.")
@@ -149,14 +150,6 @@ def explain(
         chosen = _chosen(found, segments)
         objects = {f"segment_{entry['id']}": reader.of_segment(entry, segmentation) for entry in chosen}
     return Explanation(name, picture, segmentation, found, objects, network.config.id2label)
-
-
-def _parts(model: Any) -> tuple[Any, Any]:
-    """Returns the network and the image processor."""
-    if isinstance(model, str | Path):
-        model = load(model)
-    network, processor = model if isinstance(model, tuple) else (model.model, model.processor)
-    return network, processor
 
 
 def _described(

@@ -79,6 +79,21 @@ class Predictor:
             device = state.device
         return cls(*load(model, device=device, dtype=dtype))
 
+    @classmethod
+    def of(
+        cls, model: Any, *, device: str | torch.device = "auto", dtype: str | torch.dtype | None = None
+    ) -> Predictor:
+        """Returns the predictor of whatever the package accepts as a model.
+
+        Args:
+            model: a `Predictor`, which is returned; a model and its image processor; or what `from_pretrained` takes.
+            device: of a model that is loaded.
+            dtype: of a model that is loaded.
+        """
+        if isinstance(model, Predictor):
+            return model
+        return cls(*model) if isinstance(model, tuple) else cls.from_pretrained(model, device=device, dtype=dtype)
+
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str, but not of images
         self, images: ImageInput, *, task: Task = ..., threshold: float | None = ...

@@ -182,7 +182,7 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
     Args:
         source: annotated images, as `read_panoptic` takes them, or "scenes".
         output: a folder that is empty or does not exist.
-        model: a folder, a name on the Hub, or a `Predictor`.
+        model: a folder, a name on the Hub, a `Predictor`, or a model and its image processor.
         threshold: least score of a segment, in [0, 1]. None: the image processor's.
         with_things: add things, too, of classes that the data lacks.
         report: a folder for `completion.md`, `completion.json` and sheets of images before and after.
@@ -213,8 +213,7 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
     data = read_source(
         source, split=split, data_format=data_format, limit=limit, files_may_be_missing=on_error == "skip"
     )
-    is_name = isinstance(model, (str, Path))
-    predictor = Predictor.from_pretrained(model, device=device, dtype=dtype) if is_name else model
+    predictor = Predictor.of(model, device=device, dtype=dtype)
     match = match_stuff(data.categories, predictor.categories, with_things=with_things)
     if not match.labels:
         raise ValueError("`model` has no class that may be added to the data.")
