@@ -110,7 +110,13 @@ def _call(command: Callable[..., Any], bound: BoundArguments) -> int:
         _log_on_stderr(logging.INFO if is_first else logging.WARNING),
         redirect_stdout(sys.stdout if is_first else None),
     ):
-        return command(*bound.args, **bound.kwargs) or 0
+        code = command(*bound.args, **bound.kwargs) or 0
+    if "RANK" in os.environ:
+        from torch import distributed
+
+        if distributed.is_initialized():  # otherwise PyTorch warns at the end
+            distributed.destroy_process_group()
+    return code
 
 
 def build_program(words: Sequence[str] = ()) -> App:
