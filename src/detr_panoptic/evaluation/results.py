@@ -56,7 +56,7 @@ class ClassQuality:
 class PanopticQualityResult:
     """Panoptic quality of images, all values in [0, 1]; prints as tables in percent.
 
-    `overall`, `things` and `stuff` are means over the classes that occur; `per_class` has all, by name, in their order.
+    `overall`, `things` and `stuff` are means over the classes that occur; `per_class` has all by name, in order.
     """
 
     overall: GroupQuality
