@@ -335,14 +335,6 @@ def test_state_dict_names_are_the_published_ones():
     assert names == (Path(__file__).parent / "state_dict_names.txt").read_text()
 
 
-def test_all_queries_compile_without_a_graph_break(tiny_model, tiny_batch):
-    explanation = torch._dynamo.explain(tiny_model)(
-        tiny_batch["pixel_values"], tiny_batch["pixel_mask"], mask_queries="all"
-    )
-    assert explanation.graph_break_count == 0
-    assert explanation.graph_count == 1
-
-
 @pytest.mark.parametrize("backbone", ["convnext_atto", "tf_efficientnet_lite0"])
 @pytest.mark.parametrize("dilation", [False, True])
 def test_other_backbones(backbone, dilation):

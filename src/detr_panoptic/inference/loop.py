@@ -26,12 +26,7 @@ WINDOW = 64  # batches; images are sorted by shape within a window, whose sizes 
 
 
 class Batch(NamedTuple):
-    """Images that go through the model together.
-
-    Args:
-        records: B mappings with at least an `image`, RGB and upright.
-        inputs: their `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W).
-    """
+    """Records with an upright RGB `image`, and their `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W)."""
 
     records: Sequence[Mapping[str, Any]]
     inputs: BatchFeature
@@ -48,10 +43,7 @@ def make_batch(processor: DetrPanopticImageProcessor, records: Sequence[Mapping[
 
 
 def plan_batches(pictures: Pictures, batch_size: int) -> Iterator[list[int]]:
-    """Yields the indices of all images, batch by batch, sorted by aspect ratio and size to reduce padding.
-
-    With a batch size of 1, images stay in order and no size is read.
-    """
+    """Yields the indices of all images by batch, sorted by aspect ratio and size to reduce padding, if above 1."""
     for start in range(0, len(pictures), WINDOW * batch_size):
         window = range(len(pictures))[start : start + WINDOW * batch_size]
         indices = window if batch_size == 1 else sorted(window, key=partial(_shape, pictures))
@@ -85,8 +77,7 @@ def load_batches(
 ) -> Iterable[tuple[Batch | None, list[str]]]:
     """Loads the batches of a plan in `workers` processes, or in this one if there are none.
 
-    Returns:
-        Each batch of the images that could be read, each record with its `index`; and messages that name the others.
+    Returns each batch of the images that could be read, records with their `index`, and messages that name the others.
     """
     indices: Any = range(len(pictures))
     return DataLoader(indices, batch_sampler=plan, collate_fn=partial(_load, pictures, processor), num_workers=workers)
@@ -96,12 +87,7 @@ def load_batches(
 def run_model(
     model: DetrPanopticForSegmentation, batches: Iterable[Batch], *, mask_queries: str | int | None = None
 ) -> Iterator[tuple[Batch, Any]]:
-    """Runs a model and yields each batch with its raw outputs.
-
-    Args:
-        model: switched to evaluation mode, and back to its own mode at the end.
-        batches: from `make_batch`; iterated once.
-        mask_queries: which queries get masks; None: as the model's configuration says.
+    """Runs a model in evaluation mode and yields each batch with its raw outputs; its own mode is restored.
 
     Raises:
         FloatingPointError: scores or masks are not finite; names the images.

@@ -13,8 +13,9 @@ from PIL import Image
 from scipy import ndimage
 
 from ..data.files import written_whole
+from ..data.id_colors import ids_to_rgb
 from ..data.plain_text import one_line
-from ..segment_ids import ids_to_rgb, rgb_to_ids
+from ..segment_ids import rgb_to_ids
 from ..visualization import draw_segments
 
 if TYPE_CHECKING:
