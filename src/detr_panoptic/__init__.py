@@ -88,7 +88,7 @@ def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    _register()
+    register()
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value
     return value
@@ -98,7 +98,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def _register() -> None:
+def register() -> None:
     """Registers the classes with transformers, and the readers of foreign checkpoints with the classes.
 
     Repeating it changes nothing.
@@ -129,4 +129,4 @@ def _register() -> None:
 
 
 if Path(sys.argv[0] if sys.argv else "").stem != _CONSOLE_SCRIPT:
-    _register()
+    register()

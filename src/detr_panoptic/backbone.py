@@ -2,10 +2,8 @@
 
 Follows models/backbone.py of facebookresearch/detr (29901c5), with these differences:
   * any timm model with maps of strides 4, 8, 16 and 32 can be used, not only torchvision's ResNets;
-  * the frozen parameters are those up to the end of the stride-4 stage in the order of definition: for a ResNet the
-    stem and layer1, as in the reference;
-  * a frozen batch norm keeps the epsilon of its layer. For every ResNet that is the reference's 1e-5; weights trained
-    with another epsilon (tf_efficientnet: 1e-3) need their own;
+  * the frozen parameters are those up to the end of the stride-4 stage: for a ResNet the stem and layer1, as there;
+  * a frozen batch norm keeps the epsilon of its layer, which is the reference's 1e-5 for every ResNet;
   * a convolution and the frozen norm after it run as one convolution (`ConvNorm`);
   * maps are channels-last in memory, the layout of the fast kernels on CPU and GPU;
   * backbones with TensorFlow's "same" padding, or without any, see a canvas of whole strides.

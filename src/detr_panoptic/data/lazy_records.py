@@ -15,9 +15,9 @@ import numpy as np
 from datasets import Dataset, Features, Image, IterableDataset
 from PIL import Image as PILImage
 
-from ..segment_ids import ids_to_rgb
 from .categories import Categories, match_labels
 from .findings import DataError, Report
+from .id_colors import ids_to_rgb
 from .plain_text import first_line
 from .records import Record, panoptic_features
 

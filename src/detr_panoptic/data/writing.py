@@ -18,9 +18,9 @@ from datasets import Dataset, Features, load_from_disk
 from PIL import Image as PILImage
 from PIL import UnidentifiedImageError
 
-from ..segment_ids import ids_to_rgb
 from .categories import Categories
 from .contained_paths import path_inside
+from .id_colors import ids_to_rgb
 from .lazy_records import check_size, name_of, open_stored, row_error, upright_size
 from .records import Record, panoptic_features, segmentation_ids
 

@@ -9,8 +9,8 @@ from datasets import Dataset
 
 from ..data import NamedRecords, PanopticData
 from ..data.categories import Categories
+from ..data.hub_names import public_name
 from ..scenes.source import SCENES, read_source
-from ..sharing.card import public_name
 from .settings import DataSettings
 
 SUMMARY_IMAGES = 200  # evenly spaced; reading all annotations of a large dataset would take minutes
