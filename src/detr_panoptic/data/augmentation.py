@@ -72,14 +72,6 @@ class Augmentation(ABC):
 class RandomAugmentation(Augmentation):
     """Flips, resizes and crops at random, as in the paper.
 
-    Args:
-        scales: lengths of the short side to choose from, in pixels.
-        max_size: limit of the long side in pixels; not before a crop.
-        crop_scales: lengths of the short side before a crop.
-        crop_range: smallest and largest height and width of a crop, inclusive.
-        flip_probability: of a horizontal flip.
-        crop_probability: of a crop.
-
     Raises:
         ValueError: there is no scale, one of `scales` is not below `max_size`, or `crop_range` is empty.
 
@@ -90,11 +82,11 @@ class RandomAugmentation(Augmentation):
         (78, 64)
     """
 
-    scales: Sequence[int] = PAPER_SCALES
+    scales: Sequence[int] = PAPER_SCALES  # lengths of the short side to choose from, in pixels
     _: KW_ONLY
-    max_size: int = PAPER_MAX_SIZE
-    crop_scales: Sequence[int] = PAPER_CROP_SCALES
-    crop_range: tuple[int, int] = PAPER_CROP_RANGE
+    max_size: int = PAPER_MAX_SIZE  # limit of the long side in pixels; not before a crop
+    crop_scales: Sequence[int] = PAPER_CROP_SCALES  # lengths of the short side before a crop
+    crop_range: tuple[int, int] = PAPER_CROP_RANGE  # smallest and largest height and width of a crop, inclusive
     flip_probability: float = 0.5
     crop_probability: float = 0.5
 
@@ -123,11 +115,6 @@ class LargeScaleJitter(Augmentation):
 
     The image processor pads: with `pad_size` set to the same square, all batches have the same size.
 
-    Args:
-        size: side of the square in pixels; at a scale of 1 the image just fits into it.
-        scale_range: smallest and largest scale.
-        flip_probability: of a horizontal flip.
-
     Raises:
         ValueError: `size` is not positive or `scale_range` is empty.
 
@@ -137,9 +124,9 @@ class LargeScaleJitter(Augmentation):
         (38, 38)
     """
 
-    size: int = JITTER_SIZE
+    size: int = JITTER_SIZE  # side of the square in pixels; at a scale of 1 the image just fits into it
     _: KW_ONLY
-    scale_range: tuple[float, float] = JITTER_RANGE
+    scale_range: tuple[float, float] = JITTER_RANGE  # smallest and largest scale
     flip_probability: float = 0.5
 
     def __post_init__(self) -> None:
@@ -210,13 +197,10 @@ def _integer(least: int, greatest: int, generator: torch.Generator) -> int:
 def build_augmentation(
     kind: Literal["none", "flip", "paper", "jitter"], *, short_side: int, long_side: int
 ) -> Augmentation | None:
-    """Builds the augmentation of a training run.
+    """Builds the augmentation of a training run with images of these sides in pixels.
 
-    Args:
-        kind: "flip"; "paper" also scales and crops, with the paper's lengths in proportion to the short side; "jitter"
-            is large-scale jitter to a square of the long side; "none" returns None.
-        short_side: of an image, in pixels.
-        long_side: its maximum, in pixels.
+    "paper" flips, scales and crops, with the paper's lengths in proportion to the short side; "jitter" is large-scale
+    jitter to a square of the long side; "none" returns None.
 
     Example:
         >>> build_augmentation("paper", short_side=400, long_side=666).max_size

@@ -19,11 +19,6 @@ _logger = logging.getLogger(__name__)
 class Categories:
     """The classes of a dataset; the index into each tuple is the label id.
 
-    Args:
-        names: one unique name per label.
-        is_thing: True for countable objects, False for stuff such as sky.
-        category_ids: the dataset's own unique id of each label.
-
     Raises:
         ValueError: the lengths differ, or a name or category id occurs twice.
 
@@ -33,9 +28,9 @@ class Categories:
         ({0: 'boat', 1: 'sea'}, [1], 1)
     """
 
-    names: tuple[str, ...]
-    is_thing: tuple[bool, ...]
-    category_ids: tuple[int, ...]
+    names: tuple[str, ...]  # unique
+    is_thing: tuple[bool, ...]  # True for countable objects, False for stuff such as sky
+    category_ids: tuple[int, ...]  # the dataset's own unique id of each label
 
     def __post_init__(self) -> None:
         """Checks lengths and uniqueness."""
@@ -110,13 +105,13 @@ class Categories:
             >>> Categories.from_labels({0: "boat", 1: "sea"}, [1]).category_ids
             (0, 1)
         """
-        if sorted(id2label) != list(range(len(id2label))):
-            raise ValueError(f"`id2label` must name the labels from 0 to {len(id2label) - 1}, got {sorted(id2label)}.")
-        stuff = set(stuff_label_ids)
+        labels, stuff = range(len(id2label)), set(stuff_label_ids)
+        if sorted(id2label) != list(labels):
+            raise ValueError(f"`id2label` must name the labels from 0 to {len(labels) - 1}, got {sorted(id2label)}.")
         return cls(
-            names=tuple(id2label[label_id] for label_id in range(len(id2label))),
-            is_thing=tuple(label_id not in stuff for label_id in range(len(id2label))),
-            category_ids=tuple(range(len(id2label)) if category_ids is None else category_ids),
+            names=tuple(id2label[label_id] for label_id in labels),
+            is_thing=tuple(label_id not in stuff for label_id in labels),
+            category_ids=tuple(labels if category_ids is None else category_ids),
         )
 
     def to_coco(self) -> list[dict[str, Any]]:
@@ -132,10 +127,6 @@ def match_labels(wanted: Categories | Mapping[int, str], offered: Categories | M
 
     Equal names match first. The remaining ones match if they differ only in upper and lower case or surrounding
     spaces; these matches are logged. No label is used twice.
-
-    Args:
-        wanted: the classes to translate to, or their names by label id.
-        offered: the classes to translate.
 
     Returns:
         Wanted label id of each offered label id. A name without a match is left out: the caller decides whether this

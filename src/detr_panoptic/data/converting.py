@@ -1,7 +1,7 @@
 """`convert_data`: a dataset of any format, written in one that is read quickly."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -25,17 +25,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class DataConversion:
-    """The result of `convert_data`; `print` shows a summary.
-
-    Args:
-        output: the folder.
-        categories: classes of the dataset.
-        images: number of images that were written.
-        segments: number of segments.
-        crowds: number of crowd segments.
-        labels: label ids that occur.
-        skipped: a message for each image that was left out.
-    """
+    """The result of `convert_data`: numbers, label ids that occur, and a message for each image that was left out."""
 
     output: Path
     categories: Categories = field(repr=False)
@@ -55,13 +45,12 @@ class DataConversion:
 
     def __str__(self) -> str:
         """Returns the counts and what was left out."""
-        lines = [
+        skipped = [f"{len(self.skipped)} images were left out:", *(f"  {message}" for message in self.skipped)]
+        total = (
             f"{self.images} images, {self.segments} segments, {self.crowds} crowds, "
             f"{len(self.labels)} of {len(self.categories)} classes, written to {self.output}"
-        ]
-        if self.skipped:
-            lines += [f"{len(self.skipped)} images were left out:", *(f"  {message}" for message in self.skipped)]
-        return "\n".join(lines)
+        )
+        return "\n".join([total, *skipped] if self.skipped else [total])
 
 
 def convert_data(
@@ -78,12 +67,12 @@ def convert_data(
     """Writes a dataset in another format; image files are copied byte by byte.
 
     Args:
-        source: anything that `read_panoptic` takes.
+        source: as `data_format` and `limit`, an argument of `read_panoptic`.
         output: a folder that is empty or does not exist. It appears when it is complete.
         to: "coco" writes `images/`, `panoptic/` and `panoptic.json`; "dataset" a folder for
             `datasets.load_from_disk`; "parquet" `data/SPLIT-*.parquet`, the layout of the Hub.
         split: name of the split, if the source has splits, and in the names of Parquet files.
-        data_format: as of `read_panoptic`. By default it is recognized.
+        data_format: by default it is recognized.
         limit: maximum number of images, from the first.
         on_error: "stop" at an image that cannot be read, or "skip" it.
         progress: show a progress bar.
@@ -113,26 +102,19 @@ def convert_data(
     if not isinstance(data.records, Dataset):
         raise ValueError("`source` must not be a stream.")
     conversion = DataConversion(Path(output), data.categories)
-    records = readable_records(data.records, conversion, skip=on_error == "skip")
+    records = _readable_records(data.records, conversion, skip=on_error == "skip")
     bar = tqdm(records, total=len(data.records), disable=None if progress else True, desc="converting")
-    write_records(bar, data.categories, output, to=to, split=split)
+    with whole_folder(output) as part:
+        if to == COCO:
+            write_coco_panoptic_dataset(part, bar, data.categories)
+        elif to == DATASET:
+            save_dataset(part, bar, data.categories)
+        else:
+            write_parquet(part, bar, data.categories, split=split or "train")
     return conversion
 
 
-def write_records(
-    records: Iterable[Record], categories: Categories, output: str | Path, *, to: Target, split: str | None = None
-) -> None:
-    """Writes canonical records in one of `TARGETS`; the folder appears when it is complete."""
-    with whole_folder(output) as part:
-        if to == COCO:
-            write_coco_panoptic_dataset(part, records, categories)
-        elif to == DATASET:
-            save_dataset(part, records, categories)
-        else:
-            write_parquet(part, records, categories, split=split or "train")
-
-
-def readable_records(records: Dataset, conversion: DataConversion, *, skip: bool) -> Iterator[Record]:
+def _readable_records(records: Dataset, conversion: DataConversion, *, skip: bool) -> Iterator[Record]:
     """Yields records whose files can be decoded, as files; counts them, and skips the others or raises ValueError."""
     encoded = NamedRecords(undecoded(records))
     for index in range(len(encoded)):

@@ -1,6 +1,5 @@
 """Images of a dataset without annotations."""
 
-from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -21,7 +20,6 @@ def read_images(
     split: str | None = None,
     data_format: str | None = None,
     limit: int | None = None,
-    files_may_be_missing: bool = False,
 ) -> Dataset:
     """Reads the images of a dataset, annotated or not.
 
@@ -31,7 +29,6 @@ def read_images(
         split: name of the split, if the source has splits.
         data_format: as of `read_panoptic`. By default it is recognized.
         limit: maximum number of images, from the first.
-        files_may_be_missing: as of `read_panoptic`.
 
     Returns:
         Rows with `image`, `image_id` and `file_name` (None if unknown).
@@ -62,9 +59,7 @@ def read_images(
             if not names:
                 raise
             return _folder_rows(folder, names[:limit])
-    data: Any = read_panoptic(
-        source, split=split, data_format=data_format, limit=limit, files_may_be_missing=files_may_be_missing
-    )
+    data: Any = read_panoptic(source, split=split, data_format=data_format, limit=limit)
     return data.records
 
 
@@ -84,17 +79,15 @@ def _picture_rows(rows: Dataset, source: str) -> Dataset:
         columns = ["image"]
     if len(columns) != 1:
         found = ", ".join(f"{name}: {feature}" for name, feature in rows.features.items())
-        raise ValueError(
-            f"`source` {source!r} must have a column `image` or exactly one other column of images, got {found}."
-        )
+        expected = "a column `image` or exactly one other column of images"
+        raise ValueError(f"`source` {source!r} must have {expected}, got {found}.")
     known = [name for name in ("image_id", "file_name") if name in rows.column_names]
     rows = rows.select_columns([*columns, *known]).rename_columns({columns[0]: "image"})
-    names = None if "file_name" in known else list(_stored_names(rows))
-    return identified(rows, names).cast_column("image", Image())
+    return identified(rows, _stored_names(rows)).cast_column("image", Image())
 
 
-def _stored_names(rows: Dataset) -> Iterator[str | None]:
-    """Yields the names of the image files without reading their contents."""
-    for table in rows.select_columns("image").with_format("arrow").iter(ROWS_AT_ONCE):
-        for path in pc.struct_field(table["image"], "path").to_pylist():
-            yield PureWindowsPath(path).name if path else None  # either kind of slash
+def _stored_names(rows: Dataset) -> list[str | None]:
+    """Returns the names of the image files without reading their contents."""
+    tables = rows.select_columns("image").with_format("arrow").iter(ROWS_AT_ONCE)
+    paths = [path for table in tables for path in pc.struct_field(table["image"], "path").to_pylist()]
+    return [PureWindowsPath(path).name if path else None for path in paths]  # either kind of slash

@@ -141,17 +141,13 @@ def identified(rows: Dataset, file_names: Sequence[str | None] | None = None) ->
 def _map_column(features: Features, source: str, map_kind: str | None) -> str:
     """Returns the column of the maps; raises ValueError if it or another column is missing or of another type."""
     map_column = next((name for name in MAP_COLUMNS if is_picture_column(features.get(name))), None)
-    missing = [name for name in ("image", *([] if map_kind else ["segments_info"])) if name not in features]
-    if missing or map_column is None:
+    has_list = bool(map_kind) or not isinstance(features.get("segments_info", Value("null")), Value)
+    if map_column is None or not is_picture_column(features.get("image")) or not has_list:
         raise ValueError(
-            f"`source` {source!r} must have the columns `image`, `segments_info` and a picture "
+            f"`source` {source!r} must have the columns `image`, images, `segments_info`, a list, and a picture "
             f"{' or '.join(MAP_COLUMNS)}, got {list(features)}; without `segments_info`, name the format, "
             "two-channel or semantic."
         )
-    if not is_picture_column(features["image"]):
-        raise ValueError(f"`source` {source!r} must have images in `image`, got {features['image']}.")
-    if not map_kind and isinstance(features["segments_info"], Value):
-        raise ValueError(f"`source` {source!r} must have a list in `segments_info`, got {features['segments_info']}.")
     return map_column
 
 
@@ -232,9 +228,8 @@ def first_rows(rows: Dataset | IterableDataset, count: int | None) -> Dataset | 
 def _is_canonical(features: Features) -> bool:
     """Returns whether rows are canonical records; additional columns and keys are allowed."""
     expected = panoptic_features()
-    return set(expected) <= set(features) and (
-        set(expected["segments_info"].feature) <= set(features["segments_info"].feature)
-    )
+    keys = set(expected["segments_info"].feature)
+    return set(expected) <= set(features) and keys <= set(features["segments_info"].feature)
 
 
 def _guess_categories(rows: Dataset | IterableDataset, source: str) -> Categories | None:

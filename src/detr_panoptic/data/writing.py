@@ -30,15 +30,7 @@ SEGMENT_KEYS = ("id", "iscrowd", "area", "bbox", "score")  # in JSON; `score` of
 
 
 def write_coco_panoptic_dataset(folder: str | Path, records: Iterable[Record], categories: Categories) -> Path:
-    """Writes a COCO panoptic dataset: `images/`, `panoptic/` and `panoptic.json`.
-
-    Args:
-        folder: created if it does not exist.
-        records: canonical records; segments may have a `score`.
-        categories: of their label ids.
-
-    Returns:
-        The JSON file.
+    """Writes `images/`, `panoptic/` and `panoptic.json`, which it returns; segments may have a `score`.
 
     Raises:
         ValueError: two records have the same id or file name, a name leads out of the folder, or a map and its image
@@ -55,32 +47,31 @@ def write_coco_panoptic_dataset(folder: str | Path, records: Iterable[Record], c
     seen: set[int | str] = set()
     for record in records:
         name, contents = picture_file(record)
-        map_name = str(PurePosixPath(name).with_suffix(".png"))
-        for value in (record["image_id"], name, f"map {map_name}"):
+        image_id, map_name = record["image_id"], str(PurePosixPath(name).with_suffix(".png"))
+        for value in (image_id, name, f"map {map_name}"):
             if value in seen:
                 raise row_error(record, f"expected each id and file name once, got {value!r} twice")
             seen.add(value)
-        size = upright_size({"bytes": contents})
+        width, height = upright_size({"bytes": contents})
         _write(path_inside(folder / "panoptic", map_name, name_of(record)), map_file(record))
         _write(path_inside(folder / "images", name, name_of(record)), contents)
-        image_id, segments = record["image_id"], [_segment(entry, categories) for entry in record["segments_info"]]
-        images.append({"id": image_id, "file_name": name, "width": size[0], "height": size[1]})
+        segments = [_segment(entry, categories) for entry in record["segments_info"]]
+        images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         annotations.append({"image_id": image_id, "file_name": map_name, "segments_info": segments})
-    contents_of_file = {"images": images, "annotations": annotations, "categories": categories.to_coco()}
-    json_file = folder / "panoptic.json"
-    _write(json_file, json.dumps(contents_of_file, ensure_ascii=False).encode())
-    return json_file
+    document = {"images": images, "annotations": annotations, "categories": categories.to_coco()}
+    _write(folder / "panoptic.json", json.dumps(document, ensure_ascii=False).encode())
+    return folder / "panoptic.json"
 
 
 def save_dataset(
     folder: str | Path, records: Iterable[Record], categories: Categories, *, with_scores: bool = False
 ) -> Dataset:
-    """Writes a folder for `datasets.load_from_disk` and `read_panoptic`, images included.
+    """Writes a folder for `datasets.load_from_disk` and `read_panoptic`, images and categories included.
 
     Args:
         folder: created if it does not exist.
         records: at least one canonical record.
-        categories: of their label ids; saved with the dataset.
+        categories: of their label ids.
         with_scores: segments have a `score`.
 
     Returns:
@@ -112,17 +103,9 @@ def write_parquet(
     split: str = "train",
     with_scores: bool = False,
 ) -> list[Path]:
-    """Writes `data/SPLIT-00000-of-0000N.parquet`, the layout of the Hub, images included.
+    """Writes `data/SPLIT-00000-of-0000N.parquet`, the layout of the Hub; returns the files.
 
-    Args:
-        folder: created if it does not exist.
-        records: at least one canonical record.
-        categories: of their label ids; saved with the files.
-        split: name of the split in the file names.
-        with_scores: segments have a `score`.
-
-    Returns:
-        The files.
+    The arguments are those of `save_dataset`; `split` is a part of the file names.
 
     Example:
         >>> import tempfile
@@ -147,14 +130,14 @@ def write_parquet(
 
 def _tables(records: Iterable[Record], features: Features) -> Iterator[pa.Table]:
     """Yields tables of a few records each."""
-    remaining = iter(records)
-    group = list(islice(remaining, ROW_GROUP))
-    if not group:
-        raise ValueError("`records` must hold at least one record, got none.")
-    while group:
+    remaining, schema = iter(records), features.arrow_schema
+    is_empty = True
+    while group := list(islice(remaining, ROW_GROUP)):
+        is_empty = False
         rows = [features.encode_example(stored_record(record)) for record in group]
-        yield pa.Table.from_pylist(rows, schema=features.arrow_schema)
-        group = list(islice(remaining, ROW_GROUP))
+        yield pa.Table.from_pylist(rows, schema=schema)
+    if is_empty:
+        raise ValueError("`records` must hold at least one record, got none.")
 
 
 def stored_record(record: Record) -> Record:
@@ -171,17 +154,15 @@ def stored_record(record: Record) -> Record:
 
 def picture_file(record: Record) -> tuple[str, bytes]:
     """Returns the name and contents of a record's image file; an image in memory becomes a PNG file."""
-    image = record["image"]
-    name = record.get("file_name")
+    image, name, number = record["image"], record.get("file_name"), f"{record['image_id']:012d}"
     if isinstance(image, PILImage.Image):
-        stem = PurePosixPath(name) if name else PurePosixPath(f"{record['image_id']:012d}")
-        return str(stem.with_suffix(".png")), _png(image)
+        return str(PurePosixPath(name or number).with_suffix(".png")), _png(image)
     contents = _contents(image)
     if not name and image.get("path"):
         name = PureWindowsPath(image["path"]).name  # either kind of slash
     if not name:
-        with PILImage.open(BytesIO(contents)) as picture:
-            name = f"{record['image_id']:012d}.{str(picture.format).lower()}"
+        with open_stored(image) as picture:
+            name = f"{number}.{str(picture.format).lower()}"
     return name, contents
 
 
