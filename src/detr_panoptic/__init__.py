@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .checkpoints.conversion import convert_checkpoint
     from .configuration_detr_panoptic import DetrPanopticConfig
     from .data.checking import DataCheck, check_data
-    from .data.converting import DataConversion, convert_data
     from .data.reading import PanopticData, read_panoptic
+    from .data.writing import DataConversion, convert_data
     from .evaluation.model_evaluation import evaluate
     from .evaluation.panoptic_quality import PanopticQuality
     from .evaluation.results import Evaluation, PanopticQualityResult
@@ -69,7 +69,7 @@ _NAMES = {
     "inference": ("Prediction", "PredictionFolder", "Predictor"),
     "explanation": ("Explanation", "explain"),
     "data.checking": ("DataCheck", "check_data"),
-    "data.converting": ("DataConversion", "convert_data"),
+    "data.writing": ("DataConversion", "convert_data"),
     "data.reading": ("PanopticData", "read_panoptic"),
     "evaluation.model_evaluation": ("evaluate",),
     "evaluation.panoptic_quality": ("PanopticQuality",),

@@ -17,9 +17,8 @@ from PIL import Image as PILImage
 
 from .categories import Categories, match_labels
 from .findings import DataError, Report
-from .id_colors import ids_to_rgb
 from .plain_text import first_line
-from .records import Record, panoptic_features
+from .records import Record, ids_to_rgb, panoptic_features
 
 MAX_SHARDS = 64  # of a stream; more processes and workers than this share none
 MAX_HASHED_ID = 2**52  # JSON readers with floats for numbers still read it exactly

@@ -1,19 +1,46 @@
-"""Reads datasets of every format as canonical records."""
+"""Reads datasets of every format as canonical records, and images without annotations."""
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PureWindowsPath
+from typing import Any, NamedTuple
 
-from datasets import Dataset, IterableDataset
+import pyarrow.compute as pc
+from datasets import Dataset, Features, Image, IterableDataset, Value
 
 from .categories import Categories
-from .cityscapes import MAPS_FOLDER, raw_cityscapes
 from .coco import annotation_paths, raw_coco_panoptic, splits_hint
 from .coco_instances import instance_files, raw_coco_instances
-from .label_maps import MAP_FOLDERS, SEMANTIC, TWO_CHANNEL, find_maps, kind_of_maps, raw_label_maps
-from .lazy_records import RawRecords, ReadOptions, map_style_records, relabeled, streamed_records
-from .rows import first_rows, holds_rows, is_hub_id, raw_rows
+from .folders import pictures_below
+from .label_maps import (
+    MAP_FOLDERS,
+    MAPS_FOLDER,
+    SEMANTIC,
+    TWO_CHANNEL,
+    find_maps,
+    kind_of_maps,
+    raw_cityscapes,
+    raw_label_maps,
+)
+from .lazy_records import (
+    RawRecords,
+    ReadOptions,
+    dataset_of,
+    file_image_id,
+    map_style_records,
+    relabeled,
+    streamed_records,
+)
+from .rows import (
+    check_pictures_inside,
+    first_rows,
+    holds_rows,
+    identified,
+    is_hub_id,
+    is_picture_column,
+    open_rows,
+    raw_rows,
+)
 
 COCO_PANOPTIC_FORMAT, COCO_INSTANCES, CITYSCAPES_FORMAT, ROWS = "coco-panoptic", "coco-instances", "cityscapes", "rows"
 FORMATS = (COCO_PANOPTIC_FORMAT, ROWS, TWO_CHANNEL, COCO_INSTANCES, CITYSCAPES_FORMAT, SEMANTIC)
@@ -166,3 +193,85 @@ def recognize(source: str, *, split: str | None = None) -> str:
     names = [str(path.relative_to(folder)) for paths in files.values() for path in paths]
     names += [f"{MAPS_FOLDER}/", f"images/ with {'/, '.join(MAP_FOLDERS)}/", "*.parquet", "dataset_info.json"]
     raise ValueError(f"`source` {source!r} {what}: looked for {', '.join(names)}.{hint}")
+
+
+ROWS_AT_ONCE = 1000  # of which the paths are read
+
+
+def read_images(
+    source: str | Path,
+    *,
+    split: str | None = None,
+    data_format: str | None = None,
+    limit: int | None = None,
+) -> Dataset:
+    """Reads the images of a dataset, annotated or not.
+
+    Args:
+        source: anything that `read_panoptic` takes; a dataset of `datasets` with one column of images; or a folder
+            with images in it and its subfolders.
+        split: name of the split, if the source has splits.
+        data_format: as of `read_panoptic`. By default it is recognized.
+        limit: maximum number of images, from the first.
+
+    Returns:
+        Rows with `image`, `image_id` and `file_name` (None if unknown).
+
+    Raises:
+        ValueError: as `read_panoptic`; there is no image, or there are several columns of images.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> folder = tempfile.mkdtemp()
+        >>> Image.new("RGB", (4, 3)).save(f"{folder}/7.png")
+        >>> read_images(folder)[0]["image_id"]
+        7
+    """
+    source = str(source)
+    check_limit(limit)
+    if data_format in (None, ROWS) and (is_hub_id(source) or holds_rows(source)):
+        rows: Any = open_rows(source, split=split, streaming=False)
+        check_pictures_inside(rows, source)
+        return _picture_rows(first_rows(rows, limit), source)
+    if data_format is None:
+        try:
+            recognize(source, split=split)
+        except ValueError:
+            folder = Path(source) if split is None else Path(source, split)
+            names = pictures_below(folder) if folder.is_dir() else []
+            if not names:
+                raise
+            return _folder_rows(folder, names[:limit])
+    data: Any = read_panoptic(source, split=split, data_format=data_format, limit=limit)
+    return data.records
+
+
+def _folder_rows(folder: Path, names: list[str]) -> Dataset:
+    """Returns rows of image files, named relative to a folder."""
+    rows = [
+        {"image": str((folder / name).absolute()), "image_id": file_image_id(name), "file_name": name}
+        for name in names
+    ]
+    return dataset_of(rows, Features({"image": Image(), "image_id": Value("int64"), "file_name": Value("string")}))
+
+
+def _picture_rows(rows: Dataset, source: str) -> Dataset:
+    """Returns the column of images of any rows; without `file_name`, the stored paths are the names."""
+    columns = [name for name, feature in rows.features.items() if is_picture_column(feature)]
+    if "image" in columns:
+        columns = ["image"]
+    if len(columns) != 1:
+        found = ", ".join(f"{name}: {feature}" for name, feature in rows.features.items())
+        expected = "a column `image` or exactly one other column of images"
+        raise ValueError(f"`source` {source!r} must have {expected}, got {found}.")
+    known = [name for name in ("image_id", "file_name") if name in rows.column_names]
+    rows = rows.select_columns([*columns, *known]).rename_columns({columns[0]: "image"})
+    return identified(rows, _stored_names(rows)).cast_column("image", Image())
+
+
+def _stored_names(rows: Dataset) -> list[str | None]:
+    """Returns the names of the image files without reading their contents."""
+    tables = rows.select_columns("image").with_format("arrow").iter(ROWS_AT_ONCE)
+    paths = [path for table in tables for path in pc.struct_field(table["image"], "path").to_pylist()]
+    return [PureWindowsPath(path).name if path else None for path in paths]  # either kind of slash

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Features, Image, List, Value
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image as PILImage
 
-from ..segment_ids import rgb_to_ids, segment_extents
+from ..segment_ids import MAX_ID, VOID_ID, rgb_to_ids, segment_extents
 from .categories import Categories
 
 Record = dict[str, Any]
@@ -111,3 +112,17 @@ def fill_measures(ids: np.ndarray, segments_info: Iterable[Mapping[str, Any]]) -
     for entry, measures in zip(entries, found, strict=True):
         entry.update({key: measures[key] for key in nothing if entry[key] is None})
     return entries
+
+
+def ids_to_rgb(ids: ArrayLike) -> NDArray[np.uint8]:
+    """Returns (H, W) integer segment ids as colors (H, W, 3) uint8, the inverse of `rgb_to_ids`.
+
+    Raises:
+        ValueError: the ids are not integers or do not fit into three bytes.
+    """
+    values: NDArray[Any] = np.asarray(ids)
+    if not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(f"`ids` must be integers, got {values.dtype}.")
+    if values.size and (values.min() < VOID_ID or values.max() > MAX_ID):
+        raise ValueError(f"`ids` must lie in [0, {MAX_ID}], got {values.min()} to {values.max()}.")
+    return np.stack([values >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)

@@ -13,8 +13,8 @@ from PIL import Image
 from scipy import ndimage
 
 from ..data.files import written_whole
-from ..data.id_colors import ids_to_rgb
 from ..data.plain_text import one_line
+from ..data.records import ids_to_rgb
 from ..segment_ids import rgb_to_ids
 from ..visualization import draw_segments
 
