@@ -209,7 +209,9 @@ def conv_norm_pairs(body: nn.Module) -> Iterator[tuple[nn.Conv2d, FrozenNorm]]:
     `downsample`. If the first is a sequence of layers, as in the stem of ResNet-D, its last one counts.
     """
     for parent in body.modules():
-        for conv, norm in pairwise(parent.children()):
+        for (conv_name, conv), (norm_name, norm) in pairwise(parent.named_children()):
+            if conv_name[-1].isdigit() and not norm_name[-1].isdigit():
+                continue  # RepViT's `bn` after `conv1` reads a sum of two convolutions
             while isinstance(conv, nn.Sequential) and len(conv):
                 conv = conv[-1]
             if type(conv) is nn.Conv2d and isinstance(norm, FrozenNorm) and conv.out_channels == len(norm.weight):
