@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .categories import Categories
+from .categories import categories_of_tables
 from .findings import raising
 from .folders import first_existing, pictures_below
 from .label_maps import rows_of_files
@@ -22,16 +22,12 @@ IMAGE_ENDING, MAP_ENDING = "_leftImg8bit.png", "_gtFine_instanceIds.png"
 FIRST_INSTANCE_ID = 1000
 MAX_LABEL = 33  # of labels.py, evaluated or not
 # "id name" of labels.py, those with a train id, in its order.
-_STUFF = (
-    "7 road, 8 sidewalk, 11 building, 12 wall, 13 fence, 17 pole, 19 traffic light, 20 traffic sign, 21 vegetation, "
-    "22 terrain, 23 sky"
-)
+_STUFF = """
+7 road, 8 sidewalk, 11 building, 12 wall, 13 fence, 17 pole, 19 traffic light, 20 traffic sign, 21 vegetation,
+22 terrain, 23 sky
+"""
 _THINGS = "24 person, 25 rider, 26 car, 27 truck, 28 bus, 31 train, 32 motorcycle, 33 bicycle"
-CITYSCAPES = Categories.from_coco(
-    {"id": int(entry.split(" ", 1)[0]), "name": entry.split(" ", 1)[1], "isthing": isthing}
-    for table, isthing in ((_STUFF, 0), (_THINGS, 1))
-    for entry in table.split(", ")
-)
+CITYSCAPES = categories_of_tables((_STUFF, False), (_THINGS, True))
 
 
 def raw_cityscapes(folder: Path, options: ReadOptions) -> RawRecords:
@@ -50,9 +46,8 @@ def raw_cityscapes(folder: Path, options: ReadOptions) -> RawRecords:
         if (images / image).is_file():
             pairs.append((image, name))
         else:
-            report(
-                "unreadable-image", str(images / image), f"expected the image of {maps / name}, which does not exist"
-            )
+            problem = f"expected the image of {maps / name}, which does not exist"
+            report("unreadable-image", str(images / image), problem)
     return RawRecords(rows_of_files(images, maps, pairs), CITYSCAPES, decode_cityscapes)
 
 
@@ -62,17 +57,15 @@ def decode_cityscapes(row: Record) -> Record:
     values = np.asarray(picture)
     if values.ndim != 2 or picture.mode == "P":
         raise row_error(row, f"instanceIds must be a 16-bit grayscale image, got mode {picture.mode}")
-    segments, void = [], []
+    segments = []
     for value in np.unique(values).tolist():
         is_group = value < FIRST_INSTANCE_ID
         label = value if is_group else value // FIRST_INSTANCE_ID
         if label > MAX_LABEL:
             raise row_error(row, f"expected labels up to {MAX_LABEL}, got the id {value}", kind="unknown-category")
-        if label not in CITYSCAPES.category_ids:
-            void.append(value)
-            continue
-        label_id = CITYSCAPES.label_id(label)
-        is_crowd = is_group and CITYSCAPES.is_thing[label_id]
-        segments.append({"id": value, "label_id": label_id, "iscrowd": int(is_crowd)})
-    ids = np.where(np.isin(values, void), 0, values).astype(np.int64)
+        label_id = CITYSCAPES.label_ids.get(label)
+        if label_id is not None:
+            is_crowd = is_group and CITYSCAPES.is_thing[label_id]
+            segments.append({"id": value, "label_id": label_id, "iscrowd": int(is_crowd)})
+    ids = np.where(np.isin(values, [segment["id"] for segment in segments]), values, 0).astype(np.int64)
     return make_record(row, ids, measure_segments(ids, segments))

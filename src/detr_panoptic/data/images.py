@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, Image, Value
 
 from .folders import pictures_below
-from .lazy_records import file_image_id
+from .lazy_records import dataset_of, file_image_id
 from .reading import ROWS, check_limit, read_panoptic, recognize
 from .rows import check_pictures_inside, first_rows, holds_rows, identified, is_hub_id, is_picture_column, open_rows
 
@@ -52,7 +52,7 @@ def read_images(
     if data_format in (None, ROWS) and (is_hub_id(source) or holds_rows(source)):
         rows: Any = open_rows(source, split=split, streaming=False)
         check_pictures_inside(rows, source)
-        return _picture_rows(rows if limit is None else first_rows(rows, limit), source)
+        return _picture_rows(first_rows(rows, limit), source)
     if data_format is None:
         try:
             recognize(source, split=split)
@@ -70,13 +70,11 @@ def read_images(
 
 def _folder_rows(folder: Path, names: list[str]) -> Dataset:
     """Returns rows of image files, named relative to a folder."""
-    columns = {
-        "image": [{"path": str((folder / name).absolute()), "bytes": None} for name in names],
-        "image_id": [file_image_id(name) for name in names],
-        "file_name": names,
-    }
-    features = Features({"image": Image(), "image_id": Value("int64"), "file_name": Value("string")})
-    return Dataset.from_dict(columns, features=features)
+    rows = [
+        {"image": str((folder / name).absolute()), "image_id": file_image_id(name), "file_name": name}
+        for name in names
+    ]
+    return dataset_of(rows, Features({"image": Image(), "image_id": Value("int64"), "file_name": Value("string")}))
 
 
 def _picture_rows(rows: Dataset, source: str) -> Dataset:

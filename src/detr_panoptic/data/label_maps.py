@@ -6,7 +6,7 @@
 The values are category ids of `categories.json`; 0 and 255 are void unless they are category ids.
 """
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from PIL import Image as PILImage
 
 from .categories import Categories
 from .folders import CATEGORIES_FILE, first_existing, paired_by_name, pictures_below, read_categories
-from .lazy_records import RawRecords, ReadOptions, file_image_id, make_record, opened, row_error
+from .lazy_records import RawRecords, ReadOptions, dataset_of, file_image_id, make_record, opened, row_error
 from .records import Record, measure_segments
 
 TWO_CHANNEL, SEMANTIC = "two-channel", "semantic"
@@ -33,14 +33,12 @@ def find_maps(folder: Path, split: str | None) -> tuple[Path, Path] | None:
 
     With a split, `images/SPLIT` and `maps/SPLIT`, or `SPLIT/images` and `SPLIT/maps`.
     """
+    places = ["{}"] if split is None else [f"{{}}/{split}", f"{split}/{{}}"]
     for name in MAP_FOLDERS:
-        images, maps = folder / "images", folder / name
-        pairs = [(images, maps)]
-        if split is not None:
-            pairs = [(images / split, maps / split), (folder / split / "images", folder / split / name)]
-        for pair in pairs:
-            if all(part.is_dir() for part in pair):
-                return pair
+        for place in places:
+            images, maps = folder / place.format("images"), folder / place.format(name)
+            if images.is_dir() and maps.is_dir():
+                return images, maps
     return None
 
 
@@ -59,41 +57,35 @@ def raw_label_maps(folder: Path, options: ReadOptions, kind: str) -> RawRecords:
     """Reads images and maps of the same name, in the order of their names."""
     found = find_maps(folder, options.split)
     if found is None:
-        split = options.split
-        below = "" if split is None else f" with a folder {split!r} in each, or both in {folder / split}"
+        below = "" if options.split is None else f" with a folder {options.split!r} in each, or both in one"
         raise ValueError(f"Expected {folder / 'images'} and one of {', '.join(MAP_FOLDERS)} beside it{below}.")
     images, maps = found
-    categories = read_categories(
-        first_existing([parent / CATEGORIES_FILE for parent in (folder, images.parent)]), kind_needed=kind != SEMANTIC
-    )
+    path = first_existing([folder / CATEGORIES_FILE, images.parent / CATEGORIES_FILE])
+    categories = read_categories(path, kind_needed=kind != SEMANTIC)
     names = pictures_below(maps)[: options.limit]
     pairs = paired_by_name(pictures_below(images), names, where=str(folder), report=options.report)
-    return RawRecords(rows_of_files(images, maps, pairs), categories, LabelMapDecoder(categories, kind))
+    return RawRecords(rows_of_files(images, maps, pairs), categories, partial(decode_label_map, categories, kind))
 
 
 def rows_of_files(images: Path, maps: Path, pairs: list[tuple[str, str]]) -> Dataset:
     """Returns raw rows of images and maps, named relative to their folders."""
-    columns: dict[str, list[Any]] = {
-        "image": [str((images / image).absolute()) for image, _ in pairs],
-        "image_id": [file_image_id(image) for image, _ in pairs],
-        "file_name": [image for image, _ in pairs],
-        "segmentation": [str((maps / name).absolute()) for _, name in pairs],
-    }
-    return Dataset.from_dict(columns, features=MAP_FEATURES)
+    rows = [
+        {
+            "image": str((images / image).absolute()),
+            "image_id": file_image_id(image),
+            "file_name": image,
+            "segmentation": str((maps / name).absolute()),
+        }
+        for image, name in pairs
+    ]
+    return dataset_of(rows, MAP_FEATURES)
 
 
-@dataclass(frozen=True)
-class LabelMapDecoder:
-    """Makes a record of an image and its map of classes, whose values are category ids."""
-
-    categories: Categories
-    kind: str
-
-    def __call__(self, row: Record) -> Record:
-        """Makes the record; raises ValueError for maps of another kind and unknown classes."""
-        read = _two_channels if self.kind == TWO_CHANNEL else _one_channel
-        ids, segments = label_segments(*read(opened(row["segmentation"]), row), self.categories, row)
-        return make_record(row, ids, measure_segments(ids, segments))
+def decode_label_map(categories: Categories, kind: str, row: Record) -> Record:
+    """Makes a record of an image and its map of category ids; raises ValueError for other maps and unknown classes."""
+    read = _two_channels if kind == TWO_CHANNEL else _one_channel
+    ids, segments = label_segments(*read(opened(row["segmentation"]), row), categories, row)
+    return make_record(row, ids, measure_segments(ids, segments))
 
 
 def label_segments(
@@ -101,16 +93,10 @@ def label_segments(
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Makes an id map and segments: one for each class and instance of things, one for each class of stuff.
 
-    Args:
-        classes: (H, W) category ids.
-        instances: (H, W) numbers that tell the instances of a class apart; ignored for stuff.
-        categories: of the values.
-        row: the raw row, for the error.
-
-    Returns:
-        (H, W) int64 ids from 1 in the order of category id and instance, 0 is void; and the entries.
+    From `classes` (H, W), category ids, and `instances` (H, W), numbers of the things of a class. Returns (H, W) int64
+    ids from 1 in the order of category id and instance, 0 is void; and the entries.
     """
-    labels = dict(zip(categories.category_ids, range(len(categories)), strict=True))
+    labels = categories.label_ids
     present = np.unique(classes).tolist()
     unknown = [value for value in present if value not in labels and value not in VOID_VALUES]
     if unknown:

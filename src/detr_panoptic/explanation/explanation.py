@@ -70,13 +70,7 @@ class Explanation:
     def save(self, folder: str | PathLike[str], *, layer: int | None = None, head: int | None = None) -> list[Path]:
         """Writes the overlay, NAME_overlay.png, and a sheet for each object, such as NAME_segment_3.png.
 
-        Args:
-            folder: Created if it does not exist.
-            layer: As in `draw`.
-            head: As in `draw`.
-
-        Returns:
-            The files, the overlay first.
+        The folder is created if it does not exist; `layer` and `head` are as in `draw`. Returns the files.
         """
         sheets = {name: self.draw(name, layer=layer, head=head) for name in self.objects}
         overlay = draw_segments(self.image, self.segmentation, self.segments, self.id2label)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
     from .pictures import Pictures
+    from .prediction import Prediction
 
 WINDOW = 64  # batches; images are sorted by shape within a window, whose sizes are read ahead
 
@@ -48,6 +49,27 @@ def plan_batches(pictures: Pictures, batch_size: int) -> Iterator[list[int]]:
         indices = window if batch_size == 1 else sorted(window, key=partial(_shape, pictures))
         for first in range(0, len(indices), batch_size):
             yield list(indices[first : first + batch_size])
+
+
+def in_order(
+    results: Iterable[tuple[Mapping[str, Any], Prediction]], batch_size: int
+) -> Iterator[tuple[Mapping[str, Any], Prediction]]:
+    """Yields records with their predictions, computed batch by batch, in the order of the records.
+
+    At most one window of them waits, also where images could not be read.
+    """
+    window, place = WINDOW * batch_size, 0
+    waiting: dict[int, tuple[Mapping[str, Any], Prediction]] = {}
+    for result in results:
+        index = result[0]["index"]
+        if index >= (place // window + 1) * window:  # the next window: what still lacks could not be read
+            yield from (waiting[i] for i in sorted(waiting))
+            waiting, place = {}, index // window * window
+        waiting[index] = result
+        while place in waiting:
+            yield waiting.pop(place)
+            place += 1
+    yield from (waiting[i] for i in sorted(waiting))
 
 
 def load_batches(
