@@ -271,19 +271,24 @@ def _needs_whole_strides(body: nn.Module) -> bool:
 def _create_feature_extractor(name: str, *, dilation: bool, num_channels: int, pretrained: bool) -> nn.Module:
     if not name.replace(".", "_").isidentifier():
         raise ValueError(f"`backbone` must be the name of a timm model, not a path or address, got {name!r}.")
-    # Some architectures do not take `output_stride` at all.
-    stride: dict[str, Any] = {"output_stride": DILATED_STRIDES[-1]} if dilation else {}
+    # Not every architecture takes these options.
+    options: dict[str, Any] = {"output_stride": DILATED_STRIDES[-1]} if dilation else {}
+    options |= {"strict_img_size": False} if name.startswith("swin") else {}
     try:
-        return timm.create_model(
+        body: Any = timm.create_model(
             name,
             pretrained=pretrained,
             features_only=True,
             out_indices=(-4, -3, -2, -1),
             in_chans=num_channels,
-            **stride,
+            **options,
         )
+        if body.pretrained_cfg.get("fixed_input_size"):  # some run at other sizes all the same
+            with torch.no_grad():
+                body.eval()(torch.zeros(1, num_channels, 160, 224, device=next(body.parameters()).device))
+        return body.train()
     except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(
-            f"`backbone` must be a timm model with four feature maps{' that can be dilated' if dilation else ''}, "
-            f"got {name!r}: {error}"
+            f"`backbone` must be a timm model with four feature maps at any image size"
+            f"{' that can be dilated' if dilation else ''}, got {name!r}: {error}"
         ) from error

@@ -58,9 +58,8 @@ def test_fused_norms_change_no_map(name, pairs):
     assert found == pairs or (pairs is None and found > 5)
     x = images(1, 3, 64, 96, dtype=torch.float64)
     for expected, maps in zip(plain(x), fused(x), strict=True):
-        # Some bodies that no pairs are counted of have maps of thousands.
-        scale = 1 if pairs is not None else max(1, expected.abs().max().item())
-        torch.testing.assert_close(maps, expected, atol=1e-12 * scale, rtol=1e-10)
+        # Res2Net adds its maps up in a chain of groups: 3e-10.
+        torch.testing.assert_close(maps, expected, atol=1e-12, rtol=1e-10 if pairs is not None else 1e-8)
 
 
 def test_names_are_those_of_timm():
