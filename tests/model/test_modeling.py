@@ -346,7 +346,26 @@ def test_other_backbones(backbone, dilation):
     assert output.encoder_last_hidden_state.shape == (1, cells, 32)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
+@torch.no_grad()
+def test_windows_take_images_of_any_size(backbone):
+    """timm asserts the size that the weights were trained with."""
+    model = build_tiny(backbone=backbone).eval()
+    for height, width in ((160, 224), (97, 65)):
+        output = model(torch.randn(1, 3, height, width), mask_queries="all")
+        assert output.pred_masks.shape[2:] == (-(-height // 4), -(-width // 4))
+        assert output.pred_masks.isfinite().all()
+
+
 # ------ errors at the door
+
+
+@pytest.mark.parametrize("name", ["hiera_tiny_224", "coatnet_0_rw_224"])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_backbone_of_one_size_is_refused_when_it_is_built(name, device):
+    with pytest.raises(ValueError, match=f"`backbone` must .* at any image size, got '{name}'"), torch.device(device):
+        Backbone(name)
 
 
 def test_a_backbone_without_four_maps_is_refused():
