@@ -367,8 +367,7 @@ def merge_stuff(record: dict[str, Any], segments: list[dict[str, Any]]) -> dict[
     """The record with segments of one stuff class merged into the first of them."""
     from PIL import Image
 
-    from detr_panoptic.data.id_colors import ids_to_rgb
-    from detr_panoptic.data.records import measure_segments
+    from detr_panoptic.data.records import ids_to_rgb, measure_segments
     from detr_panoptic.segment_ids import rgb_to_ids
 
     ids, first = rgb_to_ids(record["segmentation"]).copy(), {}

@@ -9,8 +9,8 @@ from PIL import Image
 from detr_panoptic.data import checks, measure_segments, write_coco_panoptic_dataset, write_parquet
 from detr_panoptic.data.checking import check_data
 from detr_panoptic.data.findings import KINDS, DataError
-from detr_panoptic.data.id_colors import ids_to_rgb
 from detr_panoptic.data.reading import read_panoptic
+from detr_panoptic.data.records import ids_to_rgb
 from detr_panoptic.scenes import scenes_dataset
 from detr_panoptic.scenes.dataset import SCENE_CATEGORIES
 from detr_panoptic.visualization.data_report import save_data_sheets

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from detr_panoptic.data import read_panoptic, segmentation_ids
 from detr_panoptic.data.categories import COCO_PANOPTIC, Categories
-from detr_panoptic.data.id_colors import ids_to_rgb
+from detr_panoptic.data.records import ids_to_rgb
 from detr_panoptic.data.rows import map_ids
 from detr_panoptic.segment_ids import MAX_ID
 from tests.data_folders import same_records, write_json

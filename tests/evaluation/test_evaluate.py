@@ -14,8 +14,7 @@ from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcesso
 from detr_panoptic.checkpoints import BUNDLED
 from detr_panoptic.data import PanopticData
 from detr_panoptic.data.categories import Categories
-from detr_panoptic.data.id_colors import ids_to_rgb
-from detr_panoptic.data.records import panoptic_features, truth_ids
+from detr_panoptic.data.records import ids_to_rgb, panoptic_features, truth_ids
 from detr_panoptic.evaluation import Evaluation, evaluate, evaluate_files
 from detr_panoptic.evaluation.panoptic_quality import PanopticQuality
 from detr_panoptic.inference.predictor import Predictor

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_panoptic.data.id_colors import ids_to_rgb
+from detr_panoptic.data.records import ids_to_rgb
 from detr_panoptic.evaluation import evaluate_files
 from detr_panoptic.evaluation.files import read_ids
 from detr_panoptic.inference.prediction import write_segmentation

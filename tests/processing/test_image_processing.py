@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import DetrImageProcessor
 
 from detr_panoptic.configuration_detr_panoptic import DetrPanopticConfig
-from detr_panoptic.data.id_colors import ids_to_rgb
+from detr_panoptic.data.records import ids_to_rgb
 from detr_panoptic.image_processing_detr_panoptic import DetrPanopticImageProcessor
 
 SMALL = {"shortest_edge": 40, "longest_edge": 60}

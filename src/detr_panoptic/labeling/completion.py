@@ -19,6 +19,7 @@ from ..data.records import segmentation_ids
 from ..data.writing import write_coco_panoptic_dataset
 from ..evaluation.results import format_table
 from ..inference import Prediction, Predictor
+from ..inference.loop import in_order
 from ..inference.pictures import Pictures
 from ..inference.predictor import OnError
 from ..scenes.source import read_source
@@ -198,7 +199,9 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
     least = predictor.processor.threshold if threshold is None else threshold
     completed = (
         completion.complete({**record, "image": pictures.stored(record["index"])["image"]}, prediction, least)
-        for record, prediction in tqdm(predictions, total=len(pictures), unit="image", disable=not progress or None)
+        for record, prediction in in_order(
+            tqdm(predictions, total=len(pictures), unit="image", disable=not progress or None), batch_size
+        )
     )
     with whole_folder(output) as folder:
         write_coco_panoptic_dataset(folder, completed, match.categories)
