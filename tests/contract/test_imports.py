@@ -167,7 +167,6 @@ def lines_of(module: str) -> int:
     return len(PATHS[module].read_text(encoding="utf-8").splitlines())
 
 
-@pytest.mark.xfail(TOO_LONG, reason="2026-11-30: on its way", strict=False)
 def test_model_files_are_short():
     assert sum(map(lines_of, MODEL_FILES)) <= MAX_MODEL_LINES
 

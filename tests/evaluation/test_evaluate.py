@@ -14,12 +14,11 @@ from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcesso
 from detr_panoptic.checkpoints import BUNDLED
 from detr_panoptic.data import PanopticData
 from detr_panoptic.data.categories import Categories
-from detr_panoptic.data.records import panoptic_features, truth_ids
+from detr_panoptic.data.records import ids_to_rgb, panoptic_features, truth_ids
 from detr_panoptic.evaluation import Evaluation, evaluate, evaluate_files
 from detr_panoptic.evaluation.panoptic_quality import PanopticQuality
 from detr_panoptic.inference.predictor import Predictor
 from detr_panoptic.scenes.source import read_source
-from detr_panoptic.segment_ids import ids_to_rgb
 from tests.conftest import CATEGORY_IDS, NAMES, photo
 from tests.data_folders import coco_panoptic
 

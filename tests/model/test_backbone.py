@@ -37,6 +37,7 @@ def images(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         ("test_resnet", 15),
         ("tf_efficientnet_lite0", 43),  # five of 48 follow convolutions that pad by the size of their input
         ("resnetv2_50", 32),  # before activation: 16 of 48 follow a sum
+        ("repvit_m0_9", 83),  # 23 norms follow a sum of convolutions: all maps were wrong
         ("convnext_atto", 0),
         *(
             pytest.param(name, None, marks=pytest.mark.slow)
@@ -57,7 +58,8 @@ def test_fused_norms_change_no_map(name, pairs):
     assert found == pairs or (pairs is None and found > 5)
     x = images(1, 3, 64, 96, dtype=torch.float64)
     for expected, maps in zip(plain(x), fused(x), strict=True):
-        torch.testing.assert_close(maps, expected, atol=1e-12, rtol=1e-10)
+        # Res2Net adds its maps up in a chain of groups: 3e-10.
+        torch.testing.assert_close(maps, expected, atol=1e-12, rtol=1e-10 if pairs is not None else 1e-8)
 
 
 def test_names_are_those_of_timm():

@@ -130,4 +130,4 @@ def complete_stuff(
     )
     print(result)
     print(f"The dataset is in {output}. Look at it before you train on it.")
-    return 2 if result.skipped else 0
+    return 2 if result.failures else 0
