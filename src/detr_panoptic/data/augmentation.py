@@ -201,10 +201,6 @@ def build_augmentation(
 
     "paper" flips, scales and crops, with the paper's lengths in proportion to the short side; "jitter" is large-scale
     jitter to a square of the long side; "none" returns None.
-
-    Example:
-        >>> build_augmentation("paper", short_side=400, long_side=666).max_size
-        666
     """
     if kind == "none":
         return None

@@ -13,10 +13,8 @@ from .records import Record
 class PanopticCollator:
     """Augments canonical records and passes them to the image processor.
 
-    Args:
-        processor: a `DetrPanopticImageProcessor`.
-        augmentation: of training; it sets the size, so the processor does not resize then.
-        seed: of the augmentation, together with the epoch and the `image_id` of each record.
+    The augmentation sets the size, so the processor does not resize then. It depends on the seed, the epoch and the
+    `image_id` of each record.
 
     Example:
         >>> from detr_panoptic import DetrPanopticImageProcessor
