@@ -16,9 +16,8 @@ from tqdm.auto import tqdm
 
 from ..segment_ids import rgb_to_ids
 from .categories import Categories
-from .checks import AnnotatedMap, DataCounts, listing
 from .files import written_whole
-from .findings import ERROR, KINDS, SEVERITIES, DataError, Finding
+from .findings import ERROR, KINDS, SEVERITIES, AnnotatedMap, DataCounts, DataError, Finding, listing
 from .lazy_records import (
     ORIENTATION_TAG,
     TURNING_ORIENTATIONS,

@@ -173,8 +173,7 @@ def road(place: Place, rng: np.random.Generator, middle: np.ndarray, half_width:
     paint = np.clip(line - np.abs(offset) + 0.5, 0, 1) * dashes
     paint = paint + np.clip(line - np.abs(np.abs(offset) - 0.86 * half_width) + 0.5, 0, 1)
     color = _mix(color, float_color((230, 224, 204)), np.clip(0.8 * paint, 0, 1))
-    color = color * place.light.tint_factors
-    return Patch(np.clip(color, 0, 1) * coverage[..., None], coverage)
+    return Patch(np.clip(color * place.light.tint_factors, 0, 1) * coverage[..., None], coverage)
 
 
 def foam(place: Place, edge: np.ndarray) -> Patch:

@@ -24,8 +24,7 @@ from .backdrops import Place
 from .painting import LIGHTS, Patch, float_color
 from .things import THING_KINDS, ThingKind
 
-UNSEEN_SEED = 77_000_000
-"""Seeds from here on are not used in training."""
+UNSEEN_SEED = 77_000_000  # seeds from here on are not used in training
 
 _THINGS = ("house", "tree", "sheep", "car", "boat", "ball", "bird", "balloon")
 _STUFF = ("sky", "mountain", "sea", "sand", "grass", "road")
@@ -221,9 +220,8 @@ def _thing_layer(
         effect = backdrops.reflection(patch, foot)
     elif not flies:
         effect = backdrops.shadow(patch, place, foot)
-    clipped_effect = effect.clipped(place.height, place.width) if effect else None
-    order = unit - 2 * place.height if flies else foot[1]
-    return order, Layer(name, patch.clipped(place.height, place.width), clipped_effect)
+    order, size = unit - 2 * place.height if flies else foot[1], (place.height, place.width)
+    return order, Layer(name, patch.clipped(*size), effect.clipped(*size) if effect else None)
 
 
 def _segment_keys(layers: list[Layer]) -> np.ndarray:
