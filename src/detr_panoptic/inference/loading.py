@@ -59,7 +59,9 @@ def load(
                 source, stuff_label_ids=model.config.stuff_label_ids, category_ids=model.config.category_ids
             )
     except Exception as error:  # transformers, safetensors, torch and timm raise errors of their own
-        raise ValueError(f"`model` {source!r} cannot be loaded: {first_line(error)}") from error
+        is_invalid = type(error).__name__.startswith("StrictDataclass")  # its first line names the check alone
+        reason = first_line((is_invalid and error.__cause__) or error)
+        raise ValueError(f"`model` {source!r} cannot be loaded: {reason}") from error
     if config["model_type"] == MODEL_TYPES[0]:
         _check_fit(source, model, report)
     broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
