@@ -70,7 +70,7 @@ def test_a_broken_file_stops_or_is_left_out_and_listed(file, lost, message, coco
         convert_data(coco, tmp_path / "out", progress=False)
     assert list(tmp_path.glob("out*")) == []
     conversion = convert_data(coco, tmp_path / "out", on_error="skip", progress=False)
-    (skipped,) = conversion.skipped
+    (skipped,) = conversion.failures
     assert "31" in skipped
     assert "BytesIO" not in skipped
     assert skipped in str(conversion)
@@ -92,6 +92,6 @@ def test_what_a_decoder_refuses_is_left_out_too(tmp_path):
         save(folder / "maps" / f"{name}.png", Image.fromarray(np.full((3, 5), value, np.uint8)))
     write_json(folder / "categories.json", [{"id": 3, "name": "sea"}])
     conversion = convert_data(folder, tmp_path / "out", on_error="skip", progress=False)
-    assert "odd.jpg" in conversion.skipped[0]
+    assert "odd.jpg" in conversion.failures[0]
     contents = json.loads((tmp_path / "out" / "panoptic.json").read_text())
     assert [image["file_name"] for image in contents["images"]] == ["good.jpg"]

@@ -73,7 +73,7 @@ def convert(
         data = read_source(source, limit=reading.limit, scene_seed=seed, scene_workers=workers)
     result = convert_data(data, output, to=to, on_error=on_error, **reading.arguments())
     print(result)
-    return 2 if result.skipped else 0
+    return 2 if result.failures else 0
 
 
 @Parameter(name="*")

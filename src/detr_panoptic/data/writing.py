@@ -227,7 +227,7 @@ class DataConversion:
     segments: int = 0
     crowds: int = 0
     labels: set[int] = field(default_factory=set, repr=False)
-    skipped: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
     def add(self, record: Record) -> None:
         """Counts one record."""
@@ -239,12 +239,12 @@ class DataConversion:
 
     def __str__(self) -> str:
         """Returns the counts and what was left out."""
-        skipped = [f"{len(self.skipped)} images were left out:", *(f"  {message}" for message in self.skipped)]
+        skipped = [f"{len(self.failures)} images were left out:", *(f"  {message}" for message in self.failures)]
         total = (
             f"{self.images} images, {self.segments} segments, {self.crowds} crowds, "
             f"{len(self.labels)} of {len(self.categories)} classes, written to {self.output}"
         )
-        return "\n".join([total, *skipped] if self.skipped else [total])
+        return "\n".join([total, *skipped] if self.failures else [total])
 
 
 def convert_data(
@@ -273,7 +273,7 @@ def convert_data(
         >>> from detr_panoptic.scenes import read_source
         >>> output = f"{tempfile.mkdtemp()}/scenes"
         >>> conversion = convert_data(read_source("scenes", limit=2), output, to="parquet", progress=False)
-        >>> conversion.images, conversion.skipped
+        >>> conversion.images, conversion.failures
         (2, [])
         >>> read_panoptic(output)
         PanopticData: 2 records, 14 classes (8 things: house, tree, ...; 6 stuff: sky, mountain, ...)
@@ -314,7 +314,7 @@ def _readable_records(records: Dataset, conversion: DataConversion, *, skip: boo
             message = encoded.describe(index, error)
             if not skip:
                 raise ValueError(f'{message} (`on_error="skip"` leaves such images out)') from error
-            conversion.skipped.append(message)
+            conversion.failures.append(message)
             _logger.warning("Skipped: %s", message)
             continue
         conversion.add(record)
