@@ -7,8 +7,6 @@ three stages and gradient clipping, almost no gradient reaches the attention, an
 same for thousands of steps. Only initial values change, not the network or its checkpoints.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -20,8 +18,14 @@ FIRST_BIAS_STD = 1.0
 
 
 @torch.no_grad()
-def calibrate(model: DetrPanopticForSegmentation, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> None:
-    """Calibrates the decoder and the mask head of a new model; arguments of `calibrate_mask_head`."""
+def calibrate(model: DetrPanopticForSegmentation, pixel_values: Tensor, pixel_mask: Tensor) -> None:
+    """Calibrates the decoder and the mask head of a new model.
+
+    Args:
+        model: changed in place; its backbone has its weights.
+        pixel_values: (B, 3, H, W), some training images.
+        pixel_mask: (B, H, W), 1 on the image.
+    """
     calibrate_decoder(model)
     calibrate_mask_head(model, pixel_values, pixel_mask)
 
@@ -38,25 +42,14 @@ def calibrate_decoder(model: DetrPanopticForSegmentation) -> None:
 
 
 @torch.no_grad()
-def calibrate_mask_head(
-    model: DetrPanopticForSegmentation, pixel_values: Tensor, pixel_mask: Tensor | None = None
-) -> None:
-    """Scales the adapters and the weights of the attention channels in the first convolution.
-
-    Args:
-        model: A new model whose backbone has its weights.
-        pixel_values: (B, 3, H, W), some training images.
-        pixel_mask: (B, H, W), 1 on the image; None without padding.
-    """
+def calibrate_mask_head(model: DetrPanopticForSegmentation, pixel_values: Tensor, pixel_mask: Tensor) -> None:
+    """Scales the adapters and the weights of the attention channels in the first convolution, see `calibrate`."""
     was_training = model.training
-    model.eval()
-    features = model.model(pixel_values, pixel_mask)
-    attention = model.attend(features)
-    head: Any = model.mask_head
+    features = model.eval().model(pixel_values, pixel_mask)
+    attention, head = model.attend(features), model.mask_head
     for stage, skip in zip(head.stages, features.feature_maps[-2::-1], strict=True):
         stage.adapter.weight *= ADAPTED_STD / stage.adapter(skip).std()
-    weight = head.blocks[0].conv.weight
-    channels = features.projected.shape[1]
+    weight, channels = head.blocks[0].conv.weight, features.projected.shape[1]
     image_share = features.projected.std() * channels**0.5
     attention_share = attention.std() * (weight.shape[1] - channels) ** 0.5
     weight[:, channels:] *= ATTENTION_SHARE * image_share / attention_share

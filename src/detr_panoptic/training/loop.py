@@ -20,10 +20,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..losses import LossNormalizers, loss_normalizers
-from ..matcher import match
+from ..matcher import Labels, match
 from .batches import Batch
-from .checkpoints import save_checkpoint
-from .matching_errors import matching_errors
 from .state import Run
 from .validation import validate
 
@@ -45,7 +43,7 @@ def run_epochs(run: Run) -> int | None:
                 without_gain = 0 if quality > progress.best else progress.evaluations_without_gain + 1
                 progress.best, progress.evaluations_without_gain = max(quality, progress.best), without_gain
                 progress.is_finished = is_last or without_gain == settings.optimization.patience
-                save(run)
+                run.save()
     return None
 
 
@@ -54,7 +52,9 @@ def train_epoch(run: Run) -> bool:
     settings, accelerator, progress = run.settings, run.accelerator, run.progress
     steps, max_grad_norm = settings.optimization.gradient_accumulation_steps, settings.optimization.max_grad_norm
     run.model.train()
-    for window in windows(run.loader, steps, progress.windows, accelerator):
+    done = progress.windows * steps
+    batches = iter(accelerator.skip_first_batches(run.loader, done) if done else run.loader)
+    while window := list(islice(batches, steps)):
         progress.step += 1
         progress.windows += 1
         is_logged = progress.step % settings.run.log_every == 0
@@ -67,18 +67,14 @@ def train_epoch(run: Run) -> bool:
             run.averaged.update_parameters(accelerator.unwrap_model(run.model))
         run.log.advance(images=sum(len(batch["labels"]) for batch in window) * accelerator.num_processes)
         if is_logged:
-            run.log.losses(progress.step, progress.epoch, rate=rate, **mean_over_processes(terms, accelerator))
+            means = accelerator.reduce(torch.stack(list(terms.values())), reduction="mean").tolist()
+            run.log.losses(progress.step, progress.epoch, rate=rate, **dict(zip(terms, means, strict=True)))
         is_stopped = accelerator.check_trigger()
         if is_stopped or progress.step % settings.run.checkpoint_every == 0:
-            save(run)
+            run.save()
         if is_stopped or progress.step == run.total_steps:
             return is_stopped
     return False
-
-
-def save(run: Run) -> None:
-    """Saves a checkpoint of a run; called on every process."""
-    save_checkpoint(run.accelerator, run.folder, run.progress, keep=run.settings.run.keep_checkpoints)
 
 
 def train_step(
@@ -121,7 +117,9 @@ def train_step(
         ids = [number for batch in window for number in image_ids(batch)]
         raise FloatingPointError(f"The gradient is {terms['gradient_norm'].item()} for the images {ids}.")
     if with_errors:
-        terms |= prediction_errors(output, window[-1]["labels"], accelerator.unwrap_model(model).config)
+        config = accelerator.unwrap_model(model).config
+        costs = {name: getattr(config, name) for name in ("class_cost", "bbox_cost", "giou_cost")}
+        terms |= prediction_errors(output.logits, output.pred_boxes, window[-1]["labels"], costs=costs)
     optimizer.step()
     optimizer.zero_grad()
     return terms
@@ -133,24 +131,15 @@ def window_normalizers(window: Sequence[Batch], model: nn.Module, accelerator: A
     DDP averages gradients over processes, and the gradients of a window are added, so the update equals that of one
     process with all images in one batch.
     """
-    config = accelerator.unwrap_model(model).config
-    local = loss_normalizers(
-        [target for batch in window for target in batch["labels"]],
-        num_queries=config.num_queries,
-        eos_coefficient=config.eos_coefficient,
-        device=accelerator.device,
-        least_targets=0,
-    )
+    config, labels = accelerator.unwrap_model(model).config, [target for batch in window for target in batch["labels"]]
+    settings = {"num_queries": config.num_queries, "eos_coefficient": config.eos_coefficient, "least_targets": 0}
+    local = loss_normalizers(labels, **settings, device=accelerator.device)
     total = accelerator.reduce(torch.stack(list(local)), reduction="sum") / accelerator.num_processes
     return LossNormalizers(num_targets=total[0].clamp(min=1), class_weight=total[1])
 
 
 def finite_output(model: nn.Module, batch: Batch, normalizers: LossNormalizers) -> Any:
-    """Returns the model's output for a training batch.
-
-    Raises:
-        FloatingPointError: the loss, or the input of the matching, is not finite; names the images.
-    """
+    """Returns the model's output; raises FloatingPointError if the matching's input or the loss is not finite."""
     try:
         output = model(**batch, normalizers=normalizers)
     except FloatingPointError as error:  # from the matcher
@@ -166,25 +155,29 @@ def image_ids(batch: Batch) -> list[int]:
 
 
 @torch.no_grad()
-def prediction_errors(output: Any, labels: Sequence[dict[str, Any]], config: Any) -> dict[str, Tensor]:
-    """Returns `class_error` and `cardinality_error` of the last decoder layer, see `matching_errors`."""
-    costs = {name: getattr(config, name) for name in ("class_cost", "bbox_cost", "giou_cost")}
-    logits = output.logits.detach()
-    matching = match(logits[None], output.pred_boxes.detach()[None], labels, costs=costs)
-    return matching_errors(logits, labels, matching)
+def prediction_errors(logits: Tensor, boxes: Tensor, labels: Labels, *, costs: dict[str, float]) -> dict[str, Tensor]:
+    """Computes what the reference logs beside the losses.
 
+    Args:
+        logits: (B, Q, K+1) of one layer.
+        boxes: (B, Q, 4) of this layer, cxcywh.
+        labels: B targets.
+        costs: weights of the matching.
 
-def windows(batches: Any, size: int, done: int, accelerator: Accelerator) -> Iterator[list[Batch]]:
-    """Yields lists of `size` consecutive batches, skipping the first `done` lists; the last may be shorter."""
-    iterator = iter(accelerator.skip_first_batches(batches, done * size) if done else batches)
-    while window := list(islice(iterator, size)):
-        yield window
-
-
-def mean_over_processes(terms: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
-    """Returns the mean of each term over the processes."""
-    values = accelerator.reduce(torch.stack(list(terms.values())), reduction="mean")
-    return dict(zip(terms, values.tolist(), strict=True))
+    Returns:
+        `class_error`: percentage of matched queries whose best class is wrong; `cardinality_error`: mean difference
+        between the numbers of predicted and true objects of an image.
+    """
+    matching = match(logits[None], boxes[None], labels, costs=costs)
+    classes = torch.cat([target["class_labels"] for target in labels])
+    best = logits.argmax(-1)
+    wrong = best[matching.image, matching.query[-1]] != classes[matching.target[-1]]
+    predicted = (best != logits.shape[-1] - 1).sum(1)
+    counts = torch.tensor([len(target["class_labels"]) for target in labels], device=logits.device)
+    return {
+        "class_error": 100 * wrong.float().sum() / max(len(wrong), 1),
+        "cardinality_error": (predicted - counts).abs().float().mean(),
+    }
 
 
 @contextmanager

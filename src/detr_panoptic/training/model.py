@@ -1,7 +1,6 @@
 """The model of a training run: new, or a checkpoint with the classes of the data."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from torch import nn
 
 from ..checkpoints.backbone_weights import load_backbone_weights
+from ..checkpoints.configs import label_fields
 from ..configuration_detr_panoptic import DetrPanopticConfig
 from ..data import NamedRecords
 from ..data.categories import Categories, match_labels
@@ -20,7 +20,7 @@ from .batches import Batches, collate
 from .calibration import calibrate
 from .data import TrainingData
 from .optimization import freeze
-from .settings import TrainingSettings
+from .settings import ModelSettings, TrainingSettings
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,6 @@ FEW_IMAGES = 10_000
 CALIBRATION_IMAGES = 8
 KEPT_OF_A_PROCESSOR = ("image_mean", "image_std", "merging", "mask_threshold", "overlap_mask_area_threshold")
 """Settings of the image processor that a fine-tuned model inherits from its checkpoint."""
-SHOWN_NAMES = 5  # in an error message
 
 
 def build_model(
@@ -43,8 +42,8 @@ def build_model(
     """
     wanted = settings.model
     if wanted.model is None:
-        model, unknown = new_model(settings, data.categories), list(data.categories.names)
-        inherited: Mapping[str, Any] = model.model.backbone.image_statistics
+        model, unknown = _new_model(wanted, data.categories), list(data.categories.names)
+        inherited: dict[str, Any] = model.model.backbone.image_statistics
         if len(data.train) < FEW_IMAGES:
             text = "%d images are few for a new transformer: below %d, the recipe `finetune` avoids overfitting."
             logger.warning(text, len(data.train), FEW_IMAGES)
@@ -55,7 +54,7 @@ def build_model(
         known = len(data.categories) - len(unknown)
         logger.info("class head: the checkpoint knows %d of %d classes by name", known, len(data.categories))
     if wanted.stage == "masks" and unknown:
-        shown = ", ".join(unknown[:SHOWN_NAMES]) + (" …" if len(unknown) > SHOWN_NAMES else "")
+        shown = ", ".join(unknown[:5]) + (" …" if len(unknown) > 5 else "")
         raise ValueError(
             f"`stage` masks does not train the class head, but {wanted.model or 'a new model'} does not know the "
             f"classes {shown}. Train the boxes first and pass that model as `model`."
@@ -69,25 +68,20 @@ def build_model(
     return model, DetrPanopticImageProcessor.for_model(model.config, **inherited, size=size)
 
 
-def new_model(settings: TrainingSettings, categories: Categories) -> DetrPanopticForSegmentation:
+def _new_model(wanted: ModelSettings, categories: Categories) -> DetrPanopticForSegmentation:
     """Builds a model with random weights and, if the settings name any, pretrained weights of the backbone."""
-    fields = DetrPanopticConfig.__dataclass_fields__
-    values = asdict(settings.model).items()
-    architecture = {name: value for name, value in values if name in fields and value is not None}
-    model = DetrPanopticForSegmentation(DetrPanopticConfig(**architecture, **label_fields(categories)))
-    if settings.model.backbone_weights is not None:
-        load_backbone_weights(model.model.backbone, settings.model.backbone, settings.model.backbone_weights)
+    values, fields = asdict(wanted), DetrPanopticConfig.__dataclass_fields__
+    architecture = {name: value for name, value in values.items() if name in fields and value is not None}
+    model = DetrPanopticForSegmentation(DetrPanopticConfig(**architecture, **_label_fields(categories)))
+    if wanted.backbone_weights is not None:
+        load_backbone_weights(model.model.backbone, wanted.backbone, wanted.backbone_weights)
     return model
 
 
-def label_fields(categories: Categories) -> dict[str, Any]:
+def _label_fields(categories: Categories) -> dict[str, Any]:
     """Returns the fields of a model's configuration that describe its labels."""
-    return {
-        "id2label": categories.id2label,
-        "label2id": {name: label for label, name in categories.id2label.items()},
-        "stuff_label_ids": categories.stuff_label_ids,
-        "category_ids": list(categories.category_ids),
-    }
+    own = {"stuff_label_ids": categories.stuff_label_ids, "category_ids": list(categories.category_ids)}
+    return label_fields(list(categories.names)) | own
 
 
 @torch.no_grad()
@@ -114,11 +108,10 @@ def fit_class_head(model: DetrPanopticForSegmentation, categories: Categories) -
     unknown = [name for label, name in enumerate(categories.names) if label not in sources]
     sources[len(categories)] = old.out_features - 1  # the last class is "no object"
     head = nn.Linear(old.in_features, len(categories) + 1, device=old.weight.device, dtype=old.weight.dtype)
-    for new_row, old_row in sources.items():
-        head.weight[new_row] = old.weight[old_row]
-        head.bias[new_row] = old.bias[old_row]
+    copied, rows = list(sources), list(sources.values())
+    head.weight[copied], head.bias[copied] = old.weight[rows], old.bias[rows]
     model.class_head = head
-    for name, value in label_fields(categories).items():
+    for name, value in _label_fields(categories).items():
         setattr(model.config, name, value)
     return unknown
 

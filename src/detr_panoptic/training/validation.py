@@ -1,9 +1,9 @@
 """Evaluation during training, and the best model of a run."""
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset
 from PIL import Image
 
@@ -15,9 +15,10 @@ from ..inference import Predictor
 from ..inference.loading import quiet_transformers
 from ..visualization import draw_side_by_side, stack
 from .batches import collate
+from .optimization import unchanged_random_state
+from .reports import PICTURE
 from .state import Run
 
-PICTURE = "validation.png"
 PICTURED_IMAGES = 4
 
 
@@ -39,11 +40,6 @@ def validate(run: Run) -> float:
             publish(run, model, pictures)
     accelerator.wait_for_everyone()
     return quality
-
-
-def unchanged_random_state(device: torch.device) -> AbstractContextManager[None]:
-    """Keeps an evaluation, whose loaders draw seeds, from changing the dropout of later updates."""
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def measure(run: Run, model: Any) -> dict[str, float]:
@@ -74,10 +70,8 @@ def detection_loss(run: Run, model: Any) -> float:
     model.eval()
     total = torch.zeros(2, device=device)
     for index in range(run.accelerator.process_index, len(records), run.accelerator.num_processes):
-        batch = collate(collator, [records[index]], with_masks=False)
-        labels = [{name: value.to(device) for name, value in target.items()} for target in batch["labels"]]
-        inputs = {name: batch[name].to(device) for name in ("pixel_values", "pixel_mask")}
-        total += torch.stack((model(**inputs, labels=labels, mask_queries=0).loss, total.new_ones(())))
+        batch = send_to_device(collate(collator, [records[index]], with_masks=False), device)
+        total += torch.stack((model(**batch).loss, total.new_ones(())))
     loss, images = run.accelerator.reduce(total, reduction="sum").tolist()
     return loss / max(images, 1)
 
