@@ -22,9 +22,7 @@ from detr_panoptic.evaluation import evaluate
 from detr_panoptic.scenes import SCENE_CATEGORIES, scenes_dataset
 from detr_panoptic.scenes.source import read_source
 from detr_panoptic.training import loop
-from detr_panoptic.training import validation as validation_module
-from detr_panoptic.training.batches import Batches
-from detr_panoptic.training.data import read_data
+from detr_panoptic.training.data import Batches, read_data
 from detr_panoptic.training.settings import DataSettings, resolve_settings
 from tests.conftest import build_tiny
 from tests.training.runs import LAST, SIDE, STEPS, assert_same_run, metrics_of, run, write_data
@@ -181,7 +179,7 @@ def test_checkpoints_are_whole_and_few(whole_run):
 
 def test_the_best_model_stays_and_a_run_without_gain_ends(tmp_path, monkeypatch):
     qualities, saved = iter([0.1, 0.3, 0.2, 0.25, 0.9]), []
-    measure, publish = validation_module.panoptic_metrics, validation_module.publish
+    measure, publish = loop.panoptic_metrics, loop.publish
 
     def measured(*arguments):
         return measure(*arguments) | {"pq": next(qualities)}
@@ -190,8 +188,8 @@ def test_the_best_model_stays_and_a_run_without_gain_ends(tmp_path, monkeypatch)
         saved.append({name: value.clone() for name, value in model.state_dict().items()})
         publish(run, model, pictures)
 
-    monkeypatch.setattr(validation_module, "panoptic_metrics", measured)
-    monkeypatch.setattr(validation_module, "publish", publishing)
+    monkeypatch.setattr(loop, "panoptic_metrics", measured)
+    monkeypatch.setattr(loop, "publish", publishing)
     result = run(tmp_path, epochs=9, patience=2)
     assert (result.is_finished, result.steps, result.metrics["pq"]) == (True, 12, 0.3)
     assert len(saved) == 2

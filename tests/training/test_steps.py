@@ -12,10 +12,9 @@ from detr_panoptic import DetrPanopticImageProcessor
 from detr_panoptic.backbone import Backbone
 from detr_panoptic.checkpoints.backbone_weights import load_backbone_weights
 from detr_panoptic.data.categories import Categories
-from detr_panoptic.training.calibration import ADAPTED_STD, calibrate_mask_head
 from detr_panoptic.training.data import read_data
 from detr_panoptic.training.loop import train_step
-from detr_panoptic.training.model import build_model, fit_class_head
+from detr_panoptic.training.model import ADAPTED_STD, build_model, calibrate, fit_class_head
 from detr_panoptic.training.optimization import (
     average_weights,
     build_optimizer,
@@ -200,7 +199,7 @@ def test_calibration_lets_gradients_through_a_new_mask_head(tiny_batch):
         plain = model.model.backbone.forward
         model.model.backbone.forward = lambda images, plain=plain: [10 * m / m.std() for m in plain(images)]
         if calibrated:
-            calibrate_mask_head(model, tiny_batch["pixel_values"], tiny_batch["pixel_mask"])
+            calibrate(model, tiny_batch["pixel_values"], tiny_batch["pixel_mask"])
             maps = model.model.backbone(tiny_batch["pixel_values"])
             adapted = [stage.adapter(m) for stage, m in zip(model.mask_head.stages, maps[-2::-1], strict=True)]
             assert [m.std().item() for m in adapted] == pytest.approx([ADAPTED_STD] * 3, rel=1e-4)

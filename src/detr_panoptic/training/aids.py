@@ -43,14 +43,7 @@ class TrainingAids(nn.Module):
     def forward(
         self, features: Any, labels: Labels, *, canvas_size: tuple[int, int], num_targets: Tensor
     ) -> dict[str, Tensor]:
-        """Computes the terms of one batch, unweighted.
-
-        Args:
-            features: the model's output, with `projected` and `encoder_last_hidden_state`.
-            labels: B targets with `masks`.
-            canvas_size: (H, W).
-            num_targets: to divide by.
-        """
+        """Computes the unweighted terms from the model's output and B targets with masks on a canvas (H, W)."""
         shares = [cell_shares(target["masks"], canvas_size, features.projected.shape[-2:]) for target in labels]
         terms = {name: num_targets.new_zeros(()) for name in self.weights}
         maps = (features.projected.flatten(2).transpose(1, 2), features.encoder_last_hidden_state)
@@ -90,10 +83,7 @@ def cell_losses(predictions: Tensor, labels: Labels, shares: Sequence[Tensor]) -
 
 
 def attach_training_aids(model: DetrPanopticForSegmentation) -> None:
-    """Adds the aids to a model before its optimizer is built; `save_pretrained` leaves them out.
-
-    A forward hook adds their terms to the loss in training, if the targets have masks.
-    """
+    """Adds the aids to a model before its optimizer is built; `save_pretrained` leaves them out."""
     aids = TrainingAids(model.config.hidden_size, model.class_head.out_features - 1).to(model.device)
     setattr(model, AIDS, aids)
     ignored = set(model._keys_to_ignore_on_save or ())
@@ -102,7 +92,7 @@ def attach_training_aids(model: DetrPanopticForSegmentation) -> None:
 
 
 def _add_aid_losses(model: Any, _args: Any, given: dict[str, Any], output: Any) -> Any:
-    """Adds the terms of a model's aids to its output; a forward hook."""
+    """Adds the terms of a model's aids to its output in training, if the targets have masks; a forward hook."""
     labels, logits = given.get("labels"), output.logits
     if not model.training or labels is None or "masks" not in labels[0]:
         return output

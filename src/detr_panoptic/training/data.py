@@ -1,16 +1,28 @@
-"""The images of a training run: those that are trained on and those that PQ is measured on."""
+"""The images of a training run: records to train on and to measure PQ on, and batches of them.
 
+Order and augmentations depend on the seed and the epoch alone.
+"""
+
+import os
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from datasets import Dataset
+from torch.utils.data import DataLoader, RandomSampler
 
-from ..data import NamedRecords, PanopticData
+from ..data import NamedRecords, PanopticCollator, PanopticData
+from ..data.augmentation import build_augmentation
 from ..data.categories import Categories
+from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..scenes.source import SCENES, read_source
 from ..sharing.card import public_name
-from .settings import DataSettings
+from .settings import DataSettings, TrainingSettings
+
+Batch = dict[str, Any]
 
 SUMMARY_IMAGES = 200  # evenly spaced; reading all annotations of a large dataset would take minutes
 MAX_SCENE_SIDE = 640  # pixels; larger scenes only cost time
@@ -29,11 +41,6 @@ class TrainingData:
     validation_name: str
     sample: Sequence[Sequence[int]]  # label ids of the segments of some training images
 
-    @property
-    def most_segments(self) -> int:
-        """The largest number of segments in a sampled image."""
-        return max(map(len, self.sample))
-
     def describe(self) -> dict[str, str]:
         """Returns a sentence about the training data, with counts of the sample, and one about the validation data."""
         counts = [len(labels) for labels in self.sample]
@@ -45,24 +52,16 @@ class TrainingData:
         )
         training += f"; {missing} classes never occur" if missing else ""
         training += f"; {counts.count(0)} images without a segment" if 0 in counts else ""
-        if len(counts) < len(self.train):
-            training += f"; counted in {len(counts)} of {len(self.train)} images"
-        validation = f"{len(self.validation)} images, {self.validation_name}"
-        if self.validation is self.train:
-            validation += "; quality on other images may be lower: see `validation_data`"
+        training += f"; counted in {len(counts)} of {len(self.train)} images" if len(counts) < len(self.train) else ""
+        hint = "; quality on other images may be lower: see `validation_data`" if self.validation is self.train else ""
+        validation = f"{len(self.validation)} images, {self.validation_name}{hint}"
         return {"training": training, "validation": validation}
 
 
 def read_data(settings: DataSettings, seed: int, in_memory: Mapping[str, PanopticData] | None = None) -> TrainingData:
-    """Reads the training and validation records.
+    """Reads the training and validation records; those in memory take the place of `data` and `validation_data`.
 
-    Args:
-        settings: what to read.
-        seed: of generated scenes.
-        in_memory: records that are used in place of the settings `data` and `validation_data`.
-
-    Raises:
-        ValueError: no data are named, they cannot be read, no image has a segment, or the classes differ.
+    Raises ValueError if no data are named, they cannot be read, no image has a segment, or the classes differ.
     """
     named = {"data": settings.data, "validation_data": settings.validation_data} | dict(in_memory or {})
     source, held_out = named["data"], named["validation_data"]
@@ -90,3 +89,56 @@ def read_data(settings: DataSettings, seed: int, in_memory: Mapping[str, Panopti
         validation, name = read_source(SCENES, **options), "generated scenes that are not trained on"
     train_name = public_name(str(settings.data), settings.split)
     return TrainingData(train.records, validation.records, train.categories, train_name, name, sample)
+
+
+class Batches:
+    """The training data as batches: `loader` yields one epoch per pass."""
+
+    def __init__(self, settings: TrainingSettings, data: TrainingData, processor: DetrPanopticImageProcessor) -> None:
+        images, self.seed = settings.data, settings.run.seed
+        sides = {"short_side": images.short_side, "long_side": images.long_side}
+        self.collator = PanopticCollator(processor, build_augmentation(images.augmentation, **sides), seed=self.seed)
+        self._order = torch.Generator()
+        self._is_over = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._records = records = NamedRecords(data.train)
+        self.loader: DataLoader[Any] = DataLoader(
+            records,  # type: ignore[arg-type]  # has the two methods that are needed
+            batch_size=int(settings.optimization.batch_size),
+            sampler=RandomSampler(records, generator=self._order),
+            collate_fn=partial(collate, self.collator, with_masks=settings.model.stage != "boxes"),
+            num_workers=images.workers,
+            persistent_workers=images.workers > 0,
+            worker_init_fn=partial(_leave_signals_to_the_run, self._is_over),
+            generator=torch.Generator().manual_seed(
+                self.seed
+            ),  # otherwise passes advance the generator of the dropout
+        )
+
+    def first(self, count: int) -> Batch:
+        """Returns the first images as one batch."""
+        return collate(self.collator, [self._records[i] for i in range(min(count, len(self._records)))])
+
+    def start_epoch(self, epoch: int) -> None:
+        """Sets order and augmentation of the next pass, so that a resumed run finds its place."""
+        self._order.manual_seed((self.seed << 32) + epoch)
+        self.collator.set_epoch(epoch)
+
+    def close(self) -> None:
+        """Tells the workers that the next SIGTERM is meant for them."""
+        self._is_over.fill_(1)
+
+
+def collate(collator: PanopticCollator, records: list[dict[str, Any]], *, with_masks: bool = True) -> Batch:
+    """Returns the arguments of the model for some records; without masks it computes no masks and no mask losses."""
+    batch = dict(collator(records))  # Accelerate moves the labels of a plain dict to the device, too
+    if not with_masks:
+        labels = [{name: value for name, value in target.items() if name != "masks"} for target in batch["labels"]]
+        batch |= {"labels": labels, "mask_queries": 0}
+    return batch
+
+
+def _leave_signals_to_the_run(is_over: torch.Tensor, _worker: int) -> None:
+    # Schedulers and Ctrl-C signal every process of a job, but torch ends a run whose worker dies before the run could
+    # save. At the end of the program, Python sends SIGTERM to its workers and waits for them.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if is_over else None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -47,15 +47,9 @@ def rate_factor(settings: OptimizationSettings, effective_batch: int) -> float:
 
 
 def build_optimizer(model: nn.Module, settings: OptimizationSettings, *, factor: float = 1.0) -> Optimizer:
-    """Builds AdamW over the parameters that are trained; the backbone has its own learning rate.
+    """Builds AdamW over the parameters that are trained, with `factor` on the two learning rates.
 
-    Args:
-        model: a `DetrPanopticForSegmentation`.
-        settings: learning rates and weight decay.
-        factor: on every rate, see `rate_factor`.
-
-    Raises:
-        ValueError: every parameter is frozen.
+    Raises ValueError if every parameter is frozen.
     """
     groups: dict[float, list[nn.Parameter]] = {settings.learning_rate: []}
     for name, parameter in model.named_parameters():
@@ -106,18 +100,13 @@ def fix_batch_size(
 
     Every process tries updates of a copy of the model with the largest images and the most segments that occur, until
     a divisor of its share of the images fits into memory. All processes take the smallest result.
-
-    Raises:
-        ValueError: not even one image fits, or the images per update are not a multiple of the processes.
+    Raises ValueError if not even one image fits, or if the images per update are not a multiple of the processes.
     """
     if settings.optimization.batch_size != "auto":
         return settings
     share, rest = divmod(settings.optimization.images_per_update, accelerator.num_processes)
     if rest:
-        count = accelerator.num_processes
-        raise ValueError(
-            f"`images_per_update` must be a multiple of the {count} processes, got {share * count + rest}."
-        )
+        raise ValueError(f"`images_per_update` must be a multiple of the {accelerator.num_processes} processes.")
     with unchanged_random_state(accelerator.device):
         found = torch.tensor([_largest_batch(settings, model, accelerator, share, most_segments)])
     size = int(accelerator.gather(found.to(accelerator.device)).min())
@@ -136,7 +125,7 @@ def _largest_batch(settings: TrainingSettings, model: Any, accelerator: Accelera
     """Returns the largest divisor of `share` that is a batch size with which an update fits into memory, or 0."""
     probe = copy.deepcopy(model).to(accelerator.device).train()
     optimizer = build_optimizer(probe, settings.optimization)
-    for size in (size for size in range(share, 0, -1) if share % size == 0):
+    for size in (divisor for divisor in range(share, 0, -1) if share % divisor == 0):
         try:
             update_once(probe, optimizer, _largest_inputs(settings, size, segments, probe), accelerator)
             return size

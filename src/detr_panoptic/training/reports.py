@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,25 +27,23 @@ logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 PICTURE = "validation.png"
-CURVES = "training_curves.png"
 SHOWN_TERMS = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
 
 
 def describe_plan(
-    settings: TrainingSettings, data: TrainingData, model: nn.Module, *, batches_per_epoch: int, processes: int
+    settings: TrainingSettings, data: TrainingData, model: nn.Module, processes: int
 ) -> tuple[list[str], int]:
     """Returns lines about data, parameters, updates and learning rates, and the number of updates of the run."""
     optimization, stage = settings.optimization, settings.model.stage
     batch = effective_batch(optimization, processes)
-    steps_per_epoch = -(-batches_per_epoch // optimization.gradient_accumulation_steps)
-    total_steps = steps_per_epoch * optimization.epochs
-    total_steps = min(total_steps, optimization.max_steps or total_steps)
+    steps_per_epoch = math.ceil(len(data.train) / batch)
+    total_steps = min(filter(None, (steps_per_epoch * optimization.epochs, optimization.max_steps)))
     trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     frozen = sum(p.numel() for p in model.parameters()) - sum(trained.values())
-    with_aids = settings.model.aids and stage != "boxes"
     lines = [
         *(f"{name}: {text}" for name, text in data.describe().items()),
-        f"recipe: {settings.recipe}, stage {stage}" + (", with aids" if with_aids else ""),
+        f"recipe: {settings.recipe}, stage {stage}"
+        + (", with aids" if settings.model.aids and stage != "boxes" else ""),
         f"parameters: {sum(trained.values()) / 1e6:.3f} M trained, {frozen / 1e6:.3f} M frozen",
         f"steps: {total_steps} updates of {batch} images, {steps_per_epoch} per epoch, "
         f"{total_steps / steps_per_epoch:.4g} epochs",
@@ -72,12 +71,7 @@ def describe_rates(settings: OptimizationSettings, batch: int, *, is_backbone_fr
 class RunLog:
     """Shows and records numbers on the main process: a progress bar, the log, `metrics.jsonl` and trackers.
 
-    Args:
-        accelerator: with its trackers.
-        folder: receives `metrics.jsonl`.
-        total_steps: updates of the run.
-        done: updates that are done already.
-        progress: whether to show a progress bar on a terminal, in place of logged losses.
+    A bar on a terminal takes the place of logged losses. Of the run's updates, some may be `done` already.
     """
 
     def __init__(
@@ -95,7 +89,9 @@ class RunLog:
 
     def losses(self, step: int, epoch: int, *, rate: float, **terms: float) -> None:
         """Records the loss terms of an update, with the images per second since the last call and the memory."""
-        speed, memory = self._restart_clock(), _memory_gib()
+        speed = self._restart_clock()
+        used = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
+        memory = used / 2**30  # GiB: the peak on the GPU, or of this process without one
         self._record(step, epoch, {"rate": rate, **terms, "images_per_second": speed, "memory_gib": memory})
         shown = "  ".join(f"{name.removeprefix('loss_')} {terms[name]:.3g}" for name in SHOWN_TERMS if name in terms)
         if self.bar.disable:
@@ -120,7 +116,6 @@ class RunLog:
                 tracker.log_images(named, step=step, **options)
 
     def _restart_clock(self) -> float:
-        """Returns the images per second since the last call."""
         now = time.perf_counter()
         speed = self.images / (now - self.since)
         self.images, self.since = 0, now
@@ -132,12 +127,6 @@ class RunLog:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "epoch": epoch, **rounded}) + "\n")
         self.accelerator.log(dict(values), step=step)
-
-
-def _memory_gib() -> float:
-    """Returns the peak memory of this process on its GPU, or its resident memory if there is none."""
-    used = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
-    return used / 2**30
 
 
 # ------ after the run
@@ -157,7 +146,7 @@ def write_reports(
     folder: Path, model: Any, settings: TrainingSettings, data: TrainingData, plan: Sequence[str]
 ) -> None:
     """Draws the curves of a run and writes the model card beside its model."""
-    draw_curves(_read_metrics(folder), folder / CURVES)
+    draw_curves(_read_metrics(folder), folder / "training_curves.png")
     write_card(
         folder,
         model,

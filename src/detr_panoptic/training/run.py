@@ -14,10 +14,9 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
 
 from ..data import PanopticData
-from .batches import Batches
-from .data import read_data
+from .data import Batches, read_data
 from .loop import run_epochs
-from .model import build_model, calibrate_new_model
+from .model import build_model, calibrate
 from .optimization import fix_batch_size
 from .reports import best_evaluation, describe_plan, write_reports
 from .settings import RunSettings, TrainingSettings, resolve_settings
@@ -25,7 +24,7 @@ from .state import Run, open_run
 
 logger = logging.getLogger(__name__)
 
-IN_MEMORY = "data in memory"
+CALIBRATION_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def train(
     """
     given = {name: value for name, value in {"data": source, "output": output}.items() if value is not None} | settings
     in_memory = {name: value for name, value in given.items() if isinstance(value, PanopticData)}
-    resolved = resolve_settings(recipe, config, given | dict.fromkeys(in_memory, IN_MEMORY))
+    resolved = resolve_settings(recipe, config, given | dict.fromkeys(in_memory, "data in memory"))
     if resolved.run.output is None:
         raise ValueError("`output` is needed: a folder for the model, checkpoints and metrics.")
     folder = Path(resolved.run.output)
@@ -107,17 +106,16 @@ def train(
         set_seed(resolved.run.seed)
         data = read_data(resolved.data, resolved.run.seed, in_memory)
         model, processor = build_model(resolved, data)
-        fixed = fix_batch_size(resolved, model, accelerator, most_segments=data.most_segments)
-        batches = Batches(fixed, data, processor)
+        fixed = fix_batch_size(resolved, model, accelerator, most_segments=max(map(len, data.sample)))
         if dry_run:
-            count, processes = len(accelerator.prepare(batches.loader)), accelerator.num_processes
-            plan = describe_plan(fixed, data, model, batches_per_epoch=count, processes=processes)
-            return TrainingResult(folder, fixed, *plan)
+            return TrainingResult(folder, fixed, *describe_plan(fixed, data, model, accelerator.num_processes))
         with open_run(folder, resolved, accelerator, overwrite=overwrite):
-            if fixed.model.calibrate and fixed.model.model is None:
-                calibrate_new_model(model, batches, data)
-            config = {n: v if isinstance(v, bool | int | float) else str(v) for n, v in fixed.to_dict().items()}
-            accelerator.init_trackers("detr-panoptic", config, init_kwargs={"wandb": {"dir": str(folder)}})
+            batches = Batches(fixed, data, processor)
+            if fixed.model.calibrate:
+                first = batches.first(CALIBRATION_IMAGES)
+                calibrate(model, first["pixel_values"], first["pixel_mask"])
+            shown = {n: v if isinstance(v, bool | int | float) else str(v) for n, v in fixed.to_dict().items()}
+            accelerator.init_trackers("detr-panoptic", shown, init_kwargs={"wandb": {"dir": str(folder)}})
             return execute(Run(fixed, accelerator, data, model, processor, batches, progress=progress))
 
 
@@ -127,15 +125,10 @@ def started_accelerator(settings: RunSettings) -> Iterator[Accelerator]:
     trackers = [name.strip() for name in (settings.tracker or "").split(",") if name.strip()]
     for name in trackers:
         if find_spec(name) is None:
-            raise ValueError(
-                f"`tracker` must be installed and known to Accelerate, such as tensorboard, got {name!r}."
-            )
-    folder = str(settings.output)
-    accelerator = Accelerator(
-        mixed_precision=settings.mixed_precision,
-        log_with=trackers or None,
-        project_config=ProjectConfiguration(folder, logging_dir=f"{folder}/tracking"),
-    )
+            raise ValueError(f"`tracker` must be installed for Accelerate, such as tensorboard, got {name!r}.")
+    places = ProjectConfiguration(str(settings.output), logging_dir=f"{settings.output}/tracking")
+    precision = settings.mixed_precision
+    accelerator = Accelerator(mixed_precision=precision, log_with=trackers or None, project_config=places)
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ValueError(f"{accelerator.distributed_type.value} is not supported: use DDP (--multi_gpu).")
     if not accelerator.is_main_process:

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 DEFAULT_RECIPE = "finetune"
-NO_RECIPE = "none"
-"""The recipe that changes nothing: every setting that is not given has the default of its field."""
+NO_RECIPE = "none"  # every setting that is not given has the default of its field
 RECIPES = Path(__file__).parent / "recipes"
 ARCHITECTURE = (
     *("backbone", "backbone_weights", "dilation", "hidden_size", "encoder_layers", "decoder_layers"),
@@ -63,9 +62,7 @@ class ModelSettings(_Checked):
     num_queries: int = setting(100, "maximum number of segments per image", least=1)
     dropout: float = setting(0.1, "dropout in the transformer", least=0, most=1)
     calibrate: bool = setting(False, "scale the initial weights of a new mask head, so that masks are learned sooner")
-    eos_coefficient: float | None = setting(
-        None, "weight of 'no object' in the class loss; the checkpoint's or 0.1 if not given", least=0, most=1
-    )
+    eos_coefficient: float | None = setting(None, "weight of 'no object'; else the model's or 0.1", least=0, most=1)
     aids: bool = setting(False, "add losses that act in training only, so that objects are found sooner")
     stage: Literal["all", "boxes", "masks"] = setting("all", "train all, boxes (no mask head) or masks (nothing else)")
     freeze_backbone: bool = setting(False, "freeze the whole backbone, not only its first stages")
@@ -109,9 +106,7 @@ class OptimizationSettings(_Checked):
         "none", "scaling of the rates with the images per update, over reference_batch: none, sqrt or linear"
     )
     reference_batch: int = setting(64, "images per update for which the rates are meant", least=1)
-    ema_decay: float | None = setting(
-        None, "decay of a moving average of the weights, which is evaluated and saved instead", least=0, most=0.99999
-    )
+    ema_decay: float | None = setting(None, "evaluate and save weights averaged by this decay", least=0, most=0.99999)
     patience: int | None = setting(None, "stop after this many evaluations without a better PQ", least=1)
 
 
@@ -149,17 +144,11 @@ class TrainingSettings:
         for name in ARCHITECTURE:
             value = getattr(self.model, name)
             if model is not None and value != getattr(ModelSettings, name):
-                raise ValueError(
-                    f"`{name}` {value!r} cannot be combined with `model` {model!r}: the checkpoint decides."
-                )
+                raise ValueError(f"`{name}` {value!r} cannot be combined with `model` {model!r}, which decides.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainingSettings":
-        """Builds settings from a flat mapping of names to values, as `to_dict` returns it.
-
-        Raises:
-            ValueError: a name is unknown, or a value has the wrong type or is out of range.
-        """
+        """Builds settings from the flat mapping of `to_dict`; raises ValueError for a wrong name or value."""
         _refuse_unknown("setting", values, ("recipe", *setting_names()))
         groups = {}
         for name, kind in SUBJECTS.items():
@@ -168,9 +157,8 @@ class TrainingSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a flat mapping of all names to values, `recipe` first."""
-        return {"recipe": self.recipe} | {
-            n: v for subject in SUBJECTS for n, v in vars(getattr(self, subject)).items()
-        }
+        groups = (self.model, self.data, self.optimization, self.run)
+        return {"recipe": self.recipe} | {name: value for group in groups for name, value in vars(group).items()}
 
     def replace(self, **changes: Any) -> "TrainingSettings":
         """Returns a copy with other values for some settings."""
@@ -231,11 +219,7 @@ def recipe_names() -> tuple[str, ...]:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """Reads a YAML file of settings: names of settings, and `recipe`, with plain values.
-
-    Raises:
-        ValueError: the file cannot be read, is no mapping, or has an unknown name.
-    """
+    """Reads a YAML mapping of settings and `recipe`; raises ValueError if it cannot be read or has an unknown name."""
     import yaml
 
     try:

@@ -26,8 +26,7 @@ from ..data.files import PARTIAL_PREFIX, reported_failure, sync, written_whole
 from ..data.plain_text import first_line
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
-from .batches import Batches
-from .data import TrainingData
+from .data import Batches, TrainingData
 from .optimization import average_weights, build_optimizer, build_schedule, effective_batch, rate_factor
 from .reports import METRICS, RunLog, describe_plan
 from .settings import TrainingSettings, read_settings
@@ -65,16 +64,12 @@ def open_run(
 ) -> Iterator[None]:
     """Locks the output folder and prepares it for a new run or one to resume, before any process continues.
 
-    Raises:
-        OSError: the folder cannot be written to.
-        ValueError: another run uses the folder, or it holds another model or a run with other settings. All errors are
-            raised on every process.
+    Raises on every process what `_prepare` raises, and ValueError if another run uses the folder.
     """
     refusal: list[Exception | None] = [None]
     with ExitStack() as stack:
         if accelerator.is_main_process:
             try:
-                folder.mkdir(parents=True, exist_ok=True)
                 _lock(folder, stack)
                 _prepare(folder, settings, overwrite)
             except (OSError, ValueError) as error:
@@ -87,6 +82,7 @@ def open_run(
 
 def _lock(folder: Path, stack: ExitStack) -> None:
     """Locks a folder until the stack or the process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
     file = stack.enter_context((folder / ".lock").open("w"))
     with suppress(ImportError):  # Windows has no such lock
         import fcntl
@@ -98,7 +94,7 @@ def _lock(folder: Path, stack: ExitStack) -> None:
 
 
 def _prepare(folder: Path, settings: TrainingSettings, overwrite: bool) -> None:
-    """Writes the settings, unless the folder holds another model or a run with other settings."""
+    """Writes the settings; raises ValueError if the folder holds another model or a run with other settings."""
     if overwrite:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         for name in (SETTINGS, METRICS):
@@ -120,8 +116,7 @@ def _prepare(folder: Path, settings: TrainingSettings, overwrite: bool) -> None:
 def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, *, keep: int) -> None:
     """Saves a checkpoint and removes the oldest beyond `keep`; called on every process.
 
-    Raises:
-        OSError: it could not be written; earlier checkpoints are still there.
+    Raises OSError if it could not be written; earlier checkpoints are still there.
     """
     metrics, checkpoints = folder / METRICS, folder / CHECKPOINTS
     progress.metrics_bytes = metrics.stat().st_size if metrics.is_file() else 0
@@ -145,8 +140,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
 def load_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress) -> None:
     """Restores the last checkpoint of a run, if there is one; called on every process.
 
-    Raises:
-        ValueError: it cannot be read, or was written by another number of processes, whose updates had other images.
+    Raises ValueError if it cannot be read, or if another number of processes wrote it, whose updates had other images.
     """
     found = sorted((folder / CHECKPOINTS).glob(STEP_PREFIX + "*"))
     if found:
@@ -160,7 +154,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress) 
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # torch raises all kinds of errors for damaged files
-            reason = first_line(error) if path == last else f"{path.name} holds more than tensors and plain values."
+            reason = first_line(error) if path == last else f"{path.name} cannot be read as tensors and plain values."
             before = found[-2].name if len(found) > 1 else "the beginning"
             text = f"The checkpoint {last} is damaged: {reason} Delete that folder to resume from {before}."
             raise ValueError(text) from error
@@ -173,19 +167,9 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress) 
 
 
 class Run:
-    """The parts of a run, prepared by the accelerator and at the last checkpoint, or at the beginning.
+    """The parts of a run, prepared by the accelerator, at the last checkpoint or at the beginning.
 
-    Args:
-        settings: with a fixed batch size.
-        accelerator: with its trackers started.
-        data: training and validation records.
-        model: new or from a checkpoint, on any device.
-        processor: of the model.
-        batches: of the training data.
-        progress: whether to show a progress bar on a terminal.
-
-    Raises:
-        ValueError: the last checkpoint cannot be read, or nothing is trained.
+    The settings have a fixed batch size. Raises ValueError if the checkpoint cannot be read, or if nothing is trained.
     """
 
     def __init__(
@@ -208,9 +192,7 @@ class Run:
         if settings.run.compile:
             model.model.compile(dynamic=True)  # in place, so that names of weights stay; sizes of images differ
         self.model, self.optimizer, self.loader = accelerator.prepare(model, optimizer, batches.loader)
-        self.plan, self.total_steps = describe_plan(
-            settings, data, model, batches_per_epoch=len(self.loader), processes=accelerator.num_processes
-        )
+        self.plan, self.total_steps = describe_plan(settings, data, model, accelerator.num_processes)
         self.schedule = build_schedule(self.optimizer, optimization, total_steps=self.total_steps)
         self.progress, averages = Progress(), [] if self.averaged is None else [self.averaged]
         accelerator.register_for_checkpointing(self.schedule, self.progress, *averages)
