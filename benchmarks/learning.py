@@ -367,8 +367,8 @@ def merge_stuff(record: dict[str, Any], segments: list[dict[str, Any]]) -> dict[
     """The record with segments of one stuff class merged into the first of them."""
     from PIL import Image
 
-    from detr_panoptic.data.records import measure_segments
-    from detr_panoptic.segment_ids import ids_to_rgb, rgb_to_ids
+    from detr_panoptic.data.records import ids_to_rgb, measure_segments
+    from detr_panoptic.segment_ids import rgb_to_ids
 
     ids, first = rgb_to_ids(record["segmentation"]).copy(), {}
     is_thing = coarse_categories().is_thing

@@ -8,7 +8,7 @@ from PIL import Image
 
 from detr_panoptic.data import measure_segments
 from detr_panoptic.data.categories import Categories
-from detr_panoptic.segment_ids import ids_to_rgb
+from detr_panoptic.data.records import ids_to_rgb
 
 CATEGORIES = Categories(names=("sea", "boat", "crowned crane"), is_thing=(False, True, True), category_ids=(200, 7, 9))
 ORIENTATION = 0x0112

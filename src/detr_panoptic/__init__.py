@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .checkpoints.conversion import convert_checkpoint
     from .configuration_detr_panoptic import DetrPanopticConfig
     from .data.checking import DataCheck, check_data
-    from .data.converting import DataConversion, convert_data
     from .data.reading import PanopticData, read_panoptic
+    from .data.writing import DataConversion, convert_data
     from .evaluation.model_evaluation import evaluate
     from .evaluation.panoptic_quality import PanopticQuality
     from .evaluation.results import Evaluation, PanopticQualityResult
@@ -69,7 +69,7 @@ _NAMES = {
     "inference": ("Prediction", "PredictionFolder", "Predictor"),
     "explanation": ("Explanation", "explain"),
     "data.checking": ("DataCheck", "check_data"),
-    "data.converting": ("DataConversion", "convert_data"),
+    "data.writing": ("DataConversion", "convert_data"),
     "data.reading": ("PanopticData", "read_panoptic"),
     "evaluation.model_evaluation": ("evaluate",),
     "evaluation.panoptic_quality": ("PanopticQuality",),
@@ -88,7 +88,7 @@ def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    _register()
+    register()
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value
     return value
@@ -98,7 +98,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def _register() -> None:
+def register() -> None:
     """Registers the classes with transformers, and the readers of foreign checkpoints with the classes.
 
     Repeating it changes nothing.
@@ -129,4 +129,4 @@ def _register() -> None:
 
 
 if Path(sys.argv[0] if sys.argv else "").stem != _CONSOLE_SCRIPT:
-    _register()
+    register()

@@ -2,10 +2,8 @@
 
 Follows models/backbone.py of facebookresearch/detr (29901c5), with these differences:
   * any timm model with maps of strides 4, 8, 16 and 32 can be used, not only torchvision's ResNets;
-  * the frozen parameters are those up to the end of the stride-4 stage in the order of definition: for a ResNet the
-    stem and layer1, as in the reference;
-  * a frozen batch norm keeps the epsilon of its layer. For every ResNet that is the reference's 1e-5; weights trained
-    with another epsilon (tf_efficientnet: 1e-3) need their own;
+  * the frozen parameters are those up to the end of the stride-4 stage: for a ResNet the stem and layer1, as there;
+  * a frozen batch norm keeps the epsilon of its layer, which is the reference's 1e-5 for every ResNet;
   * a convolution and the frozen norm after it run as one convolution (`ConvNorm`);
   * maps are channels-last in memory, the layout of the fast kernels on CPU and GPU;
   * backbones with TensorFlow's "same" padding, or without any, see a canvas of whole strides.
@@ -211,7 +209,9 @@ def conv_norm_pairs(body: nn.Module) -> Iterator[tuple[nn.Conv2d, FrozenNorm]]:
     `downsample`. If the first is a sequence of layers, as in the stem of ResNet-D, its last one counts.
     """
     for parent in body.modules():
-        for conv, norm in pairwise(parent.children()):
+        for (conv_name, conv), (norm_name, norm) in pairwise(parent.named_children()):
+            if conv_name[-1].isdigit() and not norm_name[-1].isdigit():
+                continue  # RepViT's `bn` after `conv1` reads a sum of two convolutions
             while isinstance(conv, nn.Sequential) and len(conv):
                 conv = conv[-1]
             if type(conv) is nn.Conv2d and isinstance(norm, FrozenNorm) and conv.out_channels == len(norm.weight):
@@ -271,19 +271,24 @@ def _needs_whole_strides(body: nn.Module) -> bool:
 def _create_feature_extractor(name: str, *, dilation: bool, num_channels: int, pretrained: bool) -> nn.Module:
     if not name.replace(".", "_").isidentifier():
         raise ValueError(f"`backbone` must be the name of a timm model, not a path or address, got {name!r}.")
-    # Some architectures do not take `output_stride` at all.
-    stride: dict[str, Any] = {"output_stride": DILATED_STRIDES[-1]} if dilation else {}
+    # Not every architecture takes these options.
+    options: dict[str, Any] = {"output_stride": DILATED_STRIDES[-1]} if dilation else {}
+    options |= {"strict_img_size": False} if name.startswith("swin") else {}
     try:
-        return timm.create_model(
+        body: Any = timm.create_model(
             name,
             pretrained=pretrained,
             features_only=True,
             out_indices=(-4, -3, -2, -1),
             in_chans=num_channels,
-            **stride,
+            **options,
         )
+        if body.pretrained_cfg.get("fixed_input_size"):  # some run at other sizes all the same
+            with torch.no_grad():
+                body.eval()(torch.zeros(1, num_channels, 160, 224, device=next(body.parameters()).device))
+        return body.train()
     except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(
-            f"`backbone` must be a timm model with four feature maps{' that can be dilated' if dilation else ''}, "
-            f"got {name!r}: {error}"
+            f"`backbone` must be a timm model with four feature maps at any image size"
+            f"{' that can be dilated' if dilation else ''}, got {name!r}: {error}"
         ) from error

@@ -34,16 +34,6 @@ def generalized_iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
     return overlap / union.clamp(min=smallest) - (hull - union) / hull.clamp(min=smallest)
 
 
-def masks_to_boxes(masks: Tensor) -> Tensor:
-    """Returns the boxes around masks: (T, H, W) bool to (T, 4) float32 xyxy in pixels, which are one unit wide.
-
-    An empty mask has the box 0, 0, 0, 0.
-    """
-    top, bottom = _extent(masks.any(2))
-    left, right = _extent(masks.any(1))
-    return torch.stack((left, top, right, bottom), dim=-1).float()
-
-
 def at_least_float32(x: Tensor) -> Tensor:
     """Converts half precision to float32; wider types stay as they are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -52,11 +42,3 @@ def at_least_float32(x: Tensor) -> Tensor:
 def _area(boxes_xyxy: Tensor) -> Tensor:
     size = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0)
     return size[..., 0] * size[..., 1]
-
-
-def _extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the first True and one past the last in each row of (T, N) bool; 0 and 0 if there is none."""
-    length = occupied.shape[-1]
-    first = occupied.int().argmax(-1)
-    end = length - occupied.flip(-1).int().argmax(-1)
-    return first, torch.where(occupied.any(-1), end, 0)

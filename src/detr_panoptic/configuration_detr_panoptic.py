@@ -19,8 +19,7 @@ LABEL_FIELDS = ("num_labels", "id2label", "label2id", "stuff_label_ids", "catego
 class DetrPanopticConfig(PreTrainedConfig):
     """Architecture, loss and labels of a DETR panoptic model.
 
-    Sizes default to DETR-R50 (arXiv 2005.12872, section 4). Names follow transformers' `DetrConfig` where both have
-    the field.
+    Sizes default to DETR-R50 (arXiv 2005.12872, section 4). Names follow transformers' `DetrConfig`.
 
     Args:
         backbone: a timm model that supports `features_only` and has maps of strides 4, 8, 16 and 32.
@@ -166,8 +165,8 @@ class DetrPanopticConfig(PreTrainedConfig):
 def replace_labels(config_dict: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a configuration's fields with other labels: those of `LABEL_FIELDS` that `labels` has.
 
-    Stuff and category ids follow the names that old and new labels share, upper and lower case aside. A label with a
-    new name is a thing, and category ids are dropped if one has none. A warning says what changed.
+    Stuff and category ids follow the names that old and new labels share, case aside; a new name is a thing, and
+    category ids are dropped if there is one. A warning says what changed.
     """
     old = _folded_names(config_dict)
     result = {name: value for name, value in config_dict.items() if name not in ("num_labels", "label2id")}

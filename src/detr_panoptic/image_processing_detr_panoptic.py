@@ -121,12 +121,13 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         _refuse_unknown(set(kwargs) - SAVED_BESIDES)
         super().__init__(**kwargs)
         self._validate_preprocess_kwargs(**{n: getattr(self, n) for n in ("do_center_crop", "data_format")})
-        self.stuff_label_ids = _checked_ids("stuff_label_ids", self.stuff_label_ids)
-        if self.category_ids is not None:
-            self.category_ids = _checked_ids("category_ids", self.category_ids)
+        for name in ("stuff_label_ids", "category_ids"):
+            ids = getattr(self, name)
+            if any(type(i) is not int or i < 0 for i in ids or ()) or len(set(ids or ())) < len(ids or ()):
+                raise ValueError(f"`{name}` must be distinct whole numbers from 0, got {ids}.")
+        if self.category_ids is not None and max(self.stuff_label_ids, default=0) >= len(self.category_ids):
             last = len(self.category_ids) - 1
-            if max(self.stuff_label_ids, default=0) > last:
-                raise ValueError(f"`stuff_label_ids` must be labels from 0 to {last}, got {self.stuff_label_ids}.")
+            raise ValueError(f"`stuff_label_ids` must be labels from 0 to {last}, got {self.stuff_label_ids}.")
         if self.merging not in MERGING_MODES:
             raise ValueError(f"`merging` must be one of {MERGING_MODES}, got {self.merging!r}.")
         self._thresholds(None, None, None)
@@ -135,9 +136,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     def for_model(cls, config: PreTrainedConfig, **kwargs: Any) -> "DetrPanopticImageProcessor":
         """Returns a processor with a model's stuff, category ids and threshold; `kwargs` override them."""
         if getattr(config, "num_channels", RGB) != RGB:
-            raise ValueError(
-                f"`num_channels` must be {RGB}: this processor makes RGB images, got {config.num_channels}."
-            )
+            raise ValueError(f"`num_channels` must be {RGB}: images are read as RGB, got {config.num_channels}.")
         names = ("stuff_label_ids", "category_ids", "threshold")
         return cls(**{name: getattr(config, name) for name in names} | kwargs)
 
@@ -409,14 +408,6 @@ def _refuse_unknown(names: Iterable[str], *, only_misspelled: bool = False) -> N
         if name not in known and (near or not only_misspelled):
             hint = f"; did you mean `{near[0]}`?" if near else "."
             raise ValueError(f"`{name}` is not a setting of DetrPanopticImageProcessor{hint}")
-
-
-def _checked_ids(name: str, ids: Collection[int]) -> list[int]:
-    """Returns distinct whole numbers from 0 as a list."""
-    values = list(ids)
-    if any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in values) or len(set(values)) < len(values):
-        raise ValueError(f"`{name}` must be distinct whole numbers from 0, got {values}.")
-    return values
 
 
 DetrPanopticImageSegmentationPipeline.image_processor_class = DetrPanopticImageProcessor

@@ -5,8 +5,7 @@ Follows SetCriterion of models/detr.py and the mask losses of models/segmentatio
   * padding does not count as background in the mask losses; `count_padding=True` counts it as the reference does;
   * all terms are computed in float32 or wider, for all decoder layers together;
   * the normalizers are arguments: the training loop knows the other processes, this file does not;
-  * masks are upsampled in chunks, and the backward pass recomputes each chunk instead of keeping it;
-  * the gradient of the mask losses is written out.
+  * masks are upsampled in chunks, which the backward pass recomputes, and their gradient is written out.
 
 Legend: B images, Q queries, K labels, L decoder layers, N matched pairs, T targets of one image, (H, W) the canvas.
 """
@@ -102,8 +101,7 @@ class FocalAndDice(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """Computes the gradient of the logits (N, P) from those of the losses.
 
-        Focal, for a weight a = alpha or 1 - alpha: -s a q^2 (2 (1 - q) c + q), where -s a = 1 - alpha - t. Dice, with
-        p' = q (1 - q): p' (overlap - 2 t total) / total^2.
+        Focal, for a = alpha or 1 - alpha: -s a q^2 (2 (1 - q) c + q). Dice: q (1 - q) (overlap - 2 t total) / total^2.
         """
         if torch.is_grad_enabled():
             raise RuntimeError("The mask losses have no second derivative: pass `create_graph=False`.")
@@ -138,8 +136,7 @@ def mask_losses(
         image_sizes: B sizes (H_i, W_i) of the images without padding.
         num_targets: to divide by.
         count_padding: whether padding counts as background, as in the reference.
-        resolution: "image" resizes the logits to the canvas, as the reference does. "mask" compares them with the
-            targets at the centers of their cells, a sixteenth of the pixels.
+        resolution: "image" resizes the logits to the canvas, as the reference does; "mask" compares cells' centers.
     """
     focal = dice = at_least_float32(mask_logits[:0]).sum()  # 0, and connected to the graph if nothing is matched
     budget = MASK_PIXELS_PER_CHUNK.get(mask_logits.device.type, MASK_PIXELS_PER_CHUNK["cpu"])

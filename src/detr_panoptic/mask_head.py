@@ -26,8 +26,7 @@ from transformers import initialization as init
 from .backbone import is_plain
 
 CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
-"""Size of the largest map of the rows that run through the head together in inference, by device type: large enough to
-keep the cores busy, and on a CPU small enough for its cache (docs/performance.md)."""
+"""Size of the largest map of rows that run through the head together in inference (docs/performance.md)."""
 MASK_STRIDE = 4  # pixels of the canvas per element of the masks, along each side
 SKIPPED_MASK_LOGIT = -1e4
 """Mask logit of queries that the head did not run for: probability 0, finite in half precision, survives resizing."""

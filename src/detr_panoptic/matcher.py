@@ -62,11 +62,7 @@ class MatchedLayers(NamedTuple):
 
 
 def checked_labels(labels: Labels, *, batch: int, num_labels: int, device: torch.device) -> Labels:
-    """Returns targets on the device of the model.
-
-    Raises:
-        ValueError: targets do not fit the images or the labels of the model, or only some of them have masks.
-    """
+    """Returns targets on a device; raises ValueError if they do not fit the model, or only some have masks."""
     if len(labels) != batch:
         raise ValueError(f"`labels` must hold a target for each of the {batch} images, got {len(labels)}.")
     classes = torch.cat([target["class_labels"] for target in labels])

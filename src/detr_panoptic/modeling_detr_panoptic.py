@@ -1,7 +1,6 @@
 """DETR for panoptic segmentation as a transformers model.
 
 The network is that of facebookresearch/detr (29901c5; arXiv 2005.12872); docs/deviations.md lists every difference.
-This file turns the configuration into arguments of the parts.
 
 Legend: B images, Q queries, K labels, L decoder layers, D hidden size, M heads, T targets, (H, W) the padded canvas,
 (h, w) the map of stride 32 (16 with a dilated backbone).

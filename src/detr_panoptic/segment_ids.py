@@ -1,4 +1,4 @@
-"""Converts segment ids to and from colors (COCO's panoptic PNG format, id = R + 256 G + 256² B), and measures them."""
+"""Reads segment ids from colors (COCO's panoptic PNG format, id = R + 256 G + 256² B), and measures segments."""
 
 from __future__ import annotations
 
@@ -14,27 +14,15 @@ MAX_ID = 256**3 - 1  # three bytes
 
 
 class SegmentExtents(NamedTuple):
-    """Areas and boxes of the ids of a map, void included.
+    """Areas and boxes of the ids of a map, void included."""
 
-    Args:
-        ids: (S,) ascending.
-        areas: (S,) pixels.
-        boxes: (S, 4) int64, [x, y, width, height] in pixels.
-    """
-
-    ids: NDArray[Any]
-    areas: NDArray[np.int64]
-    boxes: NDArray[np.int64]
+    ids: NDArray[Any]  # (S,) ascending
+    areas: NDArray[np.int64]  # (S,) pixels
+    boxes: NDArray[np.int64]  # (S, 4), [x, y, width, height] in pixels
 
 
 def rgb_to_ids(rgb: ArrayLike) -> NDArray[np.int32]:
-    """Reads segment ids from colors.
-
-    Args:
-        rgb: (H, W, 3) uint8, or what NumPy reads as such: a PIL image of mode RGB, too.
-
-    Returns:
-        (H, W) int32 ids in 0 … 256³ - 1.
+    """Reads segment ids (H, W) int32 from colors (H, W, 3) uint8, also of a PIL image of mode RGB.
 
     Raises:
         ValueError: the colors are not (H, W, 3) uint8.
@@ -44,26 +32,6 @@ def rgb_to_ids(rgb: ArrayLike) -> NDArray[np.int32]:
         raise ValueError(f"`rgb` must be uint8 of shape (H, W, 3), got {colors.dtype} of shape {colors.shape}.")
     red, green, blue = np.moveaxis(colors.astype(np.int32), -1, 0)
     return red | green << 8 | blue << 16
-
-
-def ids_to_rgb(ids: ArrayLike) -> NDArray[np.uint8]:
-    """Writes segment ids as colors, the inverse of `rgb_to_ids`.
-
-    Args:
-        ids: (H, W) integers, array or CPU tensor.
-
-    Returns:
-        (H, W, 3) uint8, a new array.
-
-    Raises:
-        ValueError: the ids are not integers or do not fit into three bytes.
-    """
-    values: NDArray[Any] = np.asarray(ids)
-    if not np.issubdtype(values.dtype, np.integer):
-        raise ValueError(f"`ids` must be integers, got {values.dtype}.")
-    if values.size and (values.min() < VOID_ID or values.max() > MAX_ID):
-        raise ValueError(f"`ids` must lie in [0, {MAX_ID}], got {values.min()} to {values.max()}.")
-    return np.stack([values >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
 
 
 def segment_extents(ids: NDArray[Any]) -> SegmentExtents:

@@ -159,21 +159,14 @@ class DecoderLayer(FeedForwardLayer):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self,
-        x: Tensor,
-        query_position: Tensor,
-        memory: Tensor,
-        placed_memory: Tensor,
-        mask: Any,
-        *,
-        with_weights: bool = False,
+        self, x: Tensor, query_position: Tensor, memory: Tensor, keys: Tensor, mask: Any, *, with_weights: bool = False
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Applies the layer to queries; also returns the weights (B, M, Q, Q) and (B, M, Q, N), or None each."""
         placed = x + query_position
         attended, self_weights = self.self_attn(placed, placed, x, None, with_weights=with_weights)
         x = self.norm1(x + self.dropout(attended))
         placed = x + query_position
-        attended, cross_weights = self.cross_attn(placed, placed_memory, memory, mask, with_weights=with_weights)
+        attended, cross_weights = self.cross_attn(placed, keys, memory, mask, with_weights=with_weights)
         x = self.norm2(x + self.dropout(attended))
         x = self.norm3(x + self.dropout(self.linear2(self.dropout(self.linear1(x).relu()))))
         return x, self_weights, cross_weights
@@ -220,10 +213,10 @@ class Decoder(nn.Module):
     ) -> DecoderResult:
         """Turns learned queries (B, Q, D) into object embeddings, given encoded image and position (B, N, D)."""
         x = torch.zeros_like(query_position)
-        placed_memory = memory + position
+        keys = memory + position
         states, normed, self_weights, cross_weights = [x], [], [], []
         for layer in self.layers:
-            x, *weights = layer(x, query_position, memory, placed_memory, mask, with_weights=with_weights)
+            x, *weights = layer(x, query_position, memory, keys, mask, with_weights=with_weights)
             states.append(x)
             normed.append(self.norm(x))  # the next layer takes the un-normed value
             self_weights.append(weights[0])

@@ -34,6 +34,7 @@ def test_the_demo_measures_and_draws(tmp_path, capsys):
     with Image.open(picture) as image:
         assert image.width > 3 * 2 * 256
         assert image.height > 3 * 2 * 256
+        assert len(image.convert("RGB").getcolors(maxcolors=2**24)) > 1000
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,17 @@ def blocks(*languages: str) -> list[Block]:
     ]
 
 
+def python_blocks() -> list:
+    """Every Python block; those that export a model or set up a `Trainer` are slow."""
+    slow = (pytest.mark.slow, pytest.mark.promise)
+    return [
+        pytest.param(
+            block, id=str(block), marks=slow if re.search(r"export\(|exported/|Trainer\(", block.text) else ()
+        )
+        for block in blocks("python")
+    ]
+
+
 def commands() -> list:
     """Every line that calls the program or one of its scripts, as the words after `detr-panoptic`."""
     found = []
@@ -130,7 +141,7 @@ def test_command_lines_of_the_readme_run(words):
 @pytest.mark.usefixtures("workplace")
 @pytest.mark.filterwarnings("ignore:.pin_memory. argument is set")  # by Trainer, on a machine without a GPU
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw:DeprecationWarning")  # as in test_upload.py
-@pytest.mark.parametrize("block", blocks("python"), ids=str)
+@pytest.mark.parametrize("block", python_blocks())
 def test_python_blocks_run(block, monkeypatch, request):
     if "model.push_to_hub" in block.text:
         request.getfixturevalue("hub")

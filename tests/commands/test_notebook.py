@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, and shows what it says."""
+"""The notebook runs from top to bottom and shows what its text says."""
 
 import json
 import re
@@ -10,11 +10,11 @@ from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "docs" / "notebooks").glob("*.ipynb"))
 STORED_BYTES = 50_000
-CELL_SECONDS = 600  # of a machine with much else to do
+CELL_SECONDS = 600  # on a busy machine
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_are_stored_without_what_they_show(path):
+def test_notebooks_are_stored_without_outputs(path):
     assert path.stat().st_size < STORED_BYTES
     for cell in json.loads(path.read_text())["cells"]:
         assert not cell.get("outputs")
@@ -28,19 +28,18 @@ def test_links_of_notebooks_lead_somewhere(path):
     assert all((path.parent / link).is_file() for link in links)
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # jupyter's and zmq's own
 def test_from_data_to_hub_runs_from_top_to_bottom(tmp_path):
     notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
     NotebookClient(notebook, timeout=CELL_SECONDS, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     words = "".join(output.get("text", "") for output in shown)
-    pictures = [output for output in shown if "image/png" in output.get("data", {})]
-    assert len(pictures) == 4
-    assert "Nothing was found." in words  # by `data check`
-    before, after = (float(value) for value in re.findall(r"'All': ([\d.]+)", words)[-2:])
+    assert sum("image/png" in output.get("data", {}) for output in shown) == 4
+    assert "No problems found." in words
+    before, after = (float(re.search(rf"PQ {when}: ([\d.]+)", words)[1]) for when in ("before", "after"))
     assert after > before
     difference = re.search(r"largest difference from PyTorch: (\S+)", words)
-    assert difference
     assert float(difference[1]) < 1e-3  # of logits up to 20
-    for part in ("name: PQ of things", "| all |", "Nothing was sent"):
-        assert part in words
+    assert "Nothing was sent" in words

@@ -59,3 +59,20 @@ def test_type_checkers_see_what_is_imported_at_run_time():
     for name in detr_panoptic.__all__:
         assert source.count(f'"{name}"') == 2, f"{name} must be in `__all__` and in the table"
         assert name in source.partition("__version__")[0], f"{name} must be imported for type checkers"
+
+
+def test_the_program_registers_before_it_runs_a_command(tmp_path):
+    """Rooms import the model's files by themselves, which registers nothing."""
+    script = f"""
+import sys
+
+sys.argv = ["/usr/bin/detr-panoptic", "app", "--model", "{tmp_path}/absent"]
+from detr_panoptic.commands import main
+
+assert main() == 2
+from detr_panoptic.modeling_detr_panoptic import DetrPanopticPreTrainedModel
+
+assert len(DetrPanopticPreTrainedModel.foreign_readers) == 1
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

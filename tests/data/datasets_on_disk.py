@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 
 from detr_panoptic.data import measure_segments, save_dataset, write_coco_panoptic_dataset, write_parquet
 from detr_panoptic.data.categories import Categories
-from detr_panoptic.data.cityscapes import CITYSCAPES
+from detr_panoptic.data.label_maps import CITYSCAPES
 
 CATEGORIES = Categories(
     names=("sea", "boat", "crane", "sky"), is_thing=(False, True, True, False), category_ids=(200, 7, 9, 101)

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detr_panoptic.data.augmentation import LargeScaleJitter, RandomAugmentation, build_augmentation, sample_seed
-from detr_panoptic.data.records import measure_segments
-from detr_panoptic.segment_ids import ids_to_rgb
+from detr_panoptic.data.records import ids_to_rgb, measure_segments
 
 HEIGHT, WIDTH = 61, 83
 SMALL = {"scales": (48, 64, 80), "max_size": 110, "crop_scales": (50, 61), "crop_range": (23, 41)}

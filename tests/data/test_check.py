@@ -10,9 +10,9 @@ from detr_panoptic.data import checks, measure_segments, write_coco_panoptic_dat
 from detr_panoptic.data.checking import check_data
 from detr_panoptic.data.findings import KINDS, DataError
 from detr_panoptic.data.reading import read_panoptic
+from detr_panoptic.data.records import ids_to_rgb
 from detr_panoptic.scenes import scenes_dataset
 from detr_panoptic.scenes.dataset import SCENE_CATEGORIES
-from detr_panoptic.segment_ids import ids_to_rgb
 from detr_panoptic.visualization.data_report import save_data_sheets
 
 HEIGHT, WIDTH = 61, 83

@@ -14,8 +14,7 @@ from detr_panoptic.data.categories import COCO_PANOPTIC
 from detr_panoptic.data.coco import find_coco_panoptic
 from detr_panoptic.data.lazy_records import image_id_of
 from detr_panoptic.data.reading import read_panoptic
-from detr_panoptic.data.records import measure_segments, segmentation_ids
-from detr_panoptic.segment_ids import ids_to_rgb
+from detr_panoptic.data.records import ids_to_rgb, measure_segments, segmentation_ids
 
 CATEGORIES = [{"id": 200, "name": "sea", "isthing": 0}, {"id": 7, "name": "boat", "isthing": 1}]
 MAPS = {31: np.array([[9, 9, 70_001], [0, 70_001, 70_001]]), 4: np.full((5, 7), 300)}

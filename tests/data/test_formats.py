@@ -9,8 +9,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from detr_panoptic.data import check_data, measure_segments, read_panoptic, segmentation_ids
-from detr_panoptic.data.cityscapes import CITYSCAPES
 from detr_panoptic.data.coco_instances import paint_instances
+from detr_panoptic.data.label_maps import CITYSCAPES
 from tests.data_folders import save, write_json
 
 # pycocotools 2.0.11 with NumPy 2.4; it is gone when pycocotools' arrays take `copy`.

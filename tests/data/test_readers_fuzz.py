@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detr_panoptic.data import check_data, read_panoptic, segmentation_ids
-from detr_panoptic.data.cityscapes import CITYSCAPES
+from detr_panoptic.data.label_maps import CITYSCAPES
 from tests.data.datasets_on_disk import CATEGORIES, READ_AS, WRITERS, cityscapes_record, records
 from tests.fuzz import examples, message_of
 

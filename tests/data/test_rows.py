@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader
 
 from detr_panoptic.data import read_panoptic, segmentation_ids
 from detr_panoptic.data.categories import COCO_PANOPTIC, Categories
+from detr_panoptic.data.records import ids_to_rgb
 from detr_panoptic.data.rows import map_ids
-from detr_panoptic.segment_ids import MAX_ID, ids_to_rgb
+from detr_panoptic.segment_ids import MAX_ID
 from tests.data_folders import same_records, write_json
 
 CATEGORIES = Categories(names=("sea", "boat"), is_thing=(False, True), category_ids=(200, 7))

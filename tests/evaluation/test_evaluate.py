@@ -14,12 +14,11 @@ from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcesso
 from detr_panoptic.checkpoints import BUNDLED
 from detr_panoptic.data import PanopticData
 from detr_panoptic.data.categories import Categories
-from detr_panoptic.data.records import panoptic_features, truth_ids
+from detr_panoptic.data.records import ids_to_rgb, panoptic_features, truth_ids
 from detr_panoptic.evaluation import Evaluation, evaluate, evaluate_files
 from detr_panoptic.evaluation.panoptic_quality import PanopticQuality
 from detr_panoptic.inference.predictor import Predictor
 from detr_panoptic.scenes.source import read_source
-from detr_panoptic.segment_ids import ids_to_rgb
 from tests.conftest import CATEGORY_IDS, NAMES, photo
 from tests.data_folders import coco_panoptic
 
@@ -211,7 +210,9 @@ def test_predictions_that_exist_are_used(tmp_path, predictor, data, evaluated):
 def test_batches_without_padding_give_the_numbers_of_single_images(predictor, data, evaluated):
     """There are three images of each of two sizes: sorted by shape, batches of three need no padding."""
     together = evaluate(predictor, data, batch_size=3, **QUIET)
-    assert together.pq == pytest.approx(evaluated.pq, abs=2e-3)
+    for group in ("overall", "things", "stuff"):
+        found, expected = (vars(getattr(result.quality, group)) for result in (together, evaluated))
+        assert found == pytest.approx(expected, abs=2e-3), group
 
 
 @pytest.mark.filterwarnings(UNCLOSED)
@@ -237,13 +238,16 @@ def test_an_image_that_cannot_be_read_stops_or_is_listed(tmp_path, predictor, wi
     assert message.split(":")[0] in (result.save(tmp_path / "saved") / "metrics.md").read_text()
 
 
-def test_outputs_that_are_not_finite_are_no_result(model_folder, data):
+@pytest.mark.parametrize("weight", [float("nan"), 3e38])  # finite, but its products are not
+def test_outputs_that_are_not_finite_are_no_result(tmp_path, model_folder, data, weight):
     model = DetrPanopticForSegmentation.from_pretrained(model_folder)
     processor = DetrPanopticImageProcessor.from_pretrained(model_folder)
     with torch.no_grad():
-        model.class_head.weight.fill_(float("nan"))
+        model.class_head.weight.fill_(weight)
     with pytest.raises(FloatingPointError, match=r"1\.png"):
-        evaluate((model, processor), data, progress=False)
+        evaluate((model, processor), data, output=tmp_path / "out", progress=False)
+    assert not (tmp_path / "out" / "metrics.json").exists()
+    assert not list((tmp_path / "out").rglob("*.png"))
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path, model_folder, data):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detr_panoptic.data.records import ids_to_rgb
 from detr_panoptic.evaluation import evaluate_files
 from detr_panoptic.evaluation.files import read_ids
 from detr_panoptic.inference.prediction import write_segmentation
-from detr_panoptic.segment_ids import ids_to_rgb
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "panoptic_quality"
 CATEGORIES = [{"id": 7, "name": "cat", "isthing": 1}, {"id": 11, "name": "dog", "isthing": 1}]

@@ -21,7 +21,7 @@ def id_maps(shape):
 
 
 @st.composite
-def problems(draw):
+def problems(draw, *, crowds=True):
     """Maps and segments of truth and prediction, with void, crowds, missing areas, ids without entry or pixels."""
     shape = draw(SHAPES)
     maps = [draw(id_maps(shape)), draw(id_maps(shape))]
@@ -33,7 +33,7 @@ def problems(draw):
         if not draw(st.integers(0, 4)):
             continue  # an id without an entry
         entry = {"id": segment_id, "category_id": draw(categories)}
-        if draw(st.booleans()):
+        if crowds and draw(st.booleans()):
             entry["iscrowd"] = draw(st.integers(0, 1))
         if draw(st.booleans()):
             entry["area"] = int((truth == segment_id).sum())
@@ -73,19 +73,64 @@ def plain_stats(truth, truth_segments, prediction, prediction_segments):
     return sums
 
 
-def sums_of(truth, truth_segments, prediction, prediction_segments):
+def quality_of(*images):
     quality = PanopticQuality(CATEGORIES)
-    quality.update(
-        {"segmentation": truth, "segments_info": truth_segments},
-        {"segmentation": prediction, "segments_info": prediction_segments},
-    )
+    for truth, truth_segments, prediction, prediction_segments in images:
+        quality.update(
+            {"segmentation": truth, "segments_info": truth_segments},
+            {"segmentation": prediction, "segments_info": prediction_segments},
+        )
+    return quality
+
+
+def rows_of(quality):
     return [[row.sq * row.tp, row.tp, row.fp, row.fn] for row in quality.compute().per_class.values()]
+
+
+def sums_of(*image):
+    return rows_of(quality_of(image))
 
 
 @examples(80)
 @given(problems())
 def test_sums_are_those_of_a_mask_per_segment(problem):
     np.testing.assert_allclose(sums_of(*problem), list(plain_stats(*problem).values()), atol=1e-12)
+
+
+@examples(20)
+@given(st.lists(problems(), min_size=1, max_size=5), st.randoms(use_true_random=False))
+def test_sums_of_any_order_and_split_are_the_same(images, random):
+    whole = rows_of(quality_of(*images))
+    random.shuffle(images)
+    cut = random.randint(0, len(images))
+    total = quality_of(*images[:cut]) + quality_of(*images[cut:])
+    np.testing.assert_allclose(rows_of(total), whole, atol=1e-12)
+
+
+@examples(40)
+@given(problems(), st.lists(st.integers(1, 2**31 - 1), min_size=10, max_size=10, unique=True))
+def test_names_of_segments_do_not_count(problem, names):
+    def renamed(ids, segments, new):
+        """The map and its entries with other ids, but void."""
+        new_of = dict(zip(sorted({*np.unique(ids).tolist(), *(s["id"] for s in segments)} - {0}), new, strict=False))
+        values = np.vectorize(lambda i: new_of.get(i, 0), otypes=[np.int64])(ids)
+        return values, [{**segment, "id": new_of[segment["id"]]} for segment in segments]
+
+    truth, truth_segments, prediction, prediction_segments = problem
+    other = (*renamed(truth, truth_segments, names[:5]), *renamed(prediction, prediction_segments, names[5:]))
+    np.testing.assert_allclose(sums_of(*problem), sums_of(*other), atol=1e-12)
+
+
+@examples(40)
+@given(problems(crowds=False))
+def test_a_map_is_its_own_perfect_prediction(problem):
+    ids, segments, *_ = problem
+    segments = [segment for segment in segments if (ids == segment["id"]).any()]
+    ids = np.where(np.isin(ids, [segment["id"] for segment in segments]), ids, 0)
+    assume(segments)
+    rows = quality_of((ids, segments, ids, segments)).compute().per_class.values()
+    assert {row.pq for row in rows if row.occurs} == {1.0}
+    assert sum(row.tp for row in rows) == len(segments)
 
 
 @examples(80)

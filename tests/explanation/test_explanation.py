@@ -105,13 +105,20 @@ def test_padding_moves_nothing(model):
         attention = next(iter(explanation.objects.values()))
         assert attention.mask_maps.shape[-2:] == cells
         assert (attention.processed_size, attention.stride) == ((128, 171), 32)
+        processor = processor_of(model) if pad_size is None else processor_of(model, pad_size=pad_size)
+        with torch.no_grad():
+            boxes = model(**processor(photo(SIZE, seed=0), return_tensors="pt")).pred_boxes[0]
+        assert np.allclose(attention.box, in_pixels(boxes[explanation.segments[0]["query"]]), atol=1e-3)
+
+
+def in_pixels(box):
+    cx, cy, w, h = box.tolist()
+    return 142 * (cx - w / 2), 106 * (cy - h / 2), 142 * (cx + w / 2), 106 * (cy + h / 2)
 
 
 def test_boxes_are_in_pixels_of_the_image(model, outputs):
     for query, attention in enumerate(explained(model, queries=range(NUM_QUERIES)).objects.values()):
-        cx, cy, w, h = outputs.pred_boxes[0, query].tolist()
-        expected = (142 * (cx - w / 2), 106 * (cy - h / 2), 142 * (cx + w / 2), 106 * (cy + h / 2))
-        assert np.allclose(attention.box, expected, atol=1e-3)
+        assert np.allclose(attention.box, in_pixels(outputs.pred_boxes[0, query]), atol=1e-3)
 
 
 def test_a_dilated_backbone_has_smaller_cells():

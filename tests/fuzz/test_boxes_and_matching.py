@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from detr_panoptic.box_ops import cxcywh_to_xyxy, generalized_iou, masks_to_boxes, xyxy_to_cxcywh
+from detr_panoptic.box_ops import cxcywh_to_xyxy, generalized_iou, xyxy_to_cxcywh
 from detr_panoptic.matcher import match, matching_costs
 from tests.fuzz import examples
 
@@ -65,15 +65,6 @@ def test_generalized_iou_has_a_finite_gradient(a, b):
 def test_formats_are_inverse(box):
     boxes = torch.tensor(box, dtype=torch.float64)
     torch.testing.assert_close(cxcywh_to_xyxy(xyxy_to_cxcywh(boxes)), boxes, atol=1e-12, rtol=0)
-
-
-@examples(40)
-@given(arrays.arrays(bool, arrays.array_shapes(min_dims=3, max_dims=3, max_side=6)))
-def test_boxes_of_masks_are_those_of_their_pixels(masks):
-    found = masks_to_boxes(torch.from_numpy(masks)).tolist()
-    for mask, box in zip(masks, found, strict=True):
-        rows, columns = np.nonzero(mask)
-        assert box == ([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else [0, 0, 0, 0])
 
 
 @st.composite

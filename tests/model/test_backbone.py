@@ -37,6 +37,7 @@ def images(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         ("test_resnet", 15),
         ("tf_efficientnet_lite0", 43),  # five of 48 follow convolutions that pad by the size of their input
         ("resnetv2_50", 32),  # before activation: 16 of 48 follow a sum
+        ("repvit_m0_9", 83),  # 23 norms follow a sum of convolutions: all maps were wrong
         ("convnext_atto", 0),
         *(
             pytest.param(name, None, marks=pytest.mark.slow)
@@ -57,7 +58,8 @@ def test_fused_norms_change_no_map(name, pairs):
     assert found == pairs or (pairs is None and found > 5)
     x = images(1, 3, 64, 96, dtype=torch.float64)
     for expected, maps in zip(plain(x), fused(x), strict=True):
-        torch.testing.assert_close(maps, expected, atol=1e-9 * expected.abs().max().item(), rtol=0)
+        # Res2Net adds its maps up in a chain of groups: 3e-10.
+        torch.testing.assert_close(maps, expected, atol=1e-12, rtol=1e-10 if pairs is not None else 1e-8)
 
 
 def test_names_are_those_of_timm():
@@ -107,7 +109,7 @@ def test_weights_may_change_in_any_way_between_calls(change):
     change(backbone)
     x = images(1, 3, 64, 96).to(next(backbone.parameters()).dtype)
     after, copied = backbone(x)[-1], copy.deepcopy(backbone)
-    torch.testing.assert_close(after, backbone.body(x)[-1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(after, backbone.body(x)[-1], atol=1e-5, rtol=1e-5)
     assert x.dtype == torch.float64 or not torch.equal(after, before)
     assert torch.equal(copied(x)[-1], after)
     copied.body.bn1.bias.add_(1)
@@ -192,15 +194,15 @@ def test_it_exports_without_copies_of_its_weights():
 
 def test_a_replica_of_data_parallel_uses_its_own_tensors():
     """`nn.DataParallel` copies the attributes of a module; every replica read the norms of the first device."""
-    backbone = randomize(Backbone("test_resnet").eval())
+    backbone, x = randomize(Backbone("test_resnet").eval()).double(), images(1, 3, 64, 96, dtype=torch.float64)
     with torch.no_grad():
-        expected = backbone(images(1, 3, 64, 96))[-1]
+        expected = backbone(x)[-1]
     replica = replicate(backbone, lambda tensor: tensor * 2)
     with torch.no_grad():
-        found = replica(images(1, 3, 64, 96))[-1]
+        found = replica(x)[-1]
         for tensor in (*backbone.parameters(), *backbone.buffers()):
             tensor.mul_(2)
-        torch.testing.assert_close(found, backbone(images(1, 3, 64, 96))[-1], atol=1, rtol=1e-3)
+        torch.testing.assert_close(found, backbone(x)[-1], atol=1e-12 * found.abs().max().item(), rtol=1e-10)
     assert not torch.allclose(found, expected)
 
 

@@ -24,6 +24,8 @@ BOUNDS = {
 }
 PQ_BOUND = 0.03  # on four scenes, where one segment of thirty decides 0.02
 WAYS = [(dtype, autocast) for dtype in HALVES for autocast in (False, True)]
+SLOW = pytest.mark.slow  # CPUs compute float16 ten times as slowly
+MARKED_WAYS = [pytest.param(*way, marks=SLOW if way[0] == torch.float16 else ()) for way in WAYS]
 WAY_NAMES = ["float16", "float16-autocast", "bfloat16", "bfloat16-autocast"]
 
 
@@ -48,7 +50,7 @@ def mean_distance(found, expected):
     return float((found.float() - expected).abs().mean())
 
 
-@pytest.mark.parametrize(("dtype", "autocast"), WAYS, ids=WAY_NAMES)
+@pytest.mark.parametrize(("dtype", "autocast"), MARKED_WAYS, ids=WAY_NAMES)
 @torch.no_grad()
 def test_half_precision_is_near_float32(dtype, autocast, shipped):
     model, _, _, batch, expected = shipped
@@ -67,7 +69,7 @@ def test_half_precision_is_near_float32(dtype, autocast, shipped):
     assert mean_distance(found.logits, expected.logits) > 1e-4, "it ran in float32"
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float16, marks=SLOW), torch.bfloat16], ids=str)
 def test_half_precision_reaches_the_pq_of_float32(dtype, shipped):
     model, processor, scenes, *_ = shipped
     quality = []
@@ -139,7 +141,7 @@ def test_none_one_and_many_objects_have_finite_losses_and_gradients(dtype, autoc
     assert not_finite({name: p.grad for name, p in model.named_parameters() if p.requires_grad}, "gradient") == []
 
 
-@pytest.mark.parametrize("count", [0, 12])
+@pytest.mark.parametrize("count", [pytest.param(0, marks=SLOW), 12])
 @pytest.mark.parametrize(
     ("dtype", "autocast"),
     [

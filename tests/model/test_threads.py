@@ -1,6 +1,7 @@
 """Threads that share a model, a processor or a pipeline; other default dtypes, as loading sets them."""
 
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ from torch import Tensor
 from transformers import pipeline
 
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
+from detr_panoptic.data.augmentation import LargeScaleJitter, RandomAugmentation
 from detr_panoptic.losses import mask_losses
 from detr_panoptic.matcher import Matching
-from tests.conftest import photo
+from tests.conftest import build_tiny, photo
 
 THREADS = 8
 
@@ -130,3 +132,47 @@ def test_the_default_dtype_changes_no_loss_at_the_masks_own_resolution(other_def
         return mask_losses(logits, labels, matching, resolution="mask", **options)
 
     torch.testing.assert_close(other_default(work), work(), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("augment", [RandomAugmentation((33,), max_size=64, crop_scales=(41,)), LargeScaleJitter(67)])
+def test_the_default_dtype_changes_no_augmentation_and_no_input(augment, other_default):
+    image = picture(0)
+    record = {
+        "image": image,
+        "image_id": 3,
+        "segmentation": np.arange(image.height * image.width).reshape(image.height, -1) // 997 + 1,
+        "segments_info": [{"id": i, "label_id": 0} for i in range(1, 6)],
+    }
+
+    def work():
+        augmented = augment(record, 5)
+        inputs = DetrPanopticImageProcessor()(augmented["image"], annotations=augmented, return_tensors="pt")
+        return bits([augmented["segmentation"], augmented["segments_info"][0]["bbox"], inputs["pixel_values"]])
+
+    assert other_default(work) == work()
+
+
+def test_a_model_predicts_while_others_are_built_and_loaded(model_folder):
+    """torch.fx, which once traced backbones here, replaces `nn.Module.__call__` for all threads while it works."""
+    model = DetrPanopticForSegmentation.from_pretrained(model_folder).eval()
+    image = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = bits(dict(model(image)))
+    done = Event()
+
+    def predict():
+        results = []
+        while not done.is_set() or not results:
+            with torch.no_grad():
+                results.append(bits(dict(model(image))) == expected)
+        return results
+
+    with ThreadPoolExecutor(1) as threads:
+        predicting = threads.submit(predict)
+        try:
+            for seed in range(3):
+                build_tiny(seed=seed)
+                DetrPanopticForSegmentation.from_pretrained(model_folder, dtype=torch.bfloat16)
+        finally:
+            done.set()
+        assert all(predicting.result())

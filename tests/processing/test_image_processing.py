@@ -11,8 +11,8 @@ from PIL import Image
 from transformers import DetrImageProcessor
 
 from detr_panoptic.configuration_detr_panoptic import DetrPanopticConfig
+from detr_panoptic.data.records import ids_to_rgb
 from detr_panoptic.image_processing_detr_panoptic import DetrPanopticImageProcessor
-from detr_panoptic.segment_ids import ids_to_rgb
 
 SMALL = {"shortest_edge": 40, "longest_edge": 60}
 RAMP = np.linspace(0, 255, 7 * 11).round().astype(np.uint8).reshape(7, 11)

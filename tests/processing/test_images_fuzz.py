@@ -9,11 +9,13 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from detr_panoptic import DetrPanopticImageProcessor
-from detr_panoptic.box_ops import cxcywh_to_xyxy, masks_to_boxes
+from detr_panoptic.box_ops import cxcywh_to_xyxy
 from detr_panoptic.data import LargeScaleJitter, RandomAugmentation
-from detr_panoptic.segment_ids import MAX_ID, ids_to_rgb, rgb_to_ids, segment_extents
+from detr_panoptic.data.records import ids_to_rgb
+from detr_panoptic.segment_ids import MAX_ID, rgb_to_ids, segment_extents
 from tests.data.datasets_on_disk import records
 from tests.fuzz import examples, message_of
+from tests.mask_boxes import masks_to_boxes
 
 pytestmark = pytest.mark.fuzz
 IDS = st.integers(0, MAX_ID)

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detr_panoptic.segment_ids import MAX_ID, ids_to_rgb, rgb_to_ids
+from detr_panoptic.data.records import ids_to_rgb
+from detr_panoptic.segment_ids import MAX_ID, rgb_to_ids
 
 SEEDS = st.integers(0, 2**31 - 1)
 

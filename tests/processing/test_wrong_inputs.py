@@ -13,9 +13,9 @@ from PIL import Image
 from detr_panoptic import DetrPanopticImageProcessor
 from detr_panoptic.data import PanopticCollator
 from detr_panoptic.data.categories import Categories
+from detr_panoptic.data.records import ids_to_rgb
 from detr_panoptic.evaluation import PanopticQuality
 from detr_panoptic.scenes import make_scene
-from detr_panoptic.segment_ids import ids_to_rgb
 from detr_panoptic.training.loop import train_step
 from tests.conftest import build_tiny
 

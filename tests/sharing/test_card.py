@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from detr_panoptic.checkpoints import BUNDLED
-from detr_panoptic.sharing import CardFacts, MeasuredQuality, build_card, public_name, push, write_card
+from detr_panoptic.data.hub_names import public_name
+from detr_panoptic.sharing import CardFacts, MeasuredQuality, build_card, push, write_card
 from detr_panoptic.sharing.card import complete_card
 from detr_panoptic.sharing.pushing import write_repository
 from tests.conftest import NAMES, build_tiny

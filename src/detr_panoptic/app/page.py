@@ -66,7 +66,7 @@ def launch(
         >>> page = launch(block=False)  # doctest: +SKIP
         >>> page.close()  # doctest: +SKIP
     """
-    predictor = model if isinstance(model, Predictor) else Predictor.from_pretrained(model, device=device)
+    predictor = Predictor.of(model, device=device)
     page = build_page(predictor, max_pixels=max_pixels)
     page.queue(max_size=max_queue, default_concurrency_limit=1)
     page.launch(

@@ -44,12 +44,12 @@ def export(
 ) -> None:
     """Writes a model for programs that do not use this package.
 
-        --format onnx   model.onnx for ONNX Runtime, OpenVINO and TensorRT
-        --format torch  model.pt2 for torch.export.load
-        --format transformers  weights for transformers' DetrForSegmentation
+        --format onnx          model.onnx for ONNX Runtime, OpenVINO, TensorRT
+        --format torch         model.pt2 for torch.export.load
+        --format transformers  a folder for transformers' DetrForSegmentation
 
-    Beside it lie config.json with the labels, and preprocessor_config.json with
-    the preparation of images. docs/export.md describes inputs, outputs and speed.
+    The folder also gets config.json with the labels, and preprocessor_config.json
+    with the preparation of images. docs/export.md describes inputs and outputs.
 
     For example:
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from .. import __version__
+from .. import __version__, register
 from ..data.plain_text import one_line
 from .app import app
 from .convert import convert
@@ -110,7 +110,13 @@ def _call(command: Callable[..., Any], bound: BoundArguments) -> int:
         _log_on_stderr(logging.INFO if is_first else logging.WARNING),
         redirect_stdout(sys.stdout if is_first else None),
     ):
-        return command(*bound.args, **bound.kwargs) or 0
+        code = command(*bound.args, **bound.kwargs) or 0
+    if "RANK" in os.environ:
+        from torch import distributed
+
+        if distributed.is_initialized():  # otherwise PyTorch warns at the end
+            distributed.destroy_process_group()
+    return code
 
 
 def build_program(words: Sequence[str] = ()) -> App:
@@ -137,11 +143,12 @@ def build_program(words: Sequence[str] = ()) -> App:
 
 
 def _prepare() -> None:
-    """Keeps PostScript from being run, and progress bars and broken names from the output."""
+    """Registers the package; keeps PostScript from being run, and progress bars and broken names from the output."""
     from datasets import disable_progress_bars
     from PIL import EpsImagePlugin
     from transformers.utils.logging import disable_progress_bar
 
+    register()
     EpsImagePlugin.gs_binary = False  # Pillow runs Ghostscript for PostScript under any file name
     disable_progress_bar()  # of transformers, for a file or two
     if not sys.stderr.isatty():

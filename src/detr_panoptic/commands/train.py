@@ -33,13 +33,13 @@ def train(
 
     Every option is also a key of the YAML file that --config names. Options
     override the file, and the file overrides the recipe. This page shows the
-    defaults of the recipe and the file that are named before --help.
+    defaults of the recipe and the file that are named beside --help.
 
-    The output folder gets the best model by PQ and its image processor (load it
-    with from_pretrained), metrics.jsonl, checkpoints, training.yaml with the
-    settings, and finally learning curves and a model card. A stopped run
-    continues when it is started again in the same way. On several GPUs:
-    accelerate launch scripts/train.py with the same options.
+    The output folder gets the best model by PQ, its image processor and a model
+    card (load it with from_pretrained), training.yaml with the settings, metrics,
+    curves and checkpoints. A stopped run continues when it is started again in
+    the same way. On several GPUs: accelerate launch scripts/train.py with the
+    same options.
 
     For example:
 

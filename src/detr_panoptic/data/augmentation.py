@@ -13,6 +13,7 @@ after, which saves work; the filter sees nothing beyond the border of the window
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 import numpy as np
@@ -34,18 +35,16 @@ JITTER_RANGE = (0.1, 2.0)
 
 
 class Augmentation(ABC):
-    """Base class: changes a record at random; the same seed gives the same result."""
+    """Base class: flips and changes a record at random; the same seed gives the same result."""
+
+    flip_probability: float
 
     def __call__(self, record: Record, seed: int) -> Record:
-        """Augments one record.
-
-        Args:
-            record: a canonical record, which is not changed.
-            seed: of every choice; see `sample_seed`.
+        """Augments a canonical record; every choice depends on the seed (`sample_seed`).
 
         Returns:
-            A record with `image` (PIL), `segmentation`, an (H, W) id map of integers, and the segments that are still
-            visible, measured again.
+            A new record with `image` (PIL), `segmentation`, an (H, W) id map of integers, and the segments that are
+            still visible, measured again.
 
         Raises:
             ValueError: `image` and `segmentation` differ in size.
@@ -57,30 +56,21 @@ class Augmentation(ABC):
                 f"`segmentation` of image {record['image_id']} must have the size of `image`, "
                 f"{tuple(image.shape[-2:])}, got {tuple(ids.shape)}."
             )
-        image, ids = self._transform(image, ids, torch.Generator().manual_seed(seed))
-        segmentation = ids.numpy()
-        return {
-            **record,
-            "image": F.to_pil_image(image),
-            "segmentation": segmentation,
-            "segments_info": measure_segments(segmentation, record["segments_info"]),
-        }
+        generator = torch.Generator().manual_seed(seed)
+        if _fraction(generator) < self.flip_probability:
+            image, ids = F.horizontal_flip(image), F.horizontal_flip(ids)
+        image, ids = self._transform(image, ids, generator)
+        segments = measure_segments(ids.numpy(), record["segments_info"])
+        return {**record, "image": F.to_pil_image(image), "segmentation": ids.numpy(), "segments_info": segments}
 
     @abstractmethod
     def _transform(self, image: Tensor, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Changes an image (3, H, W) uint8 and its id map (H, W) in the same way."""
 
 
+@dataclass(frozen=True)
 class RandomAugmentation(Augmentation):
     """Flips, resizes and crops at random, as in the paper.
-
-    Args:
-        scales: lengths of the short side to choose from, in pixels.
-        max_size: limit of the long side in pixels; not before a crop.
-        crop_scales: lengths of the short side before a crop.
-        crop_range: smallest and largest height and width of a crop, inclusive.
-        flip_probability: of a horizontal flip.
-        crop_probability: of a crop.
 
     Raises:
         ValueError: there is no scale, one of `scales` is not below `max_size`, or `crop_range` is empty.
@@ -92,53 +82,38 @@ class RandomAugmentation(Augmentation):
         (78, 64)
     """
 
-    def __init__(
-        self,
-        scales: Sequence[int] = PAPER_SCALES,
-        *,
-        max_size: int = PAPER_MAX_SIZE,
-        crop_scales: Sequence[int] = PAPER_CROP_SCALES,
-        crop_range: tuple[int, int] = PAPER_CROP_RANGE,
-        flip_probability: float = 0.5,
-        crop_probability: float = 0.5,
-    ) -> None:
+    scales: Sequence[int] = PAPER_SCALES  # lengths of the short side to choose from, in pixels
+    _: KW_ONLY
+    max_size: int = PAPER_MAX_SIZE  # limit of the long side in pixels; not before a crop
+    crop_scales: Sequence[int] = PAPER_CROP_SCALES  # lengths of the short side before a crop
+    crop_range: tuple[int, int] = PAPER_CROP_RANGE  # smallest and largest height and width of a crop, inclusive
+    flip_probability: float = 0.5
+    crop_probability: float = 0.5
+
+    def __post_init__(self) -> None:
         """Checks the settings."""
-        if not scales or min(scales) < 1 or max(scales) >= max_size:
-            raise ValueError(f"`scales` must be one or more lengths from 1 to below {max_size=}, got {scales}.")
-        if not crop_scales or min(crop_scales) < 1:
-            raise ValueError(f"`crop_scales` must be one or more lengths from 1, got {crop_scales}.")
-        if not 1 <= crop_range[0] <= crop_range[1]:
-            raise ValueError(f"`crop_range` must be (least, greatest) from 1, got {crop_range}.")
-        self.scales = tuple(scales)
-        self.max_size = max_size
-        self.crop_scales = tuple(crop_scales)
-        self.crop_range = crop_range
-        self.flip_probability = flip_probability
-        self.crop_probability = crop_probability
+        if not self.scales or min(self.scales) < 1 or max(self.scales) >= self.max_size:
+            expected = f"one or more lengths from 1 to below max_size={self.max_size}"
+            raise ValueError(f"`scales` must be {expected}, got {self.scales}.")
+        if not self.crop_scales or min(self.crop_scales) < 1:
+            raise ValueError(f"`crop_scales` must be one or more lengths from 1, got {self.crop_scales}.")
+        if not 1 <= self.crop_range[0] <= self.crop_range[1]:
+            raise ValueError(f"`crop_range` must be (least, greatest) from 1, got {self.crop_range}.")
 
     def _transform(self, image: Tensor, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        if _chance(self.flip_probability, generator):
-            image, ids = F.horizontal_flip(image), F.horizontal_flip(ids)
-        if _chance(self.crop_probability, generator):
+        if _fraction(generator) < self.crop_probability:
             image, ids = _resize(image, ids, _scaled(ids.shape, _choose(self.crop_scales, generator)))
-            image, ids = self._crop(image, ids, generator)
+            least, greatest = self.crop_range
+            height, width = (_integer(min(least, side), min(greatest, side), generator) for side in ids.shape)
+            image, ids = _random_window(image, ids, (height, width), generator)
         return _resize(image, ids, _scaled(ids.shape, _choose(self.scales, generator), self.max_size))
 
-    def _crop(self, image: Tensor, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        least, greatest = self.crop_range
-        height, width = (_integer(min(least, side), min(greatest, side), generator) for side in ids.shape)
-        return _random_window(image, ids, (height, width), generator)
 
-
+@dataclass(frozen=True)
 class LargeScaleJitter(Augmentation):
     """Flips, resizes by a random factor, and crops to a square, which a small result does not fill.
 
     The image processor pads: with `pad_size` set to the same square, all batches have the same size.
-
-    Args:
-        size: side of the square in pixels; at a scale of 1 the image just fits into it.
-        scale_range: smallest and largest scale.
-        flip_probability: of a horizontal flip.
 
     Raises:
         ValueError: `size` is not positive or `scale_range` is empty.
@@ -149,25 +124,19 @@ class LargeScaleJitter(Augmentation):
         (38, 38)
     """
 
-    def __init__(
-        self,
-        size: int = JITTER_SIZE,
-        *,
-        scale_range: tuple[float, float] = JITTER_RANGE,
-        flip_probability: float = 0.5,
-    ) -> None:
+    size: int = JITTER_SIZE  # side of the square in pixels; at a scale of 1 the image just fits into it
+    _: KW_ONLY
+    scale_range: tuple[float, float] = JITTER_RANGE  # smallest and largest scale
+    flip_probability: float = 0.5
+
+    def __post_init__(self) -> None:
         """Checks the settings."""
-        if size < 1:
-            raise ValueError(f"`size` must be at least 1, got {size}.")
-        if not 0 < scale_range[0] <= scale_range[1]:
-            raise ValueError(f"`scale_range` must be (least, greatest) above 0, got {scale_range}.")
-        self.size = size
-        self.scale_range = scale_range
-        self.flip_probability = flip_probability
+        if self.size < 1:
+            raise ValueError(f"`size` must be at least 1, got {self.size}.")
+        if not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise ValueError(f"`scale_range` must be (least, greatest) above 0, got {self.scale_range}.")
 
     def _transform(self, image: Tensor, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        if _chance(self.flip_probability, generator):
-            image, ids = F.horizontal_flip(image), F.horizontal_flip(ids)
         least, greatest = self.scale_range
         scale = least + (greatest - least) * _fraction(generator)
         factor = scale * self.size / max(ids.shape)  # of the image's own lengths
@@ -211,10 +180,6 @@ def _resize(image: Tensor, ids: Tensor, size: list[int]) -> tuple[Tensor, Tensor
     return image, tv_tensors.Mask(ids)
 
 
-def _chance(probability: float, generator: torch.Generator) -> bool:
-    return _fraction(generator) < probability
-
-
 def _fraction(generator: torch.Generator) -> float:
     """Returns a random number in [0, 1), in float32 whatever the default dtype is."""
     return float(torch.rand((), dtype=torch.float32, generator=generator))
@@ -232,13 +197,10 @@ def _integer(least: int, greatest: int, generator: torch.Generator) -> int:
 def build_augmentation(
     kind: Literal["none", "flip", "paper", "jitter"], *, short_side: int, long_side: int
 ) -> Augmentation | None:
-    """Builds the augmentation of a training run.
+    """Builds the augmentation of a training run with images of these sides in pixels.
 
-    Args:
-        kind: "flip"; "paper" also scales and crops, with the paper's lengths in proportion to the short side; "jitter"
-            is large-scale jitter to a square of the long side; "none" returns None.
-        short_side: of an image, in pixels.
-        long_side: its maximum, in pixels.
+    "paper" flips, scales and crops, with the paper's lengths in proportion to the short side; "jitter" is large-scale
+    jitter to a square of the long side; "none" returns None.
 
     Example:
         >>> build_augmentation("paper", short_side=400, long_side=666).max_size

@@ -19,11 +19,6 @@ _logger = logging.getLogger(__name__)
 class Categories:
     """The classes of a dataset; the index into each tuple is the label id.
 
-    Args:
-        names: one unique name per label.
-        is_thing: True for countable objects, False for stuff such as sky.
-        category_ids: the dataset's own unique id of each label.
-
     Raises:
         ValueError: the lengths differ, or a name or category id occurs twice.
 
@@ -33,18 +28,16 @@ class Categories:
         ({0: 'boat', 1: 'sea'}, [1], 1)
     """
 
-    names: tuple[str, ...]
-    is_thing: tuple[bool, ...]
-    category_ids: tuple[int, ...]
+    names: tuple[str, ...]  # unique
+    is_thing: tuple[bool, ...]  # True for countable objects, False for stuff such as sky
+    category_ids: tuple[int, ...]  # the dataset's own unique id of each label
 
     def __post_init__(self) -> None:
         """Checks lengths and uniqueness."""
-        lengths = (len(self.names), len(self.is_thing), len(self.category_ids))
+        lengths = [len(self.names), len(self.is_thing), len(self.category_ids)]
         if len(set(lengths)) > 1:
-            raise ValueError(
-                f"`names`, `is_thing` and `category_ids` must have the same length, got {lengths[0]}, "
-                f"{lengths[1]} and {lengths[2]}."
-            )
+            message = "`names`, `is_thing` and `category_ids` must have the same length, got {}, {} and {}."
+            raise ValueError(message.format(*lengths))
         for field, values in (("names", self.names), ("category_ids", self.category_ids)):
             repeated = sorted({str(value) for value in values if values.count(value) > 1})
             if repeated:
@@ -65,28 +58,22 @@ class Categories:
         return [label_id for label_id, thing in enumerate(self.is_thing) if not thing]
 
     @cached_property
-    def _label_ids(self) -> dict[int, int]:
+    def label_ids(self) -> dict[int, int]:
+        """Label id of each category id."""
         return {category_id: label_id for label_id, category_id in enumerate(self.category_ids)}
 
     def label_id(self, category_id: int) -> int:
-        """Returns the label id of a category id.
-
-        Raises:
-            ValueError: the dataset has no such category.
-        """
-        if category_id not in self._label_ids:
-            raise ValueError(f"Unknown category id {category_id}: expected one of {sorted(self._label_ids)}.")
-        return self._label_ids[category_id]
+        """Returns the label id of a category id; raises ValueError if the dataset has no such category."""
+        if category_id not in self.label_ids:
+            raise ValueError(f"Unknown category id {category_id}: expected one of {sorted(self.label_ids)}.")
+        return self.label_ids[category_id]
 
     @classmethod
     def from_coco(cls, categories: Iterable[Mapping[str, Any]]) -> "Categories":
         """Builds categories from the `categories` of a COCO panoptic file, in its order.
 
-        Args:
-            categories: mappings with `id`, `name` and `isthing`.
-
         Raises:
-            ValueError: a key is missing, or a name or an id occurs twice.
+            ValueError: an entry is no mapping with `id`, `name` and `isthing`, or a name or an id occurs twice.
 
         Example:
             >>> Categories.from_coco([{"id": 7, "name": "road", "isthing": 0}]).names
@@ -94,12 +81,11 @@ class Categories:
         """
         categories = list(categories)
         for category in categories:
+            shown = str(category)[:80]
             if not isinstance(category, Mapping) or {"id", "name", "isthing"} - set(category):
-                raise ValueError(f"A category needs `id`, `name` and `isthing`, got {str(category)[:80]}.")
+                raise ValueError(f"A category needs `id`, `name` and `isthing`, got {shown}.")
             if not isinstance(category["id"], int) or category["isthing"] not in (0, 1):
-                raise ValueError(
-                    f"A category needs an integer `id`, and 0 or 1 as `isthing`, got {str(category)[:80]}."
-                )
+                raise ValueError(f"A category needs an integer `id`, and 0 or 1 as `isthing`, got {shown}.")
         return cls(
             names=tuple(str(category["name"]) for category in categories),
             is_thing=tuple(bool(category["isthing"]) for category in categories),
@@ -119,13 +105,13 @@ class Categories:
             >>> Categories.from_labels({0: "boat", 1: "sea"}, [1]).category_ids
             (0, 1)
         """
-        if sorted(id2label) != list(range(len(id2label))):
-            raise ValueError(f"`id2label` must name the labels from 0 to {len(id2label) - 1}, got {sorted(id2label)}.")
-        stuff = set(stuff_label_ids)
+        labels, stuff = range(len(id2label)), set(stuff_label_ids)
+        if sorted(id2label) != list(labels):
+            raise ValueError(f"`id2label` must name the labels from 0 to {len(labels) - 1}, got {sorted(id2label)}.")
         return cls(
-            names=tuple(id2label[label_id] for label_id in range(len(id2label))),
-            is_thing=tuple(label_id not in stuff for label_id in range(len(id2label))),
-            category_ids=tuple(range(len(id2label)) if category_ids is None else category_ids),
+            names=tuple(id2label[label_id] for label_id in labels),
+            is_thing=tuple(label_id not in stuff for label_id in labels),
+            category_ids=tuple(labels if category_ids is None else category_ids),
         )
 
     def to_coco(self) -> list[dict[str, Any]]:
@@ -141,10 +127,6 @@ def match_labels(wanted: Categories | Mapping[int, str], offered: Categories | M
 
     Equal names match first. The remaining ones match if they differ only in upper and lower case or surrounding
     spaces; these matches are logged. No label is used twice.
-
-    Args:
-        wanted: the classes to translate to, or their names by label id.
-        offered: the classes to translate.
 
     Returns:
         Wanted label id of each offered label id. A name without a match is left out: the caller decides whether this
@@ -195,11 +177,11 @@ _COCO_STUFF = """
 """
 
 
-def _parse_table(table: str, *, isthing: bool) -> list[dict[str, Any]]:
-    entries = (entry.strip().split(" ", 1) for entry in table.replace("\n", " ").split(","))
-    return [{"id": int(category_id), "name": name, "isthing": isthing} for category_id, name in entries]
+def categories_of_tables(*tables: tuple[str, bool]) -> Categories:
+    """Builds categories from texts of "category id, name" and whether these are things."""
+    entries = [(*entry.split(maxsplit=1), is_thing) for table, is_thing in tables for entry in table.split(",")]
+    category_ids, names, is_thing = zip(*entries, strict=True)
+    return Categories(tuple(name.strip() for name in names), is_thing, tuple(map(int, category_ids)))
 
 
-COCO_PANOPTIC = Categories.from_coco(
-    _parse_table(_COCO_THINGS, isthing=True) + _parse_table(_COCO_STUFF, isthing=False)
-)
+COCO_PANOPTIC = categories_of_tables((_COCO_THINGS, True), (_COCO_STUFF, False))

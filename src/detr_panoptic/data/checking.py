@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ..segment_ids import rgb_to_ids
 from .categories import Categories
-from .checks import AnnotatedMap, DataCounts
+from .checks import AnnotatedMap, DataCounts, listing
 from .files import written_whole
 from .findings import ERROR, KINDS, SEVERITIES, DataError, Finding
 from .lazy_records import (
@@ -31,6 +31,7 @@ from .lazy_records import (
 )
 from .plain_text import first_line, markdown, one_line
 from .reading import PanopticData, check_limit, raw_records
+from .rows import first_rows
 
 DRAFT_SCALE = 8  # a JPEG file decoded at an eighth of its size is read to its end, in a third of the time
 ROWS_AHEAD = 256  # submitted to the threads at once
@@ -69,10 +70,8 @@ class DataCheck:
     @property
     def by_kind(self) -> dict[str, list[Finding]]:
         """Findings of each kind that was found, errors first."""
-        found: dict[str, list[Finding]] = {}
-        for finding in self.findings:
-            found.setdefault(finding.kind, []).append(finding)
-        return found
+        kinds = dict.fromkeys(finding.kind for finding in self.findings)
+        return {kind: [finding for finding in self.findings if finding.kind == kind] for kind in kinds}
 
     @property
     def totals(self) -> str:
@@ -85,13 +84,15 @@ class DataCheck:
 
     def __str__(self) -> str:
         """Returns totals, the kinds of findings, and the first cases of each."""
-        lines = [self.totals]
+        return "\n".join([self.totals, "", *(self._list_findings(one_line) or ["No problems found."])])
+
+    def _list_findings(self, escape: Callable[[str], str]) -> list[str]:
+        lines = []
         for kind, cases in self.by_kind.items():
-            lines += ["", f"{KINDS[kind].severity:7}  {kind}, {len(cases)}x: {KINDS[kind].meaning}"]
-            lines += [f"         {one_line(f'{case.where}: {case.message}')}" for case in cases[:SHOWN_CASES]]
-            if len(cases) > SHOWN_CASES:
-                lines.append(f"         ... and {len(cases) - SHOWN_CASES} more")
-        return "\n".join(lines if self.findings else [*lines, "No problems found."])
+            lines.append(f"- {KINDS[kind].severity}, {kind}, {len(cases)}x: {escape(KINDS[kind].meaning)}")
+            lines += [f"  - {escape(f'{case.where}: {case.message}')}" for case in cases[:SHOWN_CASES]]
+            lines += [f"  - ... and {len(cases) - SHOWN_CASES} more"] * (len(cases) > SHOWN_CASES)
+        return lines
 
     def save(self, folder: str | Path) -> Path:
         """Writes `check.json`, with all findings, and `check.md`; returns the latter."""
@@ -109,10 +110,8 @@ class DataCheck:
         findings = [{"severity": finding.severity, **vars(finding)} for finding in self.findings]
         contents = {"source": self.source, "totals": self.totals, "findings": findings, "classes": classes}
         text = [f"# Check of {markdown(self.source)}", "", markdown(self.totals), "", "## Findings", ""]
-        for kind, cases in self.by_kind.items():
-            text += [f"- {KINDS[kind].severity}, {kind}, {len(cases)}x: {markdown(KINDS[kind].meaning)}"]
-            text += [f"  - {markdown(f'{case.where}: {case.message}')}" for case in cases[:SHOWN_CASES]]
-        text += ["", "## Classes", "", "| class | kind | segments | images | pixels |", "|---|---|---:|---:|---:|"]
+        text += [*self._list_findings(markdown), "", "## Classes", ""]
+        text += ["| class | kind | segments | images | pixels |", "|---|---|---:|---:|---:|"]
         text += ["| " + " | ".join(markdown(str(value)) for value in row.values()) + " |" for row in classes]
         for name, content in (("check.json", json.dumps(contents, indent=1)), ("check.md", "\n".join(text))):
             with written_whole(Path(folder, name)) as part:
@@ -133,10 +132,10 @@ def check_data(
     """Opens every file of a dataset and lists all problems: ids, categories, areas, boxes, sizes, broken files.
 
     Args:
-        source: anything that `read_panoptic` takes.
+        source: as `split`, `data_format` and `limit`, an argument of `read_panoptic`.
         num_queries: of the model that will be trained; an image should not have more segments.
         split: name of the split, if the source has splits.
-        data_format: as of `read_panoptic`. By default it is recognized.
+        data_format: by default it is recognized.
         limit: maximum number of images, from the first.
         workers: number of threads that open files; by default the number of CPU cores.
         progress: show a progress bar.
@@ -162,12 +161,11 @@ def check_data(
     else:
         options = ReadOptions(split, limit, report=lambda *finding: findings.append(Finding(*finding)))
         name, raw = str(source), raw_records(str(source), data_format, options)
-    records = map_style_records(raw)
+    records = first_rows(map_style_records(raw), limit)
     if not isinstance(records, Dataset):
         raise ValueError("`source` must not be a stream.")
     if not len(records) and all(finding.severity != ERROR for finding in findings):
         raise ValueError(f"`source` {name} holds no annotated image.")
-    records = records if limit is None else records.select(range(min(limit, len(records))))
     open_index = partial(open_row, undecoded(records), raw.categories)
     counts, names = DataCounts.zeros(len(raw.categories)), []
     check = partial(_check_row, open_index, num_queries)
@@ -179,7 +177,10 @@ def check_data(
                 counts += added
                 names.append(row_name)
                 bar.update()
-    findings += _unused_categories(counts, raw.categories, name)
+    unused = [name for name, count in zip(raw.categories.names, counts.class_segments, strict=True) if not count]
+    if unused:
+        message = f"{len(unused)} of {len(raw.categories)} classes: {listing(unused, limit=12)}"
+        findings.append(Finding("unused-category", name, message))
     findings.sort(key=lambda finding: (SEVERITIES.index(finding.severity), list(KINDS).index(finding.kind)))
     return DataCheck(name, raw.categories, findings, counts, open_index, names)
 
@@ -204,12 +205,12 @@ def open_row(records: Dataset, categories: Categories, index: int) -> OpenedRow:
     try:
         record = records[index]
     except Exception as error:  # of any format's decoder
-        known = error.finding if isinstance(error, DataError) else None
-        found = known or Finding("unreadable-record", f"row {index}", first_line(error))
+        unknown = Finding("unreadable-record", f"row {index}", first_line(error))
+        found = error.finding if isinstance(error, DataError) else unknown
         return OpenedRow(AnnotatedMap(found.where, None, None, [], categories.is_thing), None, [found])
     where = record["file_name"] or name_of(record)
     size, of_image = _attempt(record["image"], "unreadable-image", _image_size)
-    ids, of_map = _attempt(record["segmentation"], "unreadable-map", _read_map)
+    ids, of_map = _attempt(record["segmentation"], "unreadable-map", _map_ids)
     annotation = AnnotatedMap(where, size, ids, record["segments_info"], categories.is_thing)
     return OpenedRow(annotation, record["image"], [Finding(kind, where, text) for kind, text in of_image + of_map])
 
@@ -229,45 +230,38 @@ Problems = list[tuple[str, str]]
 
 
 def _attempt(
-    stored: Stored | None, unreadable: str, read: Callable[[Stored], tuple[Any, Problems]]
+    stored: Stored | None, unreadable: str, read: Callable[[Image.Image], tuple[Any, Problems]]
 ) -> tuple[Any, Problems]:
     """Reads a file; returns None and a problem if it cannot be read, and none if the reader reported that already."""
-    path = None if stored is None or isinstance(stored, Image.Image) else stored.get("path")
+    if stored is None:
+        return None, []
+    path = None if isinstance(stored, Image.Image) else stored.get("path")
     prefix = f"{Path(path).name}: " if path else ""
     try:
-        value, problems = (None, []) if stored is None else read(stored)
+        with _opened(stored) as picture:
+            value, problems = read(picture)
     except Exception as error:  # broken files raise anything from SyntaxError to struct.error
         value, problems = None, [(unreadable, str(error))]
     return value, [(kind, prefix + text) for kind, text in problems]
 
 
-def _image_size(stored: Stored) -> tuple[tuple[int, int], Problems]:
+def _image_size(picture: Image.Image) -> tuple[tuple[int, int], Problems]:
     """Returns (H, W) of the upright image, and whether a tag rotates it; decodes the file to its end."""
-    with _opened(stored) as picture:
-        width, height = picture.size
-        orientation = picture.getexif().get(ORIENTATION_TAG, UPRIGHT)
-        picture.draft("RGB", (max(width // DRAFT_SCALE, 1), max(height // DRAFT_SCALE, 1)))
-        picture.load()
+    width, height = picture.size
+    orientation = picture.getexif().get(ORIENTATION_TAG, UPRIGHT)
+    picture.draft("RGB", (max(width // DRAFT_SCALE, 1), max(height // DRAFT_SCALE, 1)))
+    picture.load()
     problems: Problems = [] if orientation == UPRIGHT else [("turned-image", f"EXIF orientation {orientation}")]
     return ((width, height) if orientation in TURNING_ORIENTATIONS else (height, width)), problems
 
 
-def _read_map(stored: Stored) -> tuple[np.ndarray, Problems]:
+def _map_ids(picture: Image.Image) -> tuple[np.ndarray, Problems]:
     """Returns the ids (H, W) int32 of a map, and what is wrong with its file."""
-    with _opened(stored) as picture:
-        problems: Problems = [("damaged-map", "it is a JPEG file")] if picture.format == "JPEG" else []
-        if picture.mode != "RGB":
-            problems.append(("map-mode", f"it is an image of mode {picture.mode}"))
-        return rgb_to_ids(np.asarray(picture.convert("RGB"))), problems
+    problems: Problems = [("damaged-map", "it is a JPEG file")] if picture.format == "JPEG" else []
+    if picture.mode != "RGB":
+        problems.append(("map-mode", f"it is an image of mode {picture.mode}"))
+    return rgb_to_ids(np.asarray(picture.convert("RGB"))), problems
 
 
 def _opened(stored: Stored) -> Image.Image:
     return stored if isinstance(stored, Image.Image) else open_stored(stored)
-
-
-def _unused_categories(counts: DataCounts, categories: Categories, where: str) -> list[Finding]:
-    unused = [name for name, count in zip(categories.names, counts.class_segments, strict=True) if not count]
-    shown = ", ".join(unused[:12]) + (f" and {len(unused) - 12} more" if len(unused) > 12 else "")
-    return (
-        [Finding("unused-category", where, f"{len(unused)} of {len(categories)} classes: {shown}")] if unused else []
-    )

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -51,9 +51,11 @@ class AnnotatedMap:
     @cached_property
     def measured(self) -> dict[int, tuple[int, list[int]]]:
         """Area and box of each id in the map except void."""
-        found = segment_extents(np.zeros((0, 0), dtype=np.int32) if self.ids is None else self.ids)
-        measures = zip(found.ids.tolist(), zip(found.areas.tolist(), found.boxes.tolist(), strict=True), strict=True)
-        return {segment_id: measure for segment_id, measure in measures if segment_id != VOID_ID}
+        if self.ids is None:
+            return {}
+        found = segment_extents(self.ids)
+        measures = zip(found.ids.tolist(), found.areas.tolist(), found.boxes.tolist(), strict=True)
+        return {segment_id: (area, box) for segment_id, area, box in measures if segment_id != VOID_ID}
 
     @cached_property
     def known(self) -> list[Mapping[str, Any]]:
@@ -73,28 +75,28 @@ class AnnotatedMap:
 
     def counts(self) -> DataCounts:
         """Counts the image; a segment counts if it has pixels and a known label."""
-        num_labels = len(self.is_thing)
-        known = {segment["id"]: segment for segment in self.known}
-        seen = [(known[segment_id], area) for segment_id, (area, _) in self.measured.items() if segment_id in known]
-        labels = np.array([segment["label_id"] for segment, _ in seen], dtype=np.int64)
-        areas = np.array([area for _, area in seen], dtype=np.float64)
-        segments = np.bincount(labels, minlength=num_labels)
-        pixels = np.bincount(labels, areas, minlength=num_labels).astype(np.int64)
-        crowds = sum(bool(segment.get("iscrowd")) for segment, _ in seen)
-        size = 0 if self.ids is None else self.ids.size
-        return DataCounts(int(self.ids is not None), size, self.void, crowds, 1 * (segments > 0), segments, pixels)
+        counts = DataCounts.zeros(len(self.is_thing))
+        if self.ids is None:
+            return counts
+        seen = [segment for segment in {s["id"]: s for s in self.known}.values() if segment["id"] in self.measured]
+        for segment in seen:
+            counts.class_segments[segment["label_id"]] += 1
+            counts.class_pixels[segment["label_id"]] += self.measured[segment["id"]][0]
+        counts.class_images[counts.class_segments > 0] = 1
+        crowds = sum(bool(segment.get("iscrowd")) for segment in seen)
+        return replace(counts, images=1, pixels=self.ids.size, void=self.void, crowds=crowds)
 
     def _check_entries(self, num_queries: int) -> Iterator[tuple[str, str]]:
         segments, is_thing = self.segments, self.is_thing
         if repeated := [i for i, count in Counter(s["id"] for s in segments).items() if count > 1]:
-            yield "repeated-id", f"`segments_info` lists {_listing(repeated)} more than once"
+            yield "repeated-id", f"`segments_info` lists {listing(repeated)} more than once"
         if unknown := [s for s in segments if s["label_id"] is not None and s not in self.known]:
-            yield "unknown-category", _listing([f"`label_id` {s['label_id']} (segment {s['id']})" for s in unknown])
+            yield "unknown-category", listing([f"`label_id` {s['label_id']} (segment {s['id']})" for s in unknown])
         labels = Counter(segment["label_id"] for segment in self.known)
         if several := [label for label, count in labels.items() if count > 1 and not is_thing[label]]:
-            yield "repeated-stuff", f"several segments of label {_listing(several)}"
+            yield "repeated-stuff", f"several segments of label {listing(several)}"
         if crowds := [segment["id"] for segment in segments if segment.get("iscrowd")]:
-            yield "crowd", f"{len(crowds)} of {len(segments)} segments: {_listing(crowds)}"
+            yield "crowd", f"{len(crowds)} of {len(segments)} segments: {listing(crowds)}"
         if len(segments) > num_queries:
             yield "many-segments", f"{len(segments)} segments for {num_queries} queries"
         if not segments:
@@ -112,11 +114,11 @@ class AnnotatedMap:
             yield "damaged-map", f"{len(unlisted)} ids that are not listed, and {len(listed)} that are"
         elif unlisted:
             areas = [f"{segment_id} ({measured[segment_id][0]} pixels)" for segment_id in unlisted]
-            yield "unlisted-id", f"`segments_info` must list {_listing(areas)}"
+            yield "unlisted-id", f"`segments_info` must list {listing(areas)}"
         if empty := sorted(listed - measured.keys()):
-            yield "empty-segment", f"the map has no pixel of {_listing(empty)}"
+            yield "empty-segment", f"the map has no pixel of {listing(empty)}"
         if tiny := [f"{i} ({area} pixels)" for i, (area, _) in measured.items() if area <= TINY_AREA and i in listed]:
-            yield "tiny-segment", _listing(tiny)
+            yield "tiny-segment", listing(tiny)
         if self.void > MOSTLY_VOID_SHARE * self.ids.size:
             yield "mostly-void", f"{self.void / self.ids.size:.0%} of the pixels"
 
@@ -132,10 +134,10 @@ class AnnotatedMap:
                 boxes.append(f"{segment['id']}: {given_box} instead of {box}")
         for kind, wrong in (("area-mismatch", areas), ("box-mismatch", boxes)):
             if wrong:
-                yield kind, f"{len(wrong)} of {len(present)} segments; {_listing(wrong, limit=2)}"
+                yield kind, f"{len(wrong)} of {len(present)} segments; {listing(wrong, limit=2)}"
 
 
-def _listing(values: Sequence[Any], *, limit: int = LISTED_IDS) -> str:
+def listing(values: Sequence[Any], *, limit: int = LISTED_IDS) -> str:
     """Returns the first values and how many more there are."""
     more = f" and {len(values) - limit} more" if len(values) > limit else ""
     return ", ".join(str(value) for value in values[:limit]) + more

@@ -3,18 +3,16 @@
 Images and annotations are matched by `image_id`: their order differs, also in the official files.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from datasets import Dataset
 
 from ..segment_ids import MAX_ID, VOID_ID
 from .categories import Categories
 from .contained_paths import path_inside
 from .findings import Report, raising
 from .folders import excerpt, first_existing, read_json
-from .lazy_records import RawRecords, ReadOptions, image_id_of, opened
+from .lazy_records import RawRecords, ReadOptions, dataset_of, image_id_of, opened
 from .records import Record, fill_measures, panoptic_features, segmentation_ids
 
 BOX_LENGTH = 4
@@ -26,56 +24,37 @@ LISTS = ("images", "annotations", "categories")
 TYPE_NAMES = {int: "an integer", str: "a string", list: "a list"}
 
 
-class CocoPanopticPaths(NamedTuple):
-    """The three parts of a COCO panoptic dataset."""
-
-    json_path: Path
-    image_dir: Path
-    segmentation_dir: Path
-
-
-def find_coco_panoptic(folder: str | Path, *, split: str | None = None) -> CocoPanopticPaths:
-    """Finds `panoptic.json`, `images/` and `panoptic/`, or the parts of a split in the official layout.
-
-    Raises:
-        ValueError: a part is missing; names the paths that were tried.
-    """
-    folder = Path(folder)
-    map_dirs = [folder / "panoptic"]
-    if split is not None:
-        map_dirs = [
-            folder / split / "panoptic",
-            folder / f"annotations/panoptic_{split}",
-            folder / f"panoptic_{split}",
-        ]
-    hint = splits_hint(folder, "panoptic") if split is None else ""
-    return CocoPanopticPaths(
-        first_existing(json_candidates(folder, split, "panoptic"), hint=hint),
-        first_existing(image_dir_candidates(folder, split)),
-        first_existing(map_dirs),
+def find_coco_panoptic(folder: Path, *, split: str | None = None) -> tuple[Path, Path, Path]:
+    """Returns the JSON file and the folders of images and maps; raises ValueError with the paths that were tried."""
+    return (
+        first_existing(
+            annotation_paths(folder, split, "panoptic", ".json"), hint=splits_hint(folder, split, "panoptic")
+        ),
+        first_existing(image_folders(folder, split)),
+        first_existing(annotation_paths(folder, split, "panoptic")),
     )
 
 
-def json_candidates(folder: Path, split: str | None, kind: str) -> list[Path]:
-    """Returns where the annotations of a split may lie; `kind` is "panoptic" or "instances"."""
+def annotation_paths(folder: Path, split: str | None, kind: str, ending: str = "") -> list[Path]:
+    """Returns where a file or folder of annotations may lie, such as `panoptic.json` of the `kind` "panoptic"."""
     if split is None:
-        return [folder / f"{kind}.json"]
-    names = (f"{split}/{kind}.json", f"annotations/{kind}_{split}.json", f"{kind}_{split}.json")
-    return [folder / name for name in names]
+        return [folder / f"{kind}{ending}"]
+    official = f"{kind}_{split}{ending}"
+    return [folder / split / f"{kind}{ending}", folder / "annotations" / official, folder / official]
 
 
-def image_dir_candidates(folder: Path, split: str | None) -> list[Path]:
+def image_folders(folder: Path, split: str | None) -> list[Path]:
     """Returns where the images of a split may lie."""
     if split is None:
         return [folder / "images"]
     return [folder / split / "images", folder / "images" / split, folder / split]
 
 
-def splits_hint(folder: Path, kind: str) -> str:
-    """Returns the end of an error message that lists the splits of a folder, if there are any."""
+def splits_hint(folder: Path, split: str | None, kind: str) -> str:
+    """Returns the end of an error message that lists the splits of a folder if none was named."""
     names = {path.stem.removeprefix(f"{kind}_") for path in folder.glob(f"annotations/{kind}_*.json")}
     names |= {path.parent.name for path in folder.glob(f"*/{kind}.json")}
-    return f" There are splits, name one with `split`: {', '.join(sorted(names))}." if names else ""
+    return f" There are splits, name one with `split`: {', '.join(sorted(names))}." if names and not split else ""
 
 
 def raw_coco_panoptic(folder: Path, options: ReadOptions) -> RawRecords:
@@ -83,11 +62,11 @@ def raw_coco_panoptic(folder: Path, options: ReadOptions) -> RawRecords:
 
     If the options collect findings, invalid entries are left out and nothing is measured.
     """
-    paths = find_coco_panoptic(folder, split=options.split)
-    file = CocoFile.read(paths.json_path, options)
+    json_path, image_dir, map_dir = find_coco_panoptic(folder, split=options.split)
+    file = CocoFile.read(json_path, options)
     categories = checked_categories(file.contents["categories"], file.name, file.report)
     images = file.images()
-    columns: dict[str, list[Any]] = {name: [] for name in panoptic_features()}
+    rows: list[Record] = []
     seen: set[int | str] = set()
     for place, annotation in file.entries("annotations", ANNOTATION_KEYS, limit=options.limit):
         image_id = annotation["image_id"]
@@ -99,20 +78,20 @@ def raw_coco_panoptic(folder: Path, options: ReadOptions) -> RawRecords:
             continue
         seen.add(image_id)
         name = images[image_id]["file_name"]
-        image = file.path(paths.image_dir, name, name, "unreadable-image")
-        segmentation = file.path(paths.segmentation_dir, annotation["file_name"], name, "unreadable-map")
-        segments = [checked_segment(entry, categories, name, file.report) for entry in annotation["segments_info"]]
-        columns["image"].append(image)
-        columns["image_id"].append(image_id_of(image_id))
-        columns["file_name"].append(name)
-        columns["segmentation"].append(segmentation)
-        columns["segments_info"].append([segment for segment in segments if segment is not None])
+        row = {
+            "image": file.path(image_dir, name, name, "unreadable-image"),
+            "image_id": image_id_of(image_id),
+            "file_name": name,
+            "segmentation": file.path(map_dir, annotation["file_name"], name, "unreadable-map"),
+            "segments_info": checked_segments(annotation["segments_info"], categories, name, file.report),
+        }
+        rows.append(row)
     if options.limit is None:
         for image_id in [image_id for image_id in images if image_id not in seen]:
             file.report("unannotated-image", images[image_id]["file_name"], f"image {image_id!r}")
-    rows = Dataset.from_dict(columns, features=panoptic_features(categories))
-    complete = all(None not in segment.values() for segments in columns["segments_info"] for segment in segments)
-    return RawRecords(rows, categories, None if complete or options.report else _measure_missing)
+    complete = all(None not in segment.values() for row in rows for segment in row["segments_info"])
+    decode = None if complete or options.report else _measure_missing
+    return RawRecords(dataset_of(rows, panoptic_features(categories)), categories, decode)
 
 
 class CocoFile(NamedTuple):
@@ -128,8 +107,8 @@ class CocoFile(NamedTuple):
         """Reads a file; raises ValueError if it is not JSON or lacks one of its three lists."""
         contents = read_json(path)
         for key in LISTS:
-            if not isinstance(contents, dict) or not isinstance(contents.get(key), list):
-                found = contents if not isinstance(contents, dict) else contents.get(key, "nothing")
+            found = contents.get(key, "nothing") if isinstance(contents, dict) else contents
+            if found is contents or not isinstance(found, list):
                 raise ValueError(f"{path} must hold an object with the list `{key}`, got {excerpt(found)}.")
         report = options.report or raising(path)
         return cls(contents, path.name, report, options.files_may_be_missing or options.report is not None)
@@ -189,40 +168,43 @@ def checked_categories(entries: list[Any], where: str, report: Report) -> Catego
     kept: dict[int, dict[str, Any]] = {}
     for entry in entries:
         if isinstance(entry, Mapping) and isinstance(entry.get("id"), int):
-            name = str(entry.get("name"))
-            name = f"{name} ({entry['id']})" if name in [other["name"] for other in kept.values()] else name
+            name = f"{entry.get('name')} ({entry['id']})"
             kept.setdefault(entry["id"], {"id": entry["id"], "name": name, "isthing": bool(entry.get("isthing", 1))})
     return Categories.from_coco(kept.values())
 
 
-def checked_segment(entry: Any, categories: Categories, where: str, report: Report) -> dict[str, Any] | None:
-    """Returns an entry of `segments_info` with the keys of a canonical record, or None if it cannot be used.
+def checked_segments(
+    entries: Iterable[Any], categories: Categories, where: str, report: Report
+) -> list[dict[str, Any]]:
+    """Returns the entries of `segments_info` that can be used, with the keys of a canonical record.
 
-    It has `id`, `category_id` or `label_id`, and maybe `iscrowd`, `area` and `bbox`. The latter two may stay None, and
-    `label_id` is None for an unknown category.
+    They have `id`, `category_id` or `label_id`, and maybe `iscrowd`, `area` and `bbox`. The latter two may stay None,
+    and `label_id` is None for an unknown category.
     """
+    segments = [_checked_segment(entry, categories, where, report) for entry in entries]
+    return [segment for segment in segments if segment is not None]
+
+
+def _checked_segment(entry: Any, categories: Categories, where: str, report: Report) -> dict[str, Any] | None:
     labeled = isinstance(entry, Mapping) and entry.get("label_id") is not None
     category_key = "label_id" if labeled else "category_id"
     problem = entry_problem(entry, {"id": (int,), category_key: (int,)})
     if problem:
         report("broken-entry", where, f"`segments_info`: {problem}")
         return None
-    place = f"segment {entry['id']}"
+    place, category = f"segment {entry['id']}", entry[category_key]
     try:
-        segment = {"iscrowd": crowd_flag(entry), "area": whole(entry, "area"), "bbox": whole_box(entry)}
+        measures = {"iscrowd": crowd_flag(entry), "area": whole(entry.get("area"), "area"), "bbox": _whole_box(entry)}
     except ValueError as error:
         report("broken-entry", where, f"{place}: {error}")
         return None
     if not VOID_ID < entry["id"] <= MAX_ID:
         report("impossible-id", where, f"{place}: `id` must be from 1 to {MAX_ID}")
         return None
-    known = range(len(categories)) if labeled else categories.category_ids
-    label_id = None
-    if entry[category_key] not in known:
-        report("unknown-category", where, f"{place}: `{category_key}` {entry[category_key]} is unknown")
-    else:
-        label_id = entry["label_id"] if labeled else categories.label_id(entry["category_id"])
-    return {"id": entry["id"], "label_id": label_id, **segment}
+    labels = {label: label for label in range(len(categories))} if labeled else categories.label_ids
+    if category not in labels:
+        report("unknown-category", where, f"{place}: `{category_key}` {category} is unknown")
+    return {"id": entry["id"], "label_id": labels.get(category), **measures}
 
 
 def crowd_flag(entry: Mapping[str, Any]) -> int:
@@ -233,26 +215,22 @@ def crowd_flag(entry: Mapping[str, Any]) -> int:
     return int(flag)
 
 
-def whole(entry: Mapping[str, Any], key: str) -> int | None:
-    """Returns a number of pixels of an entry, or None; raises ValueError for fractions and other values."""
-    value = entry.get(key)
-    return None if value is None else _whole(value, key)
-
-
-def whole_box(entry: Mapping[str, Any]) -> list[int] | None:
-    """Returns `bbox` [x, y, width, height] of an entry in pixels, or None; raises ValueError for other values."""
-    box = entry.get("bbox")
-    if box is None:
+def whole(value: Any, key: str) -> int | None:
+    """Returns a number of pixels, or None; raises ValueError for fractions and other values."""
+    if value is None:
         return None
-    if not isinstance(box, list | tuple) or len(box) != BOX_LENGTH:
-        raise ValueError(f"`bbox` must be [x, y, width, height], got {excerpt(box)}")
-    return [_whole(value, "bbox") for value in box]
-
-
-def _whole(value: Any, key: str) -> int:
     if not isinstance(value, int | float) or not abs(value) <= MAX_WHOLE or int(value) != value:  # NaN is not, either
         raise ValueError(f"`{key}` must be in whole pixels, got {excerpt(value)}")
     return int(value)
+
+
+def _whole_box(entry: Mapping[str, Any]) -> list[int | None] | None:
+    box = entry.get("bbox")
+    if box is None:
+        return None
+    if not isinstance(box, list | tuple) or len(box) != BOX_LENGTH or None in box:
+        raise ValueError(f"`bbox` must be [x, y, width, height], got {excerpt(box)}")
+    return [whole(value, "bbox") for value in box]
 
 
 def _measure_missing(record: Record) -> Record:

@@ -8,30 +8,22 @@ below crowds. Images with overlaps are logged. Pixels that nothing covers are vo
 import itertools
 import json
 import logging
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, Value
+from datasets import Features, Value
 
 from .categories import Categories
-from .coco import (
-    KEY,
-    CocoFile,
-    checked_categories,
-    crowd_flag,
-    image_dir_candidates,
-    json_candidates,
-    splits_hint,
-    whole,
-)
+from .coco import KEY, CocoFile, annotation_paths, checked_categories, crowd_flag, image_folders, splits_hint, whole
 from .folders import CATEGORIES_FILE, excerpt, first_existing, read_categories
 from .label_maps import MAP_FEATURES, VOID_VALUES
 from .lazy_records import (
     RawRecords,
     ReadOptions,
     check_size,
+    dataset_of,
     image_id_of,
     make_record,
     name_of,
@@ -55,59 +47,39 @@ FEATURES = Features(
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class InstancePaths:
-    """The parts of a dataset; `stuff_dir` and `categories_path` may be missing."""
-
-    json_path: Path
-    image_dir: Path
-    stuff_dir: Path | None
-    categories_path: Path | None
-
-
-def find_coco_instances(folder: Path, *, split: str | None) -> InstancePaths:
-    """Finds `instances.json` and `images/`, or the official layout, or a Roboflow export; and maps of stuff."""
-    inner = folder if split is None else folder / split
-    json_paths = [*json_candidates(folder, split, "instances"), inner / ROBOFLOW_FILE]
-    json_path = first_existing(json_paths, hint=splits_hint(folder, "instances") if split is None else "")
-    image_dirs = [inner] if json_path.name == ROBOFLOW_FILE else image_dir_candidates(folder, split)
-    stuff_dirs, category_paths = [inner / "stuff"], [inner / CATEGORIES_FILE, folder / CATEGORIES_FILE]
-    if split is not None:
-        name = f"stuff_{split}_pixelmaps"
-        stuff_dirs += [folder / "annotations" / name, folder / name]
-        category_paths.append(folder / "annotations" / f"stuff_{split}.json")
-    return InstancePaths(
-        json_path,
-        first_existing(image_dirs),
-        next((path for path in stuff_dirs if path.is_dir()), None),
-        next((path for path in category_paths if path.is_file()), None),
-    )
+def instance_files(folder: Path, split: str | None) -> list[Path]:
+    """Returns where the annotations may lie: `instances.json`, the official layout, or a Roboflow export."""
+    return [*annotation_paths(folder, split, "instances", ".json"), folder / (split or "") / ROBOFLOW_FILE]
 
 
 def raw_coco_instances(folder: Path, options: ReadOptions) -> RawRecords:
     """Reads the images in the order of `images`, including those without instances."""
-    paths = find_coco_instances(folder, split=options.split)
-    file = CocoFile.read(paths.json_path, options)
-    categories = _categories(file, paths)
+    split = options.split
+    json_path = first_existing(instance_files(folder, split), hint=splits_hint(folder, split, "instances"))
+    in_export = json_path.name == ROBOFLOW_FILE
+    image_dir = json_path.parent if in_export else first_existing(image_folders(folder, split))
+    stuff_dirs = [folder / (split or "") / "stuff", *annotation_paths(folder, split, "stuff", "_pixelmaps")]
+    stuff_dir = next((path for path in stuff_dirs if path.is_dir()), None)
+    file = CocoFile.read(json_path, options)
+    categories = _categories(file, folder, split, stuff_dir)
     images = file.images()
     annotations = _annotations_by_image(file, categories, images)
-    columns: dict[str, list[Any]] = {name: [] for name in FEATURES}
+    rows: list[Record] = []
     for image_id, entry in list(images.items())[: options.limit]:
         name = entry["file_name"]
-        image, stuff = file.path(paths.image_dir, name, name, "unreadable-image"), None
-        if paths.stuff_dir is not None:
-            stuff = file.path(paths.stuff_dir, str(Path(name).with_suffix(".png")), name, "unreadable-map")
+        image, stuff = file.path(image_dir, name, name, "unreadable-image"), None
+        if stuff_dir is not None:
+            stuff = file.path(stuff_dir, str(Path(name).with_suffix(".png")), name, "unreadable-map")
         try:
-            sides = {side: whole(entry, side) for side in ("width", "height")}
+            sides = {side: whole(entry.get(side), side) for side in ("width", "height")}
         except ValueError as error:
             file.report("broken-entry", name, str(error))
             continue
-        if image is None or (stuff is None and paths.stuff_dir is not None):
+        if image is None or (stuff is None and stuff_dir is not None):
             continue
         row = {"image": image, "image_id": image_id_of(image_id), "file_name": name, "segmentation": stuff, **sides}
-        for key, value in (row | {"annotations": json.dumps(annotations[image_id])}).items():
-            columns[key].append(value)
-    return RawRecords(Dataset.from_dict(columns, features=FEATURES), categories, InstanceDecoder(categories))
+        rows.append({**row, "annotations": json.dumps(annotations[image_id])})
+    return RawRecords(dataset_of(rows, FEATURES), categories, partial(decode_instances, categories))
 
 
 def _annotations_by_image(
@@ -129,73 +101,68 @@ def _annotations_by_image(
     return found
 
 
-def _categories(file: CocoFile, paths: InstancePaths) -> Categories:
+def _categories(file: CocoFile, folder: Path, split: str | None, stuff_dir: Path | None) -> Categories:
     """Returns all classes: those of the instances are things; those of stuff maps come from a file beside them."""
     entries = [{**entry, "isthing": 1} if isinstance(entry, dict) else entry for entry in file.contents["categories"]]
     things = checked_categories(entries, file.name, file.report)
-    if paths.stuff_dir is None:
+    if stuff_dir is None:
         return things
-    if paths.categories_path is None:
-        raise ValueError(
-            f"{paths.stuff_dir}: the classes of its maps are unknown, expected {CATEGORIES_FILE} beside it with a "
-            "list of {id, name, isthing}."
-        )
-    stuff = read_categories(paths.categories_path, kind_needed=False).to_coco()
-    added = [entry for entry in stuff if entry["id"] not in (*things.category_ids, OTHER_CATEGORY)]
-    return Categories.from_coco([*things.to_coco(), *({**entry, "isthing": 0} for entry in added)])
+    paths = [folder / (split or "") / CATEGORIES_FILE, folder / CATEGORIES_FILE]
+    paths += annotation_paths(folder, split, "stuff", ".json")
+    hint = f" The classes of {stuff_dir} are unknown: expected {CATEGORIES_FILE} beside it, a list of {{id, name}}."
+    path = first_existing(paths, hint=hint)
+    added = [
+        {**entry, "isthing": 0}
+        for entry in read_categories(path, kind_needed=False).to_coco()
+        if entry["id"] not in (*things.category_ids, OTHER_CATEGORY)
+    ]
+    return Categories.from_coco([*things.to_coco(), *added])
 
 
-@dataclass(frozen=True)
-class InstanceDecoder:
-    """Makes a record of an image, its instances and its map of stuff, whose values are category ids."""
+def decode_instances(categories: Categories, row: Record) -> Record:
+    """Makes a record of an image, its instances and its map of stuff, whose values are category ids.
 
-    categories: Categories
+    Ids run from 1, first the instances in the order of their annotations, then stuff.
+    """
+    width, height = upright_size(row["image"])
+    if row["width"] is not None and row["height"] is not None:
+        check_size(row, (row["width"], row["height"]))  # the polygons are in these coordinates
+    annotations = json.loads(row["annotations"])
+    masks = [_mask(annotation, height, width, row) for annotation in annotations]
+    ids = paint_instances(masks, [bool(entry["iscrowd"]) for entry in annotations], (height, width))
+    _log_overlaps(masks, ids, row)
+    segments = [
+        {"id": index, "label_id": categories.label_id(entry["category_id"]), "iscrowd": entry["iscrowd"]}
+        for index, entry in enumerate(annotations, start=1)
+    ]
+    if row["segmentation"] is not None:
+        ids, stuff = _add_stuff(ids, categories, row, first_id=len(segments) + 1)
+        segments += stuff
+    return make_record(row, ids, measure_segments(ids, segments))
 
-    def __call__(self, row: Record) -> Record:
-        """Makes the record: ids run from 1, first the instances in the order of their annotations, then stuff."""
-        width, height = upright_size(row["image"])
-        if row["width"] is not None and row["height"] is not None:
-            check_size(row, (row["width"], row["height"]))  # the polygons are in these coordinates
-        annotations = json.loads(row["annotations"])
-        masks = [_mask(annotation, height, width, row) for annotation in annotations]
-        ids = paint_instances(masks, [bool(entry["iscrowd"]) for entry in annotations], (height, width))
-        _log_overlaps(masks, ids, row)
-        segments = [
-            {
-                "id": index,
-                "label_id": self.categories.label_id(annotation["category_id"]),
-                "iscrowd": annotation["iscrowd"],
-            }
-            for index, annotation in enumerate(annotations, start=1)
-        ]
-        if row["segmentation"] is not None:
-            ids, stuff = self._add_stuff(ids, row, first_id=len(segments) + 1)
-            segments += stuff
-        return make_record(row, ids, measure_segments(ids, segments))
 
-    def _add_stuff(self, ids: np.ndarray, row: Record, *, first_id: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        picture = opened(row["segmentation"])
-        values = np.asarray(picture)
-        if values.shape != ids.shape or values.dtype.kind not in "iu":
-            expected = f"one channel of {ids.shape[::-1]} pixels"
-            raise row_error(row, f"the map of stuff must have {expected}, got mode {picture.mode} of {picture.size}")
-        ids = ids.copy()
-        segments: list[dict[str, Any]] = []
-        for value in np.unique(values[ids == 0]).tolist():
-            if value in self.categories.category_ids:
-                label_id = self.categories.label_id(value)
-                if self.categories.is_thing[label_id]:
-                    continue  # a thing that no instance claims
-            elif value in (*VOID_VALUES, OTHER_CATEGORY):
-                continue
-            else:
-                known = [self.categories.category_ids[label] for label in self.categories.stuff_label_ids]
-                message = f"the map of stuff has the class {value}, expected one of {known[:40]}"
-                raise row_error(row, message, kind="unknown-category")
+def _add_stuff(
+    ids: np.ndarray, categories: Categories, row: Record, *, first_id: int
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Returns the ids with the classes of the map of stuff on void pixels, and the entries of these."""
+    picture = opened(row["segmentation"])
+    values = np.asarray(picture)
+    if values.shape != ids.shape or values.dtype.kind not in "iu":
+        expected = f"one channel of {ids.shape[::-1]} pixels"
+        raise row_error(row, f"the map of stuff must have {expected}, got mode {picture.mode} of {picture.size}")
+    void, ids = ids == 0, ids.copy()
+    segments: list[dict[str, Any]] = []
+    for value in np.unique(values[void]).tolist():
+        label_id = categories.label_ids.get(value)
+        if label_id is None and value not in (*VOID_VALUES, OTHER_CATEGORY):
+            known = [categories.category_ids[label] for label in categories.stuff_label_ids]
+            message = f"the map of stuff has the class {value}, expected one of {known[:40]}"
+            raise row_error(row, message, kind="unknown-category")
+        if label_id is not None and not categories.is_thing[label_id]:  # not a thing that no instance claims
             segment_id = first_id + len(segments)
-            ids[(ids == 0) & (values == value)] = segment_id
+            ids[void & (values == value)] = segment_id
             segments.append({"id": segment_id, "label_id": label_id, "iscrowd": 0})
-        return ids, segments
+    return ids, segments
 
 
 def paint_instances(masks: list[np.ndarray], is_crowd: list[bool], size: tuple[int, int]) -> np.ndarray:

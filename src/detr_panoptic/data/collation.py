@@ -28,7 +28,6 @@ class PanopticCollator:
     """
 
     def __init__(self, processor: Any, augmentation: Augmentation | None = None, *, seed: int = 0) -> None:
-        """Starts with epoch 0."""
         self.processor = processor
         self.augmentation = augmentation
         self.seed = seed
@@ -40,28 +39,13 @@ class PanopticCollator:
         self._epoch.fill_(epoch)
 
     def __call__(self, records: Sequence[Record]) -> BatchFeature:
-        """Makes a batch.
-
-        Args:
-            records: canonical records.
-
-        Returns:
-            `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W) and `labels`, a list of one dict per record.
-        """
+        """Returns `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W) and `labels`, a list of one dict per record."""
         options: dict[str, Any] = {}
         if self.augmentation is not None:
-            epoch = int(self._epoch)
-            records = [
-                self.augmentation(record, sample_seed(self.seed, epoch, record["image_id"])) for record in records
-            ]
+            seeds = [sample_seed(self.seed, int(self._epoch), record["image_id"]) for record in records]
+            records = [self.augmentation(record, seed) for record, seed in zip(records, seeds, strict=True)]
             options["do_resize"] = False
-        annotations = [
-            {
-                "image_id": record["image_id"],
-                "segmentation": record["segmentation"],
-                "segments_info": record["segments_info"],
-            }
-            for record in records
-        ]
+        keys = ("image_id", "segmentation", "segments_info")
+        annotations = [{key: record[key] for key in keys} for record in records]
         images = [record["image"] for record in records]
         return self.processor(images, annotations=annotations, return_tensors="pt", **options)

@@ -6,15 +6,10 @@ HUB_REPOSITORIES = ("datasets--", "models--", "spaces--")  # prefixes of folders
 
 
 def path_inside(folder: Path, file_name: str, where: str = "") -> Path:
-    """Returns the absolute path of a file name in a folder.
+    """Returns the absolute path of a relative file name, with either kind of slash, in a folder.
 
     The folder itself may be a symbolic link, but links below it may not lead out of it. Links of the Hub's cache from
-    a snapshot to the blobs of the same repository are followed.
-
-    Args:
-        folder: must contain the file.
-        file_name: relative, with either kind of slash.
-        where: the beginning of the error message, such as the file that gives the name.
+    a snapshot to the blobs of the same repository are followed. `where` begins the error message.
 
     Raises:
         ValueError: the name is absolute, empty, contains "..", or is a link that leads out of the folder.

@@ -13,14 +13,10 @@ PARTIAL_PREFIX = ".partial_"  # hidden, so that readers of folders leave such fi
 
 @contextmanager
 def written_whole(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
-    """Yields a path to write to, which becomes `path` if no error is raised.
+    """Yields a path to write to, which replaces `path` if no error is raised and is removed otherwise.
 
-    The temporary file keeps the suffix of `path`, lies beside it and is removed after an error. Missing parent folders
-    are created.
-
-    Args:
-        path: the file to write. An existing one is replaced.
-        durable: wait until the contents are on the disk (`fsync`), so that they survive a power failure.
+    It has the suffix of `path` and lies beside it; missing folders are created. With `durable`, the contents are on
+    the disk at the end (`fsync`) and survive a power failure.
 
     Example:
         >>> import tempfile
@@ -44,14 +40,10 @@ def written_whole(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def whole_files(folder: str | Path, what: str) -> Iterator[Path]:
-    """Yields an empty folder; the files written to it replace those of `folder` when all are complete.
-
-    Args:
-        folder: an existing folder. Its other files stay.
-        what: description of the files for the error message, such as "The model".
+    """Yields an empty folder; the files written to it replace those of the existing `folder` when all are complete.
 
     Raises:
-        OSError: the files could not be written. Earlier files are unchanged.
+        OSError: the files, which the message calls `what`, could not be written. Earlier files are unchanged.
     """
     folder = Path(folder)
     partial = folder / f"{PARTIAL_PREFIX}files"
@@ -103,10 +95,8 @@ def reported_failure(what: str, folder: Path, partial: Path) -> Iterator[None]:
         yield
     except Exception as error:  # torch, safetensors and the system raise different errors for a full disk
         shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(
-            f"{what} could not be written to {folder}: {first_line(error)} "
-            "Earlier files are unchanged: free some space and run the same command again."
-        ) from error
+        advice = "Earlier files are unchanged: free some space and run the same command again."
+        raise OSError(f"{what} could not be written to {folder}: {first_line(error)} {advice}") from error
 
 
 def sync(paths: Iterable[Path]) -> None:

@@ -1,7 +1,7 @@
 """What can be wrong with a dataset.
 
-Each format has one validator, its reader, which reports findings to a function: `raising` raises the first error and
-is what `read_panoptic` uses, `check_data` collects all of them.
+Each format has one validator, its reader, which reports findings to a function: that of `read_panoptic` raises the
+first error (`raising`), that of `check_data` collects all of them.
 """
 
 from collections.abc import Callable
@@ -70,17 +70,9 @@ class Finding:
 
 
 class DataError(ValueError):
-    """A finding as an error.
-
-    Args:
-        kind: a key of `KINDS`.
-        where: file name or name of the record.
-        message: what was expected and what was found.
-        path: of the annotation file, at the beginning of the text.
-    """
+    """A finding as an error; its text begins with the path of the annotation file, if there is one."""
 
     def __init__(self, kind: str, where: str, message: str, *, path: Path | None = None) -> None:
-        """Keeps the finding."""
         place = where if path is None else str(path) if path.name == where else f"{path}, {where}"
         super().__init__(f"{place}: {message}.")
         self.finding = Finding(kind, where, message)

@@ -73,12 +73,7 @@ def paired_by_name(
 def read_categories(path: Path, *, kind_needed: bool = True) -> Categories:
     """Reads categories from a JSON file: a list of {id, name, isthing}, or one under the key `categories`.
 
-    Args:
-        path: the file.
-        kind_needed: if False, an entry without `isthing` is stuff.
-
-    Raises:
-        ValueError: the file is missing or invalid; names it.
+    Unless the kind is needed, an entry without `isthing` is stuff. Raises ValueError, with the name of the file.
     """
     entries = read_json(path)
     if isinstance(entries, dict):
@@ -97,10 +92,8 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"Expected the file {path}, which does not exist.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} must be JSON: {error}") from error
-    except RecursionError as error:
-        raise ValueError(f"{path} must be JSON, got lists or objects that are nested too deeply.") from error
 
 
 def excerpt(value: Any) -> str:

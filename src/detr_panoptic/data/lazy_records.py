@@ -12,14 +12,13 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset, Image, IterableDataset
+from datasets import Dataset, Features, Image, IterableDataset
 from PIL import Image as PILImage
 
-from ..segment_ids import ids_to_rgb
 from .categories import Categories, match_labels
 from .findings import DataError, Report
 from .plain_text import first_line
-from .records import Record, panoptic_features
+from .records import Record, ids_to_rgb, panoptic_features
 
 MAX_SHARDS = 64  # of a stream; more processes and workers than this share none
 MAX_HASHED_ID = 2**52  # JSON readers with floats for numbers still read it exactly
@@ -49,6 +48,11 @@ class RawRecords(NamedTuple):
     rows: Dataset | IterableDataset  # with the columns `image`, `image_id`, `file_name`, and what `decode` needs
     categories: Categories  # of the label ids
     decode: Decode | None = None  # makes a canonical record of a raw row. None: the rows are canonical
+
+
+def dataset_of(rows: list[Record], features: Features) -> Dataset:
+    """Returns rows as a dataset, with these columns also if there is no row."""
+    return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
 
 
 def map_style_records(raw: RawRecords) -> Dataset:
@@ -89,8 +93,7 @@ class NamedRecords:
     """
 
     def __init__(self, records: Dataset) -> None:
-        """Keeps the records, and a view of their names that opens no image."""
-        self._records = records
+        self._records = records  # and a view of their names that opens no image
         self._names = records.with_format(None).select_columns(["image_id", "file_name"])
 
     def __len__(self) -> int:
@@ -138,13 +141,8 @@ def make_record(row: Record, ids: np.ndarray, segments_info: list[dict[str, Any]
         colors = ids_to_rgb(ids)
     except ValueError as error:
         raise row_error(row, str(error).rstrip("."), kind="impossible-id") from error
-    return {
-        "image": row["image"],
-        "image_id": row["image_id"],
-        "file_name": row["file_name"],
-        "segmentation": PILImage.fromarray(colors),
-        "segments_info": segments_info,
-    }
+    kept = {name: row[name] for name in ("image", "image_id", "file_name")}
+    return {**kept, "segmentation": PILImage.fromarray(colors), "segments_info": segments_info}
 
 
 def check_size(row: Record, size: tuple[int, ...]) -> None:
@@ -152,9 +150,8 @@ def check_size(row: Record, size: tuple[int, ...]) -> None:
     expected = upright_size(row["image"])
     if expected == tuple(size):
         return
-    hint = ""
-    if expected == tuple(size)[::-1]:
-        hint = "; if an EXIF tag rotates the image, the map must be rotated too (docs/data.md)"
+    turned = expected == tuple(size)[::-1]
+    hint = "; if an EXIF tag rotates the image, the map must be rotated too (docs/data.md)" if turned else ""
     message = f"the map must have the size of the image, {expected[0]}x{expected[1]}, got {size[0]}x{size[1]}{hint}"
     raise row_error(row, message, kind="size-mismatch")
 

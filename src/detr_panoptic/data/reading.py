@@ -1,31 +1,54 @@
-"""Reads datasets of every format as canonical records."""
+"""Reads datasets of every format as canonical records, and images without annotations."""
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PureWindowsPath
+from typing import Any, NamedTuple
 
-from datasets import Dataset, IterableDataset
+import pyarrow.compute as pc
+from datasets import Dataset, Features, Image, IterableDataset, Value
 
 from .categories import Categories
-from .cityscapes import MAPS_FOLDER, raw_cityscapes
-from .coco import json_candidates, raw_coco_panoptic, splits_hint
-from .coco_instances import ROBOFLOW_FILE, raw_coco_instances
-from .label_maps import MAP_FOLDERS, SEMANTIC, TWO_CHANNEL, find_maps, kind_of_maps, raw_label_maps
-from .lazy_records import RawRecords, ReadOptions, map_style_records, relabeled, streamed_records
-from .rows import first_rows, holds_rows, is_hub_id, raw_rows
+from .coco import annotation_paths, raw_coco_panoptic, splits_hint
+from .coco_instances import instance_files, raw_coco_instances
+from .folders import pictures_below
+from .label_maps import (
+    MAP_FOLDERS,
+    MAPS_FOLDER,
+    SEMANTIC,
+    TWO_CHANNEL,
+    find_maps,
+    kind_of_maps,
+    raw_cityscapes,
+    raw_label_maps,
+)
+from .lazy_records import (
+    RawRecords,
+    ReadOptions,
+    dataset_of,
+    file_image_id,
+    map_style_records,
+    relabeled,
+    streamed_records,
+)
+from .rows import (
+    check_pictures_inside,
+    first_rows,
+    holds_rows,
+    identified,
+    is_hub_id,
+    is_picture_column,
+    open_rows,
+    raw_rows,
+)
 
 COCO_PANOPTIC_FORMAT, COCO_INSTANCES, CITYSCAPES_FORMAT, ROWS = "coco-panoptic", "coco-instances", "cityscapes", "rows"
-SHOWN_NAMES = 2  # of each kind, in the text of a dataset
 FORMATS = (COCO_PANOPTIC_FORMAT, ROWS, TWO_CHANNEL, COCO_INSTANCES, CITYSCAPES_FORMAT, SEMANTIC)
+SHOWN_NAMES = 2  # of each kind, in the text of a dataset
 
 
 class PanopticData(NamedTuple):
-    """A dataset: canonical records and what their label ids mean.
-
-    Args:
-        records: rows with `image`, `image_id`, `file_name`, `segmentation` and `segments_info`.
-        categories: the classes.
+    """A dataset: canonical records (see `read_panoptic`) and what their label ids mean.
 
     Example:
         >>> from detr_panoptic.scenes import read_source
@@ -41,14 +64,17 @@ class PanopticData(NamedTuple):
     def __repr__(self) -> str:
         """Returns one line: the numbers of records and classes, and the first names."""
         count = f"{len(self.records)} records" if isinstance(self.records, Dataset) else "streamed records"
-        names, is_thing = self.categories.names, self.categories.is_thing
-        kinds = []
-        for kind, wanted in (("things", True), ("stuff", False)):
-            chosen = [name for name, thing in zip(names, is_thing, strict=True) if thing == wanted]
-            if chosen:
-                shown = ", ".join((*chosen[:SHOWN_NAMES], *(["..."] if len(chosen) > SHOWN_NAMES else [])))
-                kinds.append(f"{len(chosen)} {kind}: {shown}")
-        return f"PanopticData: {count}, {len(names)} classes ({'; '.join(kinds)})"
+        names, stuff = self.categories.names, self.categories.stuff_label_ids
+        kinds = {
+            "things": [name for label, name in enumerate(names) if label not in stuff],
+            "stuff": [names[label] for label in stuff],
+        }
+        shown = [
+            f"{len(chosen)} {kind}: {', '.join(chosen[:SHOWN_NAMES])}{', ...' * (len(chosen) > SHOWN_NAMES)}"
+            for kind, chosen in kinds.items()
+            if chosen
+        ]
+        return f"PanopticData: {count}, {len(names)} classes ({'; '.join(shown)})"
 
 
 def read_panoptic(
@@ -61,22 +87,18 @@ def read_panoptic(
     streaming: bool = False,
     files_may_be_missing: bool = False,
 ) -> PanopticData:
-    """Reads an annotated dataset. The format is recognized from the files.
+    """Reads an annotated dataset. The format is recognized from the files; docs/data.md describes all six.
 
-    ================  ===========================================================================================
+    ================  =========================================================================
     `data_format`     files
-    ================  ===========================================================================================
-    `coco-panoptic`   `panoptic.json`, `images/` and id maps in `panoptic/`; or the official layout with a split:
-                      `annotations/panoptic_val2017.json`, `annotations/panoptic_val2017/` and `val2017/`
-    `rows`            a dataset on the Hub, saved with `save_to_disk`, or Parquet files, with the columns `image`,
-                      `segmentation` (or `label`, `annotation`, `mask`: the id map) and `segments_info`
-    `two-channel`     `images/` and `maps/` (or `annotations/`, `labels/`, `masks/`): RGB maps, red is the class and
-                      green the instance; or LA maps. Names and kinds of the classes lie in `categories.json`
-    `coco-instances`  `instances.json` and `images/`, the official layout, or a Roboflow export; optionally stuff
-                      maps in `stuff/` or `annotations/stuff_SPLIT_pixelmaps/`
-    `cityscapes`      `leftImg8bit/SPLIT/` and `gtFine/SPLIT/` with `*_gtFine_instanceIds.png`
-    `semantic`        as `two-channel`, with one class per pixel and no instances
-    ================  ===========================================================================================
+    ================  =========================================================================
+    `coco-panoptic`   `panoptic.json`, `images/`, `panoptic/`; or the official COCO layout
+    `rows`            a dataset of `datasets`: on the Hub, saved to disk, or Parquet files
+    `two-channel`     `images/`, `maps/` (red: class, green: instance), `categories.json`
+    `coco-instances`  `instances.json`, `images/`, maybe `stuff/`; official layout; Roboflow export
+    `cityscapes`      `leftImg8bit/SPLIT/`, `gtFine/SPLIT/`
+    `semantic`        `images/`, `maps/` with one class per pixel, `categories.json`
+    ================  =========================================================================
 
     Records are read when they are used. Each has `image` (PIL, RGB), `image_id` (int), `file_name` (str or None),
     `segmentation` (PIL, RGB: id = R + 256 G + 256^2 B, 0 is void) and `segments_info`, a list of dicts with `id`,
@@ -111,8 +133,7 @@ def read_panoptic(
     if isinstance(source, PanopticData):
         if split is not None or data_format is not None or streaming:
             raise ValueError("`split`, `data_format` and `streaming` do not apply to a `PanopticData`.")
-        raw = RawRecords(source.records, source.categories)
-        raw = raw if limit is None else raw._replace(rows=first_rows(raw.rows, limit))
+        raw = RawRecords(first_rows(source.records, limit), source.categories)
     else:
         options = ReadOptions(split, limit, streaming, files_may_be_missing, categories)
         raw = raw_records(str(source), data_format, options)
@@ -131,11 +152,7 @@ def check_limit(limit: int | None) -> None:
 
 
 def raw_records(source: str, data_format: str | None, options: ReadOptions) -> RawRecords:
-    """Reads a dataset with the reader of its format; decodes nothing.
-
-    Raises:
-        ValueError: as `read_panoptic`.
-    """
+    """Reads a dataset with the reader of its format; decodes nothing; raises ValueError as `read_panoptic`."""
     if data_format is not None and data_format not in FORMATS:
         raise ValueError(f"`data_format` must be one of {', '.join(FORMATS)}, got {data_format!r}.")
     name = data_format or recognize(source, split=options.split)
@@ -152,36 +169,109 @@ def raw_records(source: str, data_format: str | None, options: ReadOptions) -> R
 
 
 def recognize(source: str, *, split: str | None = None) -> str:
-    """Returns which of `FORMATS` a source has.
-
-    Raises:
-        ValueError: none of them; names what was looked for.
-    """
+    """Returns which of `FORMATS` a source has; raises ValueError with what was looked for if it is none."""
     folder = Path(source)
     if is_hub_id(source):
         return ROWS
-    inner = folder if split is None else folder / split
-    panoptic = json_candidates(folder, split, "panoptic")
-    instances = [*json_candidates(folder, split, "instances"), inner / ROBOFLOW_FILE]
-    signs: list[tuple[str, bool]] = [
-        (ROWS, holds_rows(source)),
-        (COCO_PANOPTIC_FORMAT, any(path.is_file() for path in panoptic)),
-        (COCO_INSTANCES, any(path.is_file() for path in instances)),
-        (CITYSCAPES_FORMAT, (folder / MAPS_FOLDER).is_dir()),
-    ]
-    for name, found in signs:
+    files = {
+        COCO_PANOPTIC_FORMAT: annotation_paths(folder, split, "panoptic", ".json"),
+        COCO_INSTANCES: instance_files(folder, split),
+    }
+    signs = {
+        ROWS: holds_rows(source),
+        **{name: any(path.is_file() for path in paths) for name, paths in files.items()},
+        CITYSCAPES_FORMAT: (folder / MAPS_FOLDER).is_dir(),
+    }
+    for name, found in signs.items():
         if found:
             return name
     maps = find_maps(folder, split)
     if maps is not None:
         return kind_of_maps(maps[1])
-    hint = splits_hint(folder, "panoptic") or splits_hint(folder, "instances")
+    hint = splits_hint(folder, None, "panoptic") or splits_hint(folder, None, "instances")
     what = "is in no known format" if split is None else f"has no split {split!r} in a known format"
-    looked_for = [
-        *(str(path.relative_to(folder)) for path in (*panoptic, *instances)),
-        f"{MAPS_FOLDER}/",
-        f"images/ with {'/, '.join(MAP_FOLDERS)}/",
-        "*.parquet",
-        "dataset_info.json",
+    names = [str(path.relative_to(folder)) for paths in files.values() for path in paths]
+    names += [f"{MAPS_FOLDER}/", f"images/ with {'/, '.join(MAP_FOLDERS)}/", "*.parquet", "dataset_info.json"]
+    raise ValueError(f"`source` {source!r} {what}: looked for {', '.join(names)}.{hint}")
+
+
+ROWS_AT_ONCE = 1000  # of which the paths are read
+
+
+def read_images(
+    source: str | Path,
+    *,
+    split: str | None = None,
+    data_format: str | None = None,
+    limit: int | None = None,
+) -> Dataset:
+    """Reads the images of a dataset, annotated or not.
+
+    Args:
+        source: anything that `read_panoptic` takes; a dataset of `datasets` with one column of images; or a folder
+            with images in it and its subfolders.
+        split: name of the split, if the source has splits.
+        data_format: as of `read_panoptic`. By default it is recognized.
+        limit: maximum number of images, from the first.
+
+    Returns:
+        Rows with `image`, `image_id` and `file_name` (None if unknown).
+
+    Raises:
+        ValueError: as `read_panoptic`; there is no image, or there are several columns of images.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> folder = tempfile.mkdtemp()
+        >>> Image.new("RGB", (4, 3)).save(f"{folder}/7.png")
+        >>> read_images(folder)[0]["image_id"]
+        7
+    """
+    source = str(source)
+    check_limit(limit)
+    if data_format in (None, ROWS) and (is_hub_id(source) or holds_rows(source)):
+        rows: Any = open_rows(source, split=split, streaming=False)
+        check_pictures_inside(rows, source)
+        return _picture_rows(first_rows(rows, limit), source)
+    if data_format is None:
+        try:
+            recognize(source, split=split)
+        except ValueError:
+            folder = Path(source) if split is None else Path(source, split)
+            names = pictures_below(folder) if folder.is_dir() else []
+            if not names:
+                raise
+            return _folder_rows(folder, names[:limit])
+    data: Any = read_panoptic(source, split=split, data_format=data_format, limit=limit)
+    return data.records
+
+
+def _folder_rows(folder: Path, names: list[str]) -> Dataset:
+    """Returns rows of image files, named relative to a folder."""
+    rows = [
+        {"image": str((folder / name).absolute()), "image_id": file_image_id(name), "file_name": name}
+        for name in names
     ]
-    raise ValueError(f"`source` {source!r} {what}: looked for {', '.join(looked_for)}.{hint}")
+    return dataset_of(rows, Features({"image": Image(), "image_id": Value("int64"), "file_name": Value("string")}))
+
+
+def _picture_rows(rows: Dataset, source: str) -> Dataset:
+    """Returns the column of images of any rows; without `file_name`, the stored paths are the names."""
+    columns = [name for name, feature in rows.features.items() if is_picture_column(feature)]
+    if "image" in columns:
+        columns = ["image"]
+    if len(columns) != 1:
+        found = ", ".join(f"{name}: {feature}" for name, feature in rows.features.items())
+        expected = "a column `image` or exactly one other column of images"
+        raise ValueError(f"`source` {source!r} must have {expected}, got {found}.")
+    known = [name for name in ("image_id", "file_name") if name in rows.column_names]
+    rows = rows.select_columns([*columns, *known]).rename_columns({columns[0]: "image"})
+    return identified(rows, _stored_names(rows)).cast_column("image", Image())
+
+
+def _stored_names(rows: Dataset) -> list[str | None]:
+    """Returns the names of the image files without reading their contents."""
+    tables = rows.select_columns("image").with_format("arrow").iter(ROWS_AT_ONCE)
+    paths = [path for table in tables for path in pc.struct_field(table["image"], "path").to_pylist()]
+    return [PureWindowsPath(path).name if path else None for path in paths]  # either kind of slash

@@ -14,43 +14,38 @@ from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Features, Image, List, Value
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image as PILImage
 
-from ..segment_ids import rgb_to_ids, segment_extents
+from ..segment_ids import MAX_ID, VOID_ID, rgb_to_ids, segment_extents
 from .categories import Categories
 
 Record = dict[str, Any]
 
 
 def panoptic_features(categories: Categories | None = None, *, with_scores: bool = False) -> Features:
-    """Returns the columns of the canonical record for `datasets`.
-
-    Args:
-        categories: what label ids mean. None leaves it open.
-        with_scores: segments have a `score`, as in predictions.
+    """Returns the columns of the canonical record for `datasets`; with scores, segments have a `score`.
 
     Example:
         >>> sorted(panoptic_features())
         ['file_name', 'image', 'image_id', 'segmentation', 'segments_info']
     """
-    return Features(
-        {
-            "image": Image(mode="RGB"),  # grayscale photographs exist in COCO
-            "image_id": Value("int64"),
-            "file_name": Value("string"),
-            "segmentation": Image(mode="RGB"),
-            "segments_info": List(
-                {
-                    "id": Value("int64"),
-                    "label_id": Value("int64") if categories is None else _label_feature(categories),
-                    "iscrowd": Value("int64"),
-                    "area": Value("int64"),
-                    "bbox": List(Value("int64"), length=4),
-                    **({"score": Value("float32")} if with_scores else {}),
-                }
-            ),
-        }
-    )
+    segment = {
+        "id": Value("int64"),
+        "label_id": Value("int64") if categories is None else _label_feature(categories),
+        "iscrowd": Value("int64"),
+        "area": Value("int64"),
+        "bbox": List(Value("int64"), length=4),
+        **({"score": Value("float32")} if with_scores else {}),
+    }
+    columns = {
+        "image": Image(mode="RGB"),  # grayscale photographs exist in COCO
+        "image_id": Value("int64"),
+        "file_name": Value("string"),
+        "segmentation": Image(mode="RGB"),
+        "segments_info": List(segment),
+    }
+    return Features(columns)
 
 
 def _label_feature(categories: Categories) -> ClassLabel:
@@ -66,11 +61,7 @@ def categories_of(features: Features | None) -> Categories | None:
     if not isinstance(label, ClassLabel) or not label.id:
         return None
     kinds = json.loads(label.id)
-    return Categories(
-        names=tuple(label.names),
-        is_thing=tuple(bool(thing) for thing in kinds["is_thing"]),
-        category_ids=tuple(kinds["category_ids"]),
-    )
+    return Categories(tuple(label.names), tuple(map(bool, kinds["is_thing"])), tuple(kinds["category_ids"]))
 
 
 def segmentation_ids(segmentation: PILImage.Image | np.ndarray) -> np.ndarray:
@@ -92,14 +83,9 @@ def truth_ids(record: Mapping[str, Any]) -> np.ndarray:
 
 
 def measure_segments(ids: np.ndarray, segments_info: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Measures `area` and `bbox` [x, y, width, height] of segments in an id map, in pixels.
+    """Measures `area` and `bbox` [x, y, width, height], in pixels, of segments in an (H, W) map of integers.
 
-    Args:
-        ids: (H, W) integers.
-        segments_info: entries with `id`; other keys are kept.
-
-    Returns:
-        New entries in the same order, without those that have no pixel.
+    Returns new entries in the same order, without those that have no pixel; keys other than `id` are kept.
 
     Example:
         >>> measure_segments(np.array([[0, 7, 7]]), [{"id": 7}, {"id": 8}])
@@ -117,13 +103,26 @@ def fill_measures(ids: np.ndarray, segments_info: Iterable[Mapping[str, Any]]) -
 
     A segment without pixels is kept with an area of 0; `check_data` reports it.
     """
-    entries = [dict(segment) for segment in segments_info]
-    if all(entry.get("area") is not None and entry.get("bbox") is not None for entry in entries):
+    entries = [{**segment, "area": segment.get("area"), "bbox": segment.get("bbox")} for segment in segments_info]
+    if all(None not in (entry["area"], entry["bbox"]) for entry in entries):
         return entries
-    nothing: dict[str, Any] = {"area": 0, "bbox": [0, 0, 0, 0]}
     measured = {entry["id"]: entry for entry in measure_segments(ids, entries)}
-    for entry in entries:
-        for key, value in nothing.items():
-            if entry.get(key) is None:
-                entry[key] = measured.get(entry["id"], {key: value})[key]
+    nothing = {"area": 0, "bbox": [0, 0, 0, 0]}
+    found = [measured.get(entry["id"], nothing) for entry in entries]
+    for entry, measures in zip(entries, found, strict=True):
+        entry.update({key: measures[key] for key in nothing if entry[key] is None})
     return entries
+
+
+def ids_to_rgb(ids: ArrayLike) -> NDArray[np.uint8]:
+    """Returns (H, W) integer segment ids as colors (H, W, 3) uint8, the inverse of `rgb_to_ids`.
+
+    Raises:
+        ValueError: the ids are not integers or do not fit into three bytes.
+    """
+    values: NDArray[Any] = np.asarray(ids)
+    if not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(f"`ids` must be integers, got {values.dtype}.")
+    if values.size and (values.min() < VOID_ID or values.max() > MAX_ID):
+        raise ValueError(f"`ids` must lie in [0, {MAX_ID}], got {values.min()} to {values.max()}.")
+    return np.stack([values >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)

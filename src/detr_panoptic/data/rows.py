@@ -8,7 +8,7 @@ image: RGB for ids R + 256 G + 256^2 B, one channel for the ids themselves; of a
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,18 @@ from datasets import (
     load_from_disk,
 )
 from datasets.config import HF_CACHE_HOME, HF_DATASETS_CACHE
+from huggingface_hub import hf_hub_download
 from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from PIL import Image as PILImage
 
 from ..segment_ids import rgb_to_ids
 from .categories import COCO_PANOPTIC, Categories
-from .coco import checked_segment
+from .coco import checked_segments
 from .findings import raising
 from .folders import CATEGORIES_FILE, read_categories
 from .hub_names import hub_name
-from .label_maps import SEMANTIC, LabelMapDecoder
+from .label_maps import SEMANTIC, decode_label_map
 from .lazy_records import RawRecords, ReadOptions, hashed_id, image_id_of, make_record, name_of, opened, row_error
 from .plain_text import first_line
 from .records import Record, categories_of, fill_measures, panoptic_features
@@ -53,9 +55,7 @@ def holds_rows(source: str) -> bool:
     path = Path(source)
     if path.is_file():
         return path.suffix == ".parquet"
-    if any((path / name).is_file() for name in SAVED_FILES):
-        return True
-    return any(next(path.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet"))
+    return any(next(path.glob(pattern), None) for pattern in (*SAVED_FILES, "*.parquet", "*/*.parquet"))
 
 
 def is_hub_id(source: str) -> bool:
@@ -72,8 +72,7 @@ def raw_rows(source: str, options: ReadOptions, *, map_kind: str | None = None) 
     rows = open_rows(source, split=options.split, streaming=options.streaming)
     if isinstance(rows, Dataset):
         check_pictures_inside(rows, source)
-    if options.limit is not None:
-        rows = first_rows(rows, options.limit)
+    rows = first_rows(rows, options.limit)
     features = rows.features
     if features is None:
         raise ValueError(f"`source` {source!r} does not say what its columns are when it is streamed: read it whole.")
@@ -84,7 +83,7 @@ def raw_rows(source: str, options: ReadOptions, *, map_kind: str | None = None) 
         return RawRecords(rows, own)
     map_column = _map_column(features, source, map_kind)
     known = own or _known_categories(rows, source, options.categories, map_kind)
-    decode = RowDecoder(known, map_column, LabelMapDecoder(known, map_kind) if map_kind else None)
+    decode = partial(decode_row, known, map_column, map_kind)
     if isinstance(rows, Dataset):
         rows = identified(rows)
     elif "image_id" not in features:
@@ -98,7 +97,8 @@ def _known_categories(
     rows: Dataset | IterableDataset, source: str, given: Categories | None, map_kind: str | None
 ) -> Categories:
     """Returns the categories of a file beside the rows, else those given, else COCO's if the ids are COCO's."""
-    known = _categories_beside(source, kind_needed=map_kind != SEMANTIC) or given
+    file = _file_beside(source)
+    known = given if file is None else read_categories(file, kind_needed=map_kind != SEMANTIC)
     if map_kind is None and known is None:
         known = _guess_categories(rows, source)
     if known is None:
@@ -109,6 +109,18 @@ def _known_categories(
     return known
 
 
+def _file_beside(source: str) -> Path | None:
+    """Returns the file of categories in a folder or in a repository on the Hub, or None."""
+    path = Path(source)
+    if path.exists():
+        file = (path if path.is_dir() else path.parent) / CATEGORIES_FILE
+        return file if file.is_file() else None
+    try:
+        return Path(hf_hub_download(source, CATEGORIES_FILE, repo_type="dataset"))
+    except (EntryNotFoundError, LocalEntryNotFoundError):
+        return None
+
+
 def is_picture_column(feature: Any) -> bool:
     """Returns whether a column holds images; files of other programs have them as `bytes` and `path`."""
     return isinstance(feature, Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
@@ -116,31 +128,29 @@ def is_picture_column(feature: Any) -> bool:
 
 def identified(rows: Dataset, file_names: Sequence[str | None] | None = None) -> Dataset:
     """Returns the rows with a number as `image_id`, by default the index, and with a `file_name`."""
+    names = list(file_names or [None] * len(rows))
     numbers = list(range(len(rows)))
     if "image_id" in rows.column_names:
         numbers = [image_id_of(name) for name in rows["image_id"]]
         rows = rows.remove_columns("image_id")
-    rows = rows.add_column("image_id", numbers, feature=Value("int64"))
     if "file_name" not in rows.column_names:
-        names = [None] * len(rows) if file_names is None else list(file_names)
         rows = rows.add_column("file_name", names, feature=Value("string"))
-    return rows
+    return rows.add_column("image_id", numbers, feature=Value("int64"))
 
 
 def _map_column(features: Features, source: str, map_kind: str | None) -> str:
     """Returns the column of the maps; raises ValueError if it or another column is missing or of another type."""
     map_column = next((name for name in MAP_COLUMNS if is_picture_column(features.get(name))), None)
-    missing = [name for name in ("image", *([] if map_kind else ["segments_info"])) if name not in features]
-    if missing or map_column is None:
+    has_list = bool(map_kind) or not isinstance(features.get("segments_info", Value("null")), Value)
+    if map_column is None or not is_picture_column(features.get("image")) or not has_list:
+        types = {
+            name: kind.dtype if isinstance(kind, Value) else type(kind).__name__ for name, kind in features.items()
+        }
         raise ValueError(
-            f"`source` {source!r} must have the columns `image`, `segments_info` and a picture "
-            f"{' or '.join(MAP_COLUMNS)}, got {list(features)}; without `segments_info`, name the format, "
+            f"`source` {source!r} must have the columns `image`, images, `segments_info`, a list, and a picture "
+            f"{' or '.join(MAP_COLUMNS)}, got {types}; without `segments_info`, name the format, "
             "two-channel or semantic."
         )
-    if not is_picture_column(features["image"]):
-        raise ValueError(f"`source` {source!r} must have images in `image`, got {features['image']}.")
-    if not map_kind and isinstance(features["segments_info"], Value):
-        raise ValueError(f"`source` {source!r} must have a list in `segments_info`, got {features['segments_info']}.")
     return map_column
 
 
@@ -150,9 +160,7 @@ def check_pictures_inside(rows: Dataset, source: str) -> None:
     Paths into the source's own folder and into the caches of `datasets` are valid.
     """
     roots = [root.resolve() for root in (*([Path(source)] if Path(source).is_dir() else []), *CACHES)]
-    for name, feature in rows.features.items():
-        if not is_picture_column(feature):
-            continue
+    for name in [name for name, feature in rows.features.items() if is_picture_column(feature)]:
         for pictures in rows.data.column(name).chunks:
             paths = pictures.field("path").filter(pictures.field("bytes").is_null())
             for path in filter(None, paths.unique().to_pylist()):
@@ -168,15 +176,13 @@ def _identified_stream(rows: IterableDataset, features: Features) -> IterableDat
 
     Workers and processes read different parts of a stream, so a count would give several images the same number.
     """
-    rows = rows.cast_column("image", Image(decode=False))
     columns = Features({**features, "image": Image(decode=False), "image_id": Value("int64")})
-    return rows.map(_add_hash, features=columns)
+    return rows.cast_column("image", Image(decode=False)).map(_add_hash, features=columns)
 
 
 def _add_hash(row: Record) -> Record:
     image = row["image"]
-    contents = image.get("bytes") or str(image["path"]).encode()
-    return {**row, "image_id": hashed_id(contents)}
+    return {**row, "image_id": hashed_id(image.get("bytes") or str(image["path"]).encode())}
 
 
 def open_rows(source: str, *, split: str | None, streaming: bool) -> Dataset | IterableDataset:
@@ -215,32 +221,18 @@ def _one_split(names: list[str], split: str | None, source: str) -> str:
     return split
 
 
-def first_rows(rows: Dataset | IterableDataset, count: int) -> Dataset | IterableDataset:
-    """Returns the first rows, or all if there are fewer."""
+def first_rows(rows: Dataset | IterableDataset, count: int | None) -> Dataset | IterableDataset:
+    """Returns the first rows, or all if there are fewer or `count` is None."""
+    if count is None:
+        return rows
     return rows.select(range(min(count, len(rows)))) if isinstance(rows, Dataset) else rows.take(count)
 
 
 def _is_canonical(features: Features) -> bool:
     """Returns whether rows are canonical records; additional columns and keys are allowed."""
     expected = panoptic_features()
-    return set(expected) <= set(features) and (
-        set(expected["segments_info"].feature) <= set(features["segments_info"].feature)
-    )
-
-
-def _categories_beside(source: str, *, kind_needed: bool) -> Categories | None:
-    path = Path(source)
-    if path.exists():
-        file = (path if path.is_dir() else path.parent) / CATEGORIES_FILE
-        return read_categories(file, kind_needed=kind_needed) if file.is_file() else None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    try:
-        file = Path(hf_hub_download(source, CATEGORIES_FILE, repo_type="dataset"))
-    except (EntryNotFoundError, LocalEntryNotFoundError):
-        return None
-    return read_categories(file, kind_needed=kind_needed)
+    keys = set(expected["segments_info"].feature)
+    return set(expected) <= set(features) and keys <= set(features["segments_info"].feature)
 
 
 def _guess_categories(rows: Dataset | IterableDataset, source: str) -> Categories | None:
@@ -265,29 +257,19 @@ def _entries(segments: Any) -> list[dict[str, Any]]:
     return [dict(segment) for segment in segments]
 
 
-@dataclass(frozen=True)
-class RowDecoder:
-    """Makes a record of a row; `label_maps` reads maps of classes, None: the maps hold ids."""
-
-    categories: Categories
-    map_column: str
-    label_maps: LabelMapDecoder | None = None
-
-    def __call__(self, row: Record) -> Record:
-        """Makes the record; raises ValueError for invalid maps and segments."""
-        raw = {
-            "image": row["image"],
-            "image_id": image_id_of(row["image_id"]),
-            "file_name": row.get("file_name"),
-            "segmentation": row[self.map_column],
-        }
-        if self.label_maps is not None:
-            return self.label_maps(raw)
-        entries = _entries(row["segments_info"])
-        checked = (checked_segment(entry, self.categories, name_of(raw), raising()) for entry in entries)
-        segments = [segment for segment in checked if segment is not None]
-        ids = map_ids(opened(raw["segmentation"]), {segment["id"] for segment in segments}, raw)
-        return make_record(raw, ids, fill_measures(ids, segments))
+def decode_row(categories: Categories, map_column: str, map_kind: str | None, row: Record) -> Record:
+    """Makes a record of a row; `map_kind` None: the map holds ids. Raises ValueError for invalid maps and segments."""
+    raw = {
+        "image": row["image"],
+        "image_id": image_id_of(row["image_id"]),
+        "file_name": row.get("file_name"),
+        "segmentation": row[map_column],
+    }
+    if map_kind is not None:
+        return decode_label_map(categories, map_kind, raw)
+    segments = checked_segments(_entries(row["segments_info"]), categories, name_of(raw), raising())
+    ids = map_ids(opened(raw["segmentation"]), {segment["id"] for segment in segments}, raw)
+    return make_record(raw, ids, fill_measures(ids, segments))
 
 
 def map_ids(picture: PILImage.Image, listed: set[int], row: Record) -> np.ndarray:

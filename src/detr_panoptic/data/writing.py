@@ -1,28 +1,32 @@
-"""Writers of canonical records: COCO panoptic folders, saved datasets, Parquet files.
+"""Writers of canonical records: COCO panoptic folders, saved datasets, Parquet files; `convert_data` calls them.
 
 Each takes any iterable of records. An image that comes as a file (`path` or `bytes`, as `datasets` gives it with
 `Image(decode=False)`) is copied byte by byte, since encoding a JPEG again would change it.
 """
 
 import json
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, load_from_disk
 from PIL import Image as PILImage
 from PIL import UnidentifiedImageError
+from tqdm.auto import tqdm
 
-from ..segment_ids import ids_to_rgb
 from .categories import Categories
 from .contained_paths import path_inside
-from .lazy_records import check_size, name_of, open_stored, row_error, upright_size
-from .records import Record, panoptic_features, segmentation_ids
+from .files import check_new_folder, whole_folder
+from .lazy_records import NamedRecords, check_size, name_of, open_stored, row_error, undecoded, upright_size
+from .reading import PanopticData, read_panoptic
+from .records import Record, ids_to_rgb, panoptic_features, segmentation_ids
 
 ROW_GROUP = 64  # records; a reader of Parquet loads a group at once
 SHARD_BYTES = 500 * 2**20  # as of `datasets`
@@ -30,15 +34,7 @@ SEGMENT_KEYS = ("id", "iscrowd", "area", "bbox", "score")  # in JSON; `score` of
 
 
 def write_coco_panoptic_dataset(folder: str | Path, records: Iterable[Record], categories: Categories) -> Path:
-    """Writes a COCO panoptic dataset: `images/`, `panoptic/` and `panoptic.json`.
-
-    Args:
-        folder: created if it does not exist.
-        records: canonical records; segments may have a `score`.
-        categories: of their label ids.
-
-    Returns:
-        The JSON file.
+    """Writes `images/`, `panoptic/` and `panoptic.json`, which it returns; segments may have a `score`.
 
     Raises:
         ValueError: two records have the same id or file name, a name leads out of the folder, or a map and its image
@@ -55,32 +51,31 @@ def write_coco_panoptic_dataset(folder: str | Path, records: Iterable[Record], c
     seen: set[int | str] = set()
     for record in records:
         name, contents = picture_file(record)
-        map_name = str(PurePosixPath(name).with_suffix(".png"))
-        for value in (record["image_id"], name, f"map {map_name}"):
+        image_id, map_name = record["image_id"], str(PurePosixPath(name).with_suffix(".png"))
+        for value in (image_id, name, f"map {map_name}"):
             if value in seen:
                 raise row_error(record, f"expected each id and file name once, got {value!r} twice")
             seen.add(value)
-        size = upright_size({"bytes": contents})
+        width, height = upright_size({"bytes": contents})
         _write(path_inside(folder / "panoptic", map_name, name_of(record)), map_file(record))
         _write(path_inside(folder / "images", name, name_of(record)), contents)
-        image_id, segments = record["image_id"], [_segment(entry, categories) for entry in record["segments_info"]]
-        images.append({"id": image_id, "file_name": name, "width": size[0], "height": size[1]})
+        segments = [_segment(entry, categories) for entry in record["segments_info"]]
+        images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         annotations.append({"image_id": image_id, "file_name": map_name, "segments_info": segments})
-    contents_of_file = {"images": images, "annotations": annotations, "categories": categories.to_coco()}
-    json_file = folder / "panoptic.json"
-    _write(json_file, json.dumps(contents_of_file, ensure_ascii=False).encode())
-    return json_file
+    document = {"images": images, "annotations": annotations, "categories": categories.to_coco()}
+    _write(folder / "panoptic.json", json.dumps(document, ensure_ascii=False).encode())
+    return folder / "panoptic.json"
 
 
 def save_dataset(
     folder: str | Path, records: Iterable[Record], categories: Categories, *, with_scores: bool = False
 ) -> Dataset:
-    """Writes a folder for `datasets.load_from_disk` and `read_panoptic`, images included.
+    """Writes a folder for `datasets.load_from_disk` and `read_panoptic`, images and categories included.
 
     Args:
         folder: created if it does not exist.
         records: at least one canonical record.
-        categories: of their label ids; saved with the dataset.
+        categories: of their label ids.
         with_scores: segments have a `score`.
 
     Returns:
@@ -112,17 +107,9 @@ def write_parquet(
     split: str = "train",
     with_scores: bool = False,
 ) -> list[Path]:
-    """Writes `data/SPLIT-00000-of-0000N.parquet`, the layout of the Hub, images included.
+    """Writes `data/SPLIT-00000-of-0000N.parquet`, the layout of the Hub; returns the files.
 
-    Args:
-        folder: created if it does not exist.
-        records: at least one canonical record.
-        categories: of their label ids; saved with the files.
-        split: name of the split in the file names.
-        with_scores: segments have a `score`.
-
-    Returns:
-        The files.
+    The arguments are those of `save_dataset`; `split` is a part of the file names.
 
     Example:
         >>> import tempfile
@@ -147,14 +134,14 @@ def write_parquet(
 
 def _tables(records: Iterable[Record], features: Features) -> Iterator[pa.Table]:
     """Yields tables of a few records each."""
-    remaining = iter(records)
-    group = list(islice(remaining, ROW_GROUP))
-    if not group:
-        raise ValueError("`records` must hold at least one record, got none.")
-    while group:
+    remaining, schema = iter(records), features.arrow_schema
+    is_empty = True
+    while group := list(islice(remaining, ROW_GROUP)):
+        is_empty = False
         rows = [features.encode_example(stored_record(record)) for record in group]
-        yield pa.Table.from_pylist(rows, schema=features.arrow_schema)
-        group = list(islice(remaining, ROW_GROUP))
+        yield pa.Table.from_pylist(rows, schema=schema)
+    if is_empty:
+        raise ValueError("`records` must hold at least one record, got none.")
 
 
 def stored_record(record: Record) -> Record:
@@ -171,17 +158,15 @@ def stored_record(record: Record) -> Record:
 
 def picture_file(record: Record) -> tuple[str, bytes]:
     """Returns the name and contents of a record's image file; an image in memory becomes a PNG file."""
-    image = record["image"]
-    name = record.get("file_name")
+    image, name, number = record["image"], record.get("file_name"), f"{record['image_id']:012d}"
     if isinstance(image, PILImage.Image):
-        stem = PurePosixPath(name) if name else PurePosixPath(f"{record['image_id']:012d}")
-        return str(stem.with_suffix(".png")), _png(image)
+        return str(PurePosixPath(name or number).with_suffix(".png")), _png(image)
     contents = _contents(image)
     if not name and image.get("path"):
         name = PureWindowsPath(image["path"]).name  # either kind of slash
     if not name:
-        with PILImage.open(BytesIO(contents)) as picture:
-            name = f"{record['image_id']:012d}.{str(picture.format).lower()}"
+        with open_stored(image) as picture:
+            name = f"{number}.{str(picture.format).lower()}"
     return name, contents
 
 
@@ -223,3 +208,122 @@ def _png(picture: PILImage.Image) -> bytes:
 def _write(path: Path, contents: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(contents)
+
+
+COCO, DATASET, PARQUET = TARGETS = ("coco", "dataset", "parquet")
+Target = Literal["coco", "dataset", "parquet"]
+ON_ERROR = ("stop", "skip")
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class DataConversion:
+    """The result of `convert_data`: numbers, label ids that occur, and a message for each image that was left out."""
+
+    output: Path
+    categories: Categories = field(repr=False)
+    images: int = 0
+    segments: int = 0
+    crowds: int = 0
+    labels: set[int] = field(default_factory=set, repr=False)
+    skipped: list[str] = field(default_factory=list)
+
+    def add(self, record: Record) -> None:
+        """Counts one record."""
+        segments = record["segments_info"]
+        self.images += 1
+        self.segments += len(segments)
+        self.crowds += sum(segment["iscrowd"] for segment in segments)
+        self.labels |= {segment["label_id"] for segment in segments}
+
+    def __str__(self) -> str:
+        """Returns the counts and what was left out."""
+        skipped = [f"{len(self.skipped)} images were left out:", *(f"  {message}" for message in self.skipped)]
+        total = (
+            f"{self.images} images, {self.segments} segments, {self.crowds} crowds, "
+            f"{len(self.labels)} of {len(self.categories)} classes, written to {self.output}"
+        )
+        return "\n".join([total, *skipped] if self.skipped else [total])
+
+
+def convert_data(
+    source: str | Path | PanopticData,
+    output: str | Path,
+    *,
+    to: Target = "coco",
+    split: str | None = None,
+    data_format: str | None = None,
+    limit: int | None = None,
+    on_error: Literal["stop", "skip"] = "stop",
+    progress: bool = True,
+) -> DataConversion:
+    """Writes a dataset in another format; image files are copied byte by byte.
+
+    Args:
+        source: as `split`, `data_format` and `limit`, an argument of `read_panoptic`.
+        output: a folder that is empty or does not exist. It appears when it is complete.
+        to: "coco" writes `images/`, `panoptic/` and `panoptic.json`; "dataset" a folder for
+            `datasets.load_from_disk`; "parquet" `data/SPLIT-*.parquet`, the layout of the Hub.
+        split: also a part of the names of Parquet files.
+        data_format: by default it is recognized.
+        limit: maximum number of images, from the first.
+        on_error: "stop" at an image that cannot be read, or "skip" it.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: an argument is invalid, an image cannot be read, or none can.
+
+    Example:
+        >>> import tempfile
+        >>> from detr_panoptic.scenes import read_source
+        >>> output = f"{tempfile.mkdtemp()}/scenes"
+        >>> conversion = convert_data(read_source("scenes", limit=2), output, to="parquet", progress=False)
+        >>> conversion.images, conversion.skipped
+        (2, [])
+        >>> read_panoptic(output)
+        PanopticData: 2 records, 14 classes (8 things: house, tree, ...; 6 stuff: sky, mountain, ...)
+    """
+    for name, value, allowed in (("to", to, TARGETS), ("on_error", on_error, ON_ERROR)):
+        if value not in allowed:
+            raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}.")
+    check_new_folder(output)
+    if isinstance(source, PanopticData):
+        data = read_panoptic(source, limit=limit)
+    else:
+        missing = on_error == "skip"
+        data = read_panoptic(source, split=split, data_format=data_format, limit=limit, files_may_be_missing=missing)
+    if not isinstance(data.records, Dataset):
+        raise ValueError("`source` must not be a stream.")
+    conversion = DataConversion(Path(output), data.categories)
+    records = _readable_records(data.records, conversion, skip=on_error == "skip")
+    bar = tqdm(records, total=len(data.records), disable=None if progress else True, desc="converting")
+    with whole_folder(output) as part:
+        if to == COCO:
+            write_coco_panoptic_dataset(part, bar, data.categories)
+        elif to == DATASET:
+            save_dataset(part, bar, data.categories)
+        else:
+            write_parquet(part, bar, data.categories, split=split or "train")
+    return conversion
+
+
+def _readable_records(records: Dataset, conversion: DataConversion, *, skip: bool) -> Iterator[Record]:
+    """Yields records whose files can be decoded, as files; counts them, and skips the others or raises ValueError."""
+    encoded = NamedRecords(undecoded(records))
+    for index in range(len(encoded)):
+        try:
+            record = stored_record(encoded[index])
+            with open_stored(record["image"]) as picture:
+                picture.load()
+        except Exception as error:  # broken files raise anything from SyntaxError to struct.error
+            message = encoded.describe(index, error)
+            if not skip:
+                raise ValueError(f'{message} (`on_error="skip"` leaves such images out)') from error
+            conversion.skipped.append(message)
+            _logger.warning("Skipped: %s", message)
+            continue
+        conversion.add(record)
+        yield record
+    if not conversion.images:
+        raise ValueError("`source` has no image that can be read.")

@@ -36,13 +36,7 @@ FIGURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # the fir
 def true_instances(
     segmentation: NDArray[Any], segments_info: Sequence[Mapping[str, Any]], is_thing: Sequence[bool]
 ) -> list[Instance]:
-    """Returns the annotated things of an image; segments without a pixel are left out.
-
-    Args:
-        segmentation: (H, W) integer ids.
-        segments_info: mappings with `id`, `label_id` and perhaps `iscrowd`.
-        is_thing: by label id.
-    """
+    """Returns the annotated things of a map (H, W) of ids; segments without a pixel are left out."""
     things = [segment for segment in segments_info if is_thing[segment["label_id"]]]
     if not things:
         return []
@@ -67,16 +61,12 @@ def average_precision(
     categories: Categories,
     kinds: Sequence[str],
 ) -> dict[str, dict[str, Any]]:
-    """Computes AP over images.
-
-    Args:
-        images: (height, width), true and detected instances of each.
-        categories: of their label ids.
-        kinds: "box", "mask" or both.
+    """Computes AP over images: (height, width), true and detected instances of each.
 
     Returns:
-        For each kind the `FIGURES` and `per_class`, the AP of each label id: all in [0, 1], and None where there is
-        nothing to measure. They are means over IoU thresholds from 0.5 to 0.95, for at most 100 detections.
+        For each kind, "box" or "mask", the `FIGURES` and `per_class`, the AP of each label id: all in [0, 1], and None
+        where there is nothing to measure. They are means over IoU thresholds from 0.5 to 0.95, for at most 100
+        detections.
     """
     things = [{"id": label} for label in categories.id2label if categories.is_thing[label]]
     sizes: list[dict[str, int]] = []

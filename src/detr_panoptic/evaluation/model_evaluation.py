@@ -5,19 +5,19 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from ..data import PanopticData
 from ..data.categories import match_labels
-from ..data.hub_names import hub_name
+from ..data.hub_names import public_name
 from ..data.records import truth_ids
 from ..inference.predictor import Predictor, processes
 from ..scenes.source import read_source
+from .average_precision import Instance, true_instances
 from .average_precision import average_precision as compute_average_precision
-from .average_precision import true_instances
 from .panoptic_quality import PanopticQuality, relabel
 from .results import Evaluation, Example
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
     from ..inference.prediction import Prediction
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
-    from .average_precision import Instance
 
 PREDICTIONS = "predictions"  # folder inside the output folder
 NUM_WORST = 4  # images that are kept to be drawn
@@ -94,7 +93,7 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
     kinds = _kinds(average_precision)
     may_skip = on_error == "skip"
     data = read_source(source, split=split, data_format=data_format, limit=limit, files_may_be_missing=may_skip)
-    predictor = _predictor(model, device=device, dtype=dtype)
+    predictor = Predictor.of(model, device=device, dtype=dtype)
     comparison = _Comparison(data.categories, _match_classes(data.categories, predictor.categories.id2label), kinds)
     options: dict[str, Any] = {
         "threshold": threshold,
@@ -118,7 +117,8 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
         "dtype": str(predictor.model.dtype),
         "batch_size": batch_size,
     }
-    evaluation = comparison.gather(failures=failures, dataset=_dataset_name(source, split), settings=settings)
+    dataset = "" if isinstance(source, PanopticData) else public_name(str(source), split)
+    evaluation = comparison.gather(failures=failures, dataset=dataset, settings=settings)
     if output is not None and state.is_main_process:
         evaluation.save(output)
     return evaluation
@@ -137,12 +137,8 @@ def _match_classes(categories: Categories, id2label: Mapping[int, str]) -> dict[
     return labels
 
 
-class _Image(NamedTuple):
-    """The contribution of one image to the metrics; `number` is its place in the data."""
-
-    number: int
-    quality: PanopticQuality
-    instances: tuple[tuple[int, int], list[Instance], list[Instance]]  # (height, width), true, detected
+# Of one image: its place in the data, its quality, and (height, width), true and detected instances.
+_Image = tuple[int, PanopticQuality, tuple[tuple[int, int], list[Instance], list[Instance]]]
 
 
 @dataclass
@@ -166,7 +162,7 @@ class _Comparison:
             true = true_instances(**truth, is_thing=self.categories.is_thing) if self.kinds else []
             detections = prediction.detections or []
             found = [d | {"label_id": self.labels[d["label_id"]]} for d in detections if d["label_id"] in self.labels]
-            self.images.append(_Image(record["index"], quality, (truth["segmentation"].shape, true, found)))
+            self.images.append((record["index"], quality, (truth["segmentation"].shape, true, found)))
             result = quality.compute()
             if result.overall.n:
                 example = Example(prediction.name, result.pq, prediction.image, truth, predicted)
@@ -177,12 +173,12 @@ class _Comparison:
 
     def gather(self, **about: Any) -> Evaluation:
         """Returns the metrics of the images of all processes, in their order; `about` are fields of `Evaluation`."""
-        self.images = sorted(gather_object(self.images), key=lambda image: image.number)
+        self.images = sorted(gather_object(self.images), key=lambda image: image[0])
         self._keep_worst(gather_object(self.worst))
         total = PanopticQuality(self.categories)
-        for image in self.images:
-            total += image.quality
-        instances = (image.instances for image in self.images)
+        for _, quality, _ in self.images:
+            total += quality
+        instances = (image[2] for image in self.images)
         ap = compute_average_precision(instances, self.categories, self.kinds) if self.kinds else {}
         worst = [example for _, _, example in self.worst]
         return Evaluation(quality=total.compute(), ap=ap, images=len(self.images), worst=worst, **about)
@@ -193,17 +189,3 @@ def _kinds(average_precision: bool | str) -> tuple[str, ...]:
     if average_precision not in kinds:
         raise ValueError(f"`average_precision` must be True, False, 'box' or 'mask', got {average_precision!r}.")
     return kinds[average_precision]
-
-
-def _predictor(model: Any, **options: Any) -> Predictor:
-    if isinstance(model, Predictor):
-        return model
-    return Predictor(*model) if isinstance(model, tuple) else Predictor.from_pretrained(model, **options)
-
-
-def _dataset_name(source: Any, split: str | None) -> str:
-    """Returns the name of a dataset for readers elsewhere: on the Hub, or of its folder without the path."""
-    if isinstance(source, PanopticData):
-        return ""
-    name = str(source) if hub_name(str(source)) else Path(source).resolve().name
-    return name if split is None else f"{name} {split}"

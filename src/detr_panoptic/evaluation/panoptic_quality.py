@@ -136,13 +136,9 @@ class PanopticQuality:
 
 
 def relabel(prediction: Prediction, labels: Mapping[int, int]) -> dict[str, Any]:
-    """Returns a prediction in the labels of a dataset, as `segmentation` and `segments_info`.
+    """Returns a prediction in the labels of a dataset, given the dataset's label of each label of the model.
 
     Segments of classes that the dataset does not have become void: it cannot judge them.
-
-    Args:
-        prediction: of a model.
-        labels: the dataset's label id of each label id of the model.
     """
     known = [segment for segment in prediction.segments if segment.label_id in labels]
     ids = prediction.segmentation

@@ -56,11 +56,7 @@ class ClassQuality:
 class PanopticQualityResult:
     """Panoptic quality of images, all values in [0, 1]; prints as tables in percent.
 
-    Args:
-        overall: means over all classes that occur.
-        things: means over things.
-        stuff: means over stuff.
-        per_class: quality of each class by its name, in the order of the categories.
+    `overall`, `things` and `stuff` are means over the classes that occur; `per_class` has all by name, in order.
     """
 
     overall: GroupQuality

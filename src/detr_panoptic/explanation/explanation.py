@@ -18,7 +18,7 @@ from ..backbone import DILATED_STRIDES, STRIDES
 from ..box_ops import cxcywh_to_xyxy
 from ..data.plain_text import one_line
 from ..image_reading import plain_picture, read_picture
-from ..inference import load
+from ..inference import Predictor
 from ..inference.detections import query_masks
 from ..panoptic_merging import ImageSizes
 from ..visualization import ObjectAttention, draw_attention, draw_segments, stack
@@ -70,13 +70,7 @@ class Explanation:
     def save(self, folder: str | PathLike[str], *, layer: int | None = None, head: int | None = None) -> list[Path]:
         """Writes the overlay, NAME_overlay.png, and a sheet for each object, such as NAME_segment_3.png.
 
-        Args:
-            folder: Created if it does not exist.
-            layer: As in `draw`.
-            head: As in `draw`.
-
-        Returns:
-            The files, the overlay first.
+        The folder is created if it does not exist; `layer` and `head` are as in `draw`. Returns the files.
         """
         sheets = {name: self.draw(name, layer=layer, head=head) for name in self.objects}
         overlay = draw_segments(self.image, self.segmentation, self.segments, self.id2label)
@@ -129,7 +123,8 @@ def explain(
         raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {task!r}.")
     if segments is not None and queries is not None:
         raise ValueError("`segments` and `queries` cannot be given together.")
-    network, processor = _parts(model)
+    predictor = Predictor.of(model)
+    network, processor = predictor.model, predictor.processor
     for query in queries or ():
         if not 0 <= query < network.config.num_queries:
             raise ValueError(f"`queries` must be from 0 to {network.config.num_queries - 1}, got {query}.")
@@ -140,7 +135,9 @@ def explain(
         outputs = network(**inputs, mask_queries=None if queries is None else "all", output_attentions=True)
     merge = getattr(processor, f"post_process_{task}_segmentation")
     (result,) = merge(outputs, threshold, target_sizes=[(picture.height, picture.width)])
-    found = _described(result["segments_info"], outputs.logits[0], network.config.id2label)
+    id2label, info = network.config.id2label, result["segments_info"]
+    origins = zip(info, queries_of(info, outputs.logits[0]), strict=True)
+    found = [{**segment, "label": id2label[segment["label_id"]], "query": query} for segment, query in origins]
     segmentation = result["segmentation"].cpu().numpy()
     reader = _AttentionReader(name, picture, outputs, network.config)
     if queries is not None:
@@ -148,33 +145,13 @@ def explain(
     else:
         chosen = _chosen(found, segments)
         objects = {f"segment_{entry['id']}": reader.of_segment(entry, segmentation) for entry in chosen}
-    return Explanation(name, picture, segmentation, found, objects, network.config.id2label)
-
-
-def _parts(model: Any) -> tuple[Any, Any]:
-    """Returns the network and the image processor."""
-    if isinstance(model, str | Path):
-        model = load(model)
-    network, processor = model if isinstance(model, tuple) else (model.model, model.processor)
-    return network, processor
-
-
-def _described(
-    segments_info: Sequence[Mapping[str, Any]], logits: Tensor, id2label: Mapping[int, str]
-) -> list[dict[str, Any]]:
-    queries = queries_of(segments_info, logits)
-    return [
-        {**segment, "label": id2label[segment["label_id"]], "query": query}
-        for segment, query in zip(segments_info, queries, strict=True)
-    ]
+    return Explanation(name, picture, segmentation, found, objects, id2label)
 
 
 def queries_of(segments_info: Sequence[Mapping[str, Any]], logits: Tensor) -> list[int]:
     """Returns the query that each segment comes from; of fused queries, the one whose score the segment has.
 
-    Args:
-        segments_info: `label_id` and `score` of each, in the order of their ids, which is that of the queries.
-        logits: (Q, K + 1).
+    The segments are in the order of their ids, which is that of the queries; logits are (Q, K + 1).
     """
     scores, labels = logits.float().softmax(-1).max(-1)
     found: list[int] = []
@@ -216,16 +193,10 @@ class _AttentionReader:
         probs = self.outputs.logits[0, query].float().softmax(-1)
         label = int(probs[:-1].argmax())
         title = label_text({"label_id": label, "score": float(probs[label])}, self.config.id2label)
-        height, width = self.outputs.canvas_sizes[0].tolist()
-        target = self.image.height, self.image.width
-        sizes = ImageSizes(processed=self._processed_size, canvas=(height, width), target=target)
+        processed, canvas = (tuple(pair[0].tolist()) for pair in (self.outputs.image_sizes, self.outputs.canvas_sizes))
+        sizes = ImageSizes(processed, canvas, target=(self.image.height, self.image.width))
         mask = query_masks(self.outputs.pred_masks[0, query : query + 1], sizes)[..., 0].cpu().numpy()
         return self._of(query, mask, title, f"query {query} of {self.name}, no object with {float(probs[-1]):.2f}")
-
-    @property
-    def _processed_size(self) -> tuple[int, int]:
-        height, width = self.outputs.image_sizes[0].tolist()
-        return height, width
 
     def _of(self, query: int, mask: np.ndarray, title: str, subtitle: str) -> ObjectAttention:
         mask_maps = self.outputs.mask_attentions[0, query]  # (M, h, w)
@@ -239,6 +210,6 @@ class _AttentionReader:
             mask=mask,
             mask_maps=mask_maps.float().cpu().numpy(),
             cross_maps=cross_maps.unflatten(-1, mask_maps.shape[-2:]).float().cpu().numpy(),
-            processed_size=self._processed_size,
+            processed_size=tuple(self.outputs.image_sizes[0].tolist()),
             stride=(DILATED_STRIDES if self.config.dilation else STRIDES)[-1],
         )

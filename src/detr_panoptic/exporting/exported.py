@@ -5,18 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..inference.loading import load
+from ..inference import Predictor
 from .graph import GraphOptions, parse_size
 from .inputs import calibration_batches, fitted_to_canvas
 from .quantization import quantize_file
 from .transformers_detr import write_transformers
 from .writing import trace, write_onnx, write_torch
-
-if TYPE_CHECKING:
-    from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-    from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
 FILE_NAMES = {"onnx": "model.onnx", "torch": "model.pt2"}
 FORMATS = (*FILE_NAMES, "transformers")
@@ -121,7 +117,8 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
         with_merging=with_merging,
     )
     _check(output, format, quantize, calibration, options)
-    loaded, processor = _model_and_processor(model)
+    predictor = Predictor.of(model, device="cpu")
+    loaded, processor = predictor.model, predictor.processor
     if format == "transformers":
         write_transformers(loaded, processor, output)
         return ExportedModel(output / "model.safetensors", format)
@@ -165,13 +162,6 @@ def _check(output: Path, format: str, quantize: str | None, calibration: Any, op
         )
     if (quantize == "static") != (calibration is not None):
         raise ValueError('`quantize="static"` and `calibration` need each other.')
-
-
-def _model_and_processor(model: Any) -> tuple[DetrPanopticForSegmentation, DetrPanopticImageProcessor]:
-    """Returns the two parts of what `export` takes as a model."""
-    if isinstance(model, tuple):
-        return model
-    return load(model, device="cpu") if isinstance(model, (str, Path)) else (model.model, model.processor)
 
 
 def _require_onnx(*, quantizes: bool) -> None:

@@ -20,17 +20,10 @@ QUERIES_AT_ONCE = 16  # masks of the image's size in memory
 
 
 def detect(outputs: Any, index: int, size: tuple[int, int], *, with_masks: bool) -> list[dict[str, Any]]:
-    """Returns the detections of one image.
+    """Returns the detections of one image (height, width) of a batch of outputs, which has all masks if `with_masks`.
 
-    Args:
-        outputs: of the model, for a batch; with the masks of all queries if `with_masks`.
-        index: of the image in the batch.
-        size: (height, width) of the image.
-        with_masks: whether to add the masks.
-
-    Returns:
-        For each query `label_id`, `score`, `bbox` (x, y, width, height in pixels) and with masks `counts`, the COCO
-        run-length encoding as text.
+    Each query gets `label_id`, `score`, `bbox` (x, y, width, height in pixels) and with masks `counts`, the COCO
+    run-length encoding as text.
     """
     scores, labels = outputs.logits[index].float().softmax(-1)[:, :-1].max(-1)
     boxes = cxcywh_to_xyxy(outputs.pred_boxes[index].float()) * scores.new_tensor([size[1], size[0]]).repeat(2)
@@ -53,17 +46,10 @@ def detect(outputs: Any, index: int, size: tuple[int, int], *, with_masks: bool)
 
 
 def query_masks(masks: Tensor, sizes: ImageSizes) -> Tensor:
-    """Returns each query's own mask, as the reference measures its mask AP.
+    """Returns each query's own mask, (H, W, N) bool of the target size, of logits (N, h, w) of the padded canvas.
 
     Follows PostProcessSegm of facebookresearch/detr (29901c5): a probability above one half at the processed size, and
     its nearest pixel at the target size; here, masks of a padded batch are cropped to the image before.
-
-    Args:
-        masks: (N, h, w) mask logits of the padded canvas.
-        sizes: the image's sizes.
-
-    Returns:
-        (H, W, N) bool, of the target size.
     """
     logits = at_least_float32(crop_to_image(masks, sizes))[None]
     processed = F.interpolate(logits, size=sizes.processed, mode="bilinear", align_corners=False) > 0

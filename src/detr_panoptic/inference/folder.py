@@ -33,22 +33,15 @@ RECORD_KEYS = ("id", "label_id", "area", "bbox", "score")
 
 
 class PredictionFolder:
-    """The predictions of a source of images, in files.
+    """The predictions of a source of images, in files; `layout` is the `to` of `Predictor.predict`.
 
-    Iterating yields each record with its prediction, in the order of the images.
-
-    Args:
-        output: the folder; created by `open`.
-        pictures: all images.
-        categories: of the model.
-        layout: "files", "coco" or "parquet", see `Predictor.predict`.
+    Iterating yields each record with its prediction, in the order of the images. `failures` are messages about images
+    that could not be read, and `num_earlier` is the number of predictions that were there before.
     """
 
     def __init__(
         self, output: str | Path, pictures: Pictures, categories: Categories, *, layout: Layout = "files"
     ) -> None:
-        if layout not in ("files", "coco", "parquet"):
-            raise ValueError(f"`to` must be files, coco or parquet, got {layout!r}.")
         self.output = Path(output)
         if self.output.is_file():
             raise ValueError(f"`output` must be a folder, got the file {str(output)!r}.")
@@ -58,9 +51,7 @@ class PredictionFolder:
         paths = [pictures.path_of(index) for index in range(len(pictures))]
         self._stems = unique_stems(paths, (OVERLAY, MAP, JSON), output=self.output)
         self.failures: list[str] = []
-        """Messages about the images that could not be read."""
         self.num_earlier = 0
-        """Number of predictions that were there before."""
         self._shown: list[str] = []
 
     def open(self, settings: Mapping[str, Any]) -> None:
@@ -95,7 +86,7 @@ class PredictionFolder:
     def finish(self) -> None:
         """Writes the files that list all images, for the layouts "coco" and "parquet"."""
         if self.layout == "coco":
-            self.write_coco(self.output / f"{MAPS}.json")
+            self._write_coco()
         elif self.layout == "parquet" and len(self):
             packing = self.output / ".packing"
             shutil.rmtree(packing, ignore_errors=True)
@@ -104,8 +95,7 @@ class PredictionFolder:
             (packing / "data").rename(self.output / "data")
             shutil.rmtree(packing)
 
-    def write_coco(self, file: str | Path) -> Path:
-        """Writes all predictions as one COCO panoptic JSON file; the maps stay where they are."""
+    def _write_coco(self) -> None:
         images, annotations = [], []
         for index, content in self._contents():
             name = Path(content["image"]).name if Path(content["image"]).is_absolute() else content["image"]
@@ -113,10 +103,9 @@ class PredictionFolder:
             images.append({"id": content["image_id"], "file_name": name, **size})
             file_name = f"{self._stems[index]}{MAP}"
             annotations.append(coco_annotation(content["segments_info"], content["image_id"], file_name))
-        with written_whole(Path(file)) as part:
+        with written_whole(self.output / f"{MAPS}.json") as part:
             content = {"images": images, "annotations": annotations, "categories": self.categories.to_coco()}
             part.write_text(json.dumps(content))
-        return Path(file)
 
     def __len__(self) -> int:
         """Returns the number of predictions."""

@@ -59,7 +59,9 @@ def load(
                 source, stuff_label_ids=model.config.stuff_label_ids, category_ids=model.config.category_ids
             )
     except Exception as error:  # transformers, safetensors, torch and timm raise errors of their own
-        raise ValueError(f"`model` {source!r} cannot be loaded: {first_line(error)}") from error
+        is_invalid = type(error).__name__.startswith("StrictDataclass")  # its first line names the check alone
+        reason = first_line((is_invalid and error.__cause__) or error)
+        raise ValueError(f"`model` {source!r} cannot be loaded: {reason}") from error
     if config["model_type"] == MODEL_TYPES[0]:
         _check_fit(source, model, report)
     broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
@@ -114,12 +116,8 @@ def _read_config(source: str) -> dict[str, Any]:
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
-    if dtype is None:
-        return torch.float32
-    if dtype == "auto" or isinstance(dtype, torch.dtype):
-        return dtype
-    found = getattr(torch, str(dtype), None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    found: Any = torch.float32 if dtype is None else getattr(torch, str(dtype), dtype)
+    if found != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise ValueError(f"`dtype` must be float32, bfloat16, float16 or auto, got {dtype!r}.")
     return found
 
@@ -127,14 +125,11 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
 def _check_fit(source: str, model: DetrPanopticForSegmentation, report: dict[str, Any]) -> None:
     """Raises ValueError for weights that transformers would initialize at random or ignore."""
     misfits = sorted(f"{name} {tuple(saved)}, not {tuple(made)}" for name, saved, made in report["mismatched_keys"])
-    if misfits:
-        raise ValueError(
-            f"`model` {source!r} has weights whose shapes contradict its config.json "
-            f"({model.config.num_labels} labels): {_some(misfits)}."
-        )
-    for keys, problem in (("missing_keys", "lacks"), ("unexpected_keys", "has no place for")):
-        if report[keys]:
-            raise ValueError(f"`model` {source!r} {problem} weights: {_some(sorted(report[keys]))}.")
+    shapes = f"has shapes that contradict its config.json ({model.config.num_labels} labels) in"
+    missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    for names, problem in ((misfits, shapes), (missing, "lacks"), (unexpected, "has no place for")):
+        if names:
+            raise ValueError(f"`model` {source!r} {problem} weights: {_some(names)}.")
 
 
 def _some(names: list[str]) -> str:

@@ -20,17 +20,13 @@ if TYPE_CHECKING:
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
     from .pictures import Pictures
+    from .prediction import Prediction
 
 WINDOW = 64  # batches; images are sorted by shape within a window, whose sizes are read ahead
 
 
 class Batch(NamedTuple):
-    """Images that go through the model together.
-
-    Args:
-        records: B mappings with at least an `image`, RGB and upright.
-        inputs: their `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W).
-    """
+    """Records with an upright RGB `image`, and their `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W)."""
 
     records: Sequence[Mapping[str, Any]]
     inputs: BatchFeature
@@ -47,10 +43,7 @@ def make_batch(processor: DetrPanopticImageProcessor, records: Sequence[Mapping[
 
 
 def plan_batches(pictures: Pictures, batch_size: int) -> Iterator[list[int]]:
-    """Yields the indices of all images, batch by batch, sorted by aspect ratio and size to reduce padding.
-
-    With a batch size of 1, images stay in order and no size is read.
-    """
+    """Yields the indices of all images by batch, sorted by aspect ratio and size to reduce padding, if above 1."""
     for start in range(0, len(pictures), WINDOW * batch_size):
         window = range(len(pictures))[start : start + WINDOW * batch_size]
         indices = window if batch_size == 1 else sorted(window, key=partial(_shape, pictures))
@@ -58,13 +51,33 @@ def plan_batches(pictures: Pictures, batch_size: int) -> Iterator[list[int]]:
             yield list(indices[first : first + batch_size])
 
 
+def in_order(
+    results: Iterable[tuple[Mapping[str, Any], Prediction]], batch_size: int
+) -> Iterator[tuple[Mapping[str, Any], Prediction]]:
+    """Yields records with their predictions, computed batch by batch, in the order of the records.
+
+    At most one window of them waits, also where images could not be read.
+    """
+    window, place = WINDOW * batch_size, 0
+    waiting: dict[int, tuple[Mapping[str, Any], Prediction]] = {}
+    for result in results:
+        index = result[0]["index"]
+        if index >= (place // window + 1) * window:  # the next window: what still lacks could not be read
+            yield from (waiting[i] for i in sorted(waiting))
+            waiting, place = {}, index // window * window
+        waiting[index] = result
+        while place in waiting:
+            yield waiting.pop(place)
+            place += 1
+    yield from (waiting[i] for i in sorted(waiting))
+
+
 def load_batches(
     pictures: Pictures, plan: Iterator[list[int]], processor: DetrPanopticImageProcessor, *, workers: int
 ) -> Iterable[tuple[Batch | None, list[str]]]:
     """Loads the batches of a plan in `workers` processes, or in this one if there are none.
 
-    Returns:
-        Each batch of the images that could be read, each record with its `index`; and messages that name the others.
+    Returns each batch of the images that could be read, records with their `index`, and messages that name the others.
     """
     indices: Any = range(len(pictures))
     return DataLoader(indices, batch_sampler=plan, collate_fn=partial(_load, pictures, processor), num_workers=workers)
@@ -74,12 +87,7 @@ def load_batches(
 def run_model(
     model: DetrPanopticForSegmentation, batches: Iterable[Batch], *, mask_queries: str | int | None = None
 ) -> Iterator[tuple[Batch, Any]]:
-    """Runs a model and yields each batch with its raw outputs.
-
-    Args:
-        model: switched to evaluation mode, and back to its own mode at the end.
-        batches: from `make_batch`; iterated once.
-        mask_queries: which queries get masks; None: as the model's configuration says.
+    """Runs a model in evaluation mode and yields each batch with its raw outputs; its own mode is restored.
 
     Raises:
         FloatingPointError: scores or masks are not finite; names the images.

@@ -65,16 +65,10 @@ class Pictures:
 
 
 def open_pictures(source: Any, *, limit: int | None = None, **options: Any) -> tuple[Pictures, list[str]]:
-    """Opens whatever contains images.
-
-    Args:
-        source: a path to an image, a folder of images or a dataset; a list of paths to images and folders; "scenes";
-            a `Dataset`, a `PanopticData`, or `Pictures`.
-        limit: number of images, from the first.
-        options: `split` and `data_format` of `read_panoptic`.
+    """Opens whatever contains images: the sources of `Predictor.predict`, or `Pictures`.
 
     Returns:
-        The images, and a message for each path that leads to none.
+        The images, at most `limit`, and a message for each path that leads to none.
 
     Raises:
         ValueError: the source contains no images.
@@ -123,12 +117,9 @@ def _expanded(names: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
 
 
 def unique_stems(paths: Sequence[Path], endings: Sequence[str], *, output: Path) -> list[str]:
-    """Chooses a name for the results of each image such that no two files collide and no input is overwritten.
+    """Chooses a name for each image's results such that no two files collide and no input in `output` is overwritten.
 
-    Args:
-        paths: of the images; `a/x.jpg` and `b/x.jpg` become `x` and `x_2`.
-        endings: of the files that are written for each name.
-        output: folder of the results; images in it keep their files.
+    `a/x.jpg` and `b/x.jpg` become `x` and `x_2`; `endings` are those of the files written for each name.
     """
     # Case is ignored: on most desktops X.json and x.json are the same file.
     taken = {path.name.casefold() for path in paths if path.parent.resolve() == output.resolve()}

@@ -14,7 +14,8 @@ from scipy import ndimage
 
 from ..data.files import written_whole
 from ..data.plain_text import one_line
-from ..segment_ids import ids_to_rgb, rgb_to_ids
+from ..data.records import ids_to_rgb
+from ..segment_ids import rgb_to_ids
 from ..visualization import draw_segments
 
 if TYPE_CHECKING:
@@ -99,20 +100,11 @@ class Prediction:
         return [{name: getattr(segment, name) for name in names} for segment in self.segments]
 
     def draw(self, **options: Any) -> Image.Image:
-        """Draws the segments over the image.
-
-        Args:
-            options: `alpha`, `show_labels` and `show_legend` of `visualization.draw_segments`.
-        """
+        """Draws the segments over the image, with `alpha`, `show_labels` and `show_legend` of `draw_segments`."""
         return draw_segments(self.image, self.segmentation, self.segments_info, self.id2label, **options)
 
     def to_coco(self, image_id: int, file_name: str) -> dict[str, Any]:
-        """Returns the entry of this image in a COCO panoptic JSON file.
-
-        Args:
-            image_id: the image's id in the dataset.
-            file_name: name of the PNG file with the segment ids.
-        """
+        """Returns the entry of this image in a COCO panoptic JSON file; the PNG file of the ids has that name."""
         return coco_annotation([asdict(segment) for segment in self.segments], image_id, file_name)
 
     def to_supervision(self) -> Detections:

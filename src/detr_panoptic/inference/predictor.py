@@ -79,6 +79,21 @@ class Predictor:
             device = state.device
         return cls(*load(model, device=device, dtype=dtype))
 
+    @classmethod
+    def of(
+        cls, model: Any, *, device: str | torch.device = "auto", dtype: str | torch.dtype | None = None
+    ) -> Predictor:
+        """Returns the predictor of whatever the package accepts as a model.
+
+        Args:
+            model: a `Predictor`, which is returned; a model and its image processor; or what `from_pretrained` takes.
+            device: of a model that is loaded.
+            dtype: of a model that is loaded.
+        """
+        if isinstance(model, Predictor):
+            return model
+        return cls(*model) if isinstance(model, tuple) else cls.from_pretrained(model, device=device, dtype=dtype)
+
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str, but not of images
         self, images: ImageInput, *, task: Task = ..., threshold: float | None = ...
@@ -108,8 +123,8 @@ class Predictor:
         """
         _check_options(task, threshold)
         if isinstance(images, Image.Image | str | Path):
-            return next(self._segment_images([images], task, threshold))
-        return list(self._segment_images(images, task, threshold))
+            return self([images], task=task, threshold=threshold)[0]
+        return [prediction for _, prediction in self._segment(self._single_batches(images), task, threshold)]
 
     def iterate(  # noqa: PLR0913  every option of a long run, each with a default
         self,
@@ -127,13 +142,13 @@ class Predictor:
         """Yields each record of a source with its prediction, as they are computed.
 
         Args:
-            source: as `predict` takes it, or `Pictures`.
+            source: as in `predict`.
             task: as in `__call__`.
             threshold: as in `__call__`.
-            batch_size: images of similar shape that share a forward; their padding changes results slightly.
-            num_workers: processes that load images; None: none on CPU, up to 8 on a GPU.
+            batch_size: as in `predict`.
+            num_workers: as in `predict`.
             detections: "box" or "mask" adds `Prediction.detections`, one for each query.
-            on_error: for an image that cannot be read, "stop" raises its error and "skip" logs it.
+            on_error: as in `predict`.
             failures: a list to which messages about skipped images are added.
             share: whether each process of `accelerate launch` gets a share of the images, not all of them.
 
@@ -148,9 +163,9 @@ class Predictor:
         if share:
             state = processes()
             plan = islice(plan, state.process_index, None, state.num_processes)
-        options = {"task": task, "threshold": threshold, "detections": detections}
         failures = [] if failures is None else failures
-        yield from self._run(pictures, plan, options, workers=num_workers, on_error=on_error, failures=failures)
+        batches = self._read_batches(pictures, plan, workers=num_workers, on_error=on_error, failures=failures)
+        yield from self._segment(batches, task, threshold, detections)
 
     def predict(  # noqa: PLR0913  every option of a long run, each with a default
         self,
@@ -198,24 +213,24 @@ class Predictor:
                 output folder holds results of other settings.
             FloatingPointError: the model's outputs are not finite.
         """
-        _check_options(task, threshold, batch_size=batch_size, detections=detections, on_error=on_error)
+        _check_options(task, threshold, batch_size=batch_size, detections=detections, on_error=on_error, to=to)
         pictures, missing = open_pictures(source, split=split, data_format=data_format, limit=limit)
         _report(missing, on_error)
         state = processes()
-        options = {"task": task, "threshold": threshold, "detections": detections}
         draws = to == "files" if overlay is None else overlay
         folder = PredictionFolder(output, pictures, self.categories, layout=to)
         if state.is_main_process:
-            about = {"model": fingerprint(self.model, self.processor), "dtype": str(self.model.dtype)}
-            folder.open({**options, **about, "batch_size": batch_size})
+            options = {"task": task, "threshold": threshold, "detections": detections, "batch_size": batch_size}
+            model = {"model": fingerprint(self.model, self.processor), "dtype": str(self.model.dtype)}
+            folder.open({**options, **model})
         state.wait_for_everyone()
         plan = [batch for batch in plan_batches(pictures, batch_size) if not all(map(folder.is_done, batch))]
         own = plan[state.process_index :: state.num_processes]
         failures = list(missing)
+        batches = self._read_batches(pictures, iter(own), workers=num_workers, on_error=on_error, failures=failures)
         bar = tqdm(total=sum(map(len, own)), unit="image", disable=not (progress and state.is_main_process) or None)
         with bar:
-            common: dict[str, Any] = {"workers": num_workers, "on_error": on_error, "failures": failures}
-            for record, prediction in self._run(pictures, iter(own), options, **common):
+            for record, prediction in self._segment(batches, task, threshold, detections):
                 folder.write(record, prediction, overlay=draws)
                 bar.update()
         state.wait_for_everyone()
@@ -225,9 +240,7 @@ class Predictor:
         state.wait_for_everyone()
         return folder
 
-    def _segment_images(
-        self, images: Iterable[ImageInput], task: Task, threshold: float | None
-    ) -> Iterator[Prediction]:
+    def _single_batches(self, images: Iterable[ImageInput]) -> Iterator[Batch]:
         for number, image in enumerate(images, start=1):
             picture, name = image, f"image {number}"
             if isinstance(image, str | Path):
@@ -235,41 +248,45 @@ class Predictor:
             if not isinstance(picture, Image.Image):
                 raise TypeError(f"`images` must be PIL images or paths, got {type(image).__name__}.")
             record = {"image": plain_picture(picture), "image_id": number, "file_name": name}
-            batches = [make_batch(self.processor, [record])]
-            for batch, outputs in run_model(self.model, batches, mask_queries=_mask_queries(task, "none")):
-                yield from self._predictions(batch, outputs, task=task, threshold=threshold, detections="none")
+            yield make_batch(self.processor, [record])
 
-    def _run(
+    def _read_batches(
         self,
         pictures: Pictures,
         plan: Iterator[list[int]],
-        settings: Mapping[str, Any],
         *,
         workers: int | None,
         on_error: OnError,
         failures: list[str],
-    ) -> Iterator[tuple[Mapping[str, Any], Prediction]]:
+    ) -> Iterator[Batch]:
+        """Yields the batches of images that can be read; messages about others go to `failures`."""
         if workers is None:
             on_cpu = self.model.device.type == "cpu"
             workers = 0 if on_cpu else min((os.cpu_count() or 1) // processes().num_processes, MAX_WORKERS)
-        loaded = load_batches(pictures, plan, self.processor, workers=workers)
-        readable = _readable(loaded, on_error, failures)
-        mask_queries = _mask_queries(settings["task"], settings["detections"])
-        for batch, outputs in run_model(self.model, readable, mask_queries=mask_queries):
-            yield from zip(batch.records, self._predictions(batch, outputs, **settings), strict=True)
+        for batch, messages in load_batches(pictures, plan, self.processor, workers=workers):
+            _report(messages, on_error)
+            failures += messages
+            if batch is not None:
+                yield batch
 
-    def _predictions(
-        self, batch: Batch, outputs: Any, *, task: Task, threshold: float | None, detections: Detections
-    ) -> Iterator[Prediction]:
-        results = self._merge(outputs, batch.sizes, task, threshold)
-        for index, (record, result) in enumerate(zip(batch.records, results, strict=True)):
-            segmentation = result["segmentation"].cpu().numpy()
-            segments = describe_segments(segmentation, result["segments_info"], self.categories)
-            name = str(record.get("file_name") or f"{record['image_id']:012d}.png")
-            found = None
-            if detections != "none":
-                found = detect(outputs, index, batch.sizes[index], with_masks=detections == "mask")
-            yield Prediction(record["image"], segmentation, segments, self.categories.id2label, name, found)
+    def _segment(
+        self, batches: Iterable[Batch], task: Task, threshold: float | None, detections: Detections = "none"
+    ) -> Iterator[tuple[Mapping[str, Any], Prediction]]:
+        """Yields each record of the batches with its prediction."""
+        # A semantic map adds up all queries, also those whose best class is "no object".
+        mask_queries = "all" if task == "semantic" or detections == "mask" else None
+        for batch, outputs in run_model(self.model, batches, mask_queries=mask_queries):
+            results = self._merge(outputs, batch.sizes, task, threshold)
+            for index, (record, result) in enumerate(zip(batch.records, results, strict=True)):
+                segmentation = result["segmentation"].cpu().numpy()
+                segments = describe_segments(segmentation, result["segments_info"], self.categories)
+                name = str(record.get("file_name") or f"{record['image_id']:012d}.png")
+                id2label = self.categories.id2label
+                prediction = Prediction(record["image"], segmentation, segments, id2label, name)
+                if detections != "none":
+                    with_masks = detections == "mask"
+                    prediction.detections = detect(outputs, index, batch.sizes[index], with_masks=with_masks)
+                yield record, prediction
 
     def _merge(
         self, outputs: Any, sizes: list[tuple[int, int]], task: Task, threshold: float | None
@@ -291,22 +308,6 @@ def processes() -> PartialState:
     return PartialState(cpu=on_cpu, timeout=PATIENCE)
 
 
-def _mask_queries(task: Task, detections: Detections) -> str | None:
-    """Returns which queries need masks; None: those of the model's configuration."""
-    # A semantic map adds up all queries, also those whose best class is "no object".
-    return "all" if task == "semantic" or detections == "mask" else None
-
-
-def _readable(
-    loaded: Iterable[tuple[Batch | None, list[str]]], on_error: OnError, failures: list[str]
-) -> Iterator[Batch]:
-    for batch, messages in loaded:
-        _report(messages, on_error)
-        failures += messages
-        if batch is not None:
-            yield batch
-
-
 def _report(messages: Iterable[str], on_error: OnError) -> None:
     for message in messages:
         if on_error == "stop":
@@ -324,12 +325,11 @@ def _segments_of_labels(label_map: torch.Tensor) -> dict[str, Any]:
     return {"segmentation": (segmentation + 1).int(), "segments_info": info}
 
 
-def _check_options(
-    task: str, threshold: float | None, *, batch_size: int = 1, detections: str = "none", on_error: str = "stop"
-) -> None:
-    choices = (("task", task, Task), ("detections", detections, Detections), ("on_error", on_error, OnError))
-    for name, value, choice in choices:
-        if value not in (allowed := get_args(choice)):
+def _check_options(task: str, threshold: float | None, *, batch_size: int = 1, **others: str) -> None:
+    """Raises ValueError for an option that is out of range."""
+    choices = {"task": Task, "detections": Detections, "on_error": OnError, "to": Layout}
+    for name, value in {"task": task, **others}.items():
+        if value not in (allowed := get_args(choices[name])):
             raise ValueError(f"`{name}` must be {', '.join(allowed[:-1])} or {allowed[-1]}, got {value!r}.")
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"`threshold` must be between 0 and 1, got {threshold}.")

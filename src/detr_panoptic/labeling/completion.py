@@ -19,6 +19,7 @@ from ..data.records import segmentation_ids
 from ..data.writing import write_coco_panoptic_dataset
 from ..evaluation.results import format_table
 from ..inference import Predictor
+from ..inference.loop import in_order
 from ..inference.pictures import Pictures
 from ..inference.predictor import OnError
 from ..scenes.source import read_source
@@ -182,7 +183,7 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
     Args:
         source: annotated images, as `read_panoptic` takes them, or "scenes".
         output: a folder that is empty or does not exist.
-        model: a folder, a name on the Hub, or a `Predictor`.
+        model: a folder, a name on the Hub, a `Predictor`, or a model and its image processor.
         threshold: least score of a segment, in [0, 1]. None: the image processor's.
         with_things: add things, too, of classes that the data lacks.
         report: a folder for `completion.md`, `completion.json` and sheets of images before and after.
@@ -213,8 +214,7 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
     data = read_source(
         source, split=split, data_format=data_format, limit=limit, files_may_be_missing=on_error == "skip"
     )
-    is_name = isinstance(model, (str, Path))
-    predictor = Predictor.from_pretrained(model, device=device, dtype=dtype) if is_name else model
+    predictor = Predictor.of(model, device=device, dtype=dtype)
     match = match_stuff(data.categories, predictor.categories, with_things=with_things)
     if not match.labels:
         raise ValueError("`model` has no class that may be added to the data.")
@@ -232,7 +232,9 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
     least = predictor.processor.threshold if threshold is None else threshold
     completed = (
         completion.complete({**record, "image": pictures.stored(record["index"])["image"]}, prediction, least)
-        for record, prediction in tqdm(predictions, total=len(pictures), unit="image", disable=not progress or None)
+        for record, prediction in in_order(
+            tqdm(predictions, total=len(pictures), unit="image", disable=not progress or None), batch_size
+        )
     )
     with whole_folder(output) as folder:
         write_coco_panoptic_dataset(folder, completed, match.categories)

@@ -16,8 +16,8 @@ from datasets import Dataset
 from PIL import Image
 
 from ..data.categories import Categories
-from ..data.records import Record, measure_segments, panoptic_features
-from ..segment_ids import MAX_ID, ids_to_rgb
+from ..data.records import Record, ids_to_rgb, measure_segments, panoptic_features
+from ..segment_ids import MAX_ID
 from . import backdrops
 from .backdrops import Place
 from .painting import LIGHTS, Patch, float_color

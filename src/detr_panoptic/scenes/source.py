@@ -5,8 +5,7 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from ..data.images import read_images
-from ..data.reading import PanopticData, read_panoptic
+from ..data.reading import PanopticData, read_images, read_panoptic
 from .dataset import SCENE_CATEGORIES, scenes_dataset
 
 SCENES = "scenes"

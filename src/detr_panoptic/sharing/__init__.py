@@ -1,6 +1,6 @@
 """Model cards and uploads to the Hugging Face Hub."""
 
-from .card import CardFacts, MeasuredQuality, build_card, public_name, write_card
+from .card import CardFacts, MeasuredQuality, build_card, write_card
 from .pushing import PushedModel, push
 
 __all__ = [
@@ -8,7 +8,6 @@ __all__ = [
     "MeasuredQuality",
     "PushedModel",
     "build_card",
-    "public_name",
     "push",
     "write_card",
 ]

@@ -217,12 +217,6 @@ def evaluation_results(quality: MeasuredQuality | None) -> list[EvalResult] | No
     ]
 
 
-def public_name(source: str, split: str | None = None) -> str:
-    """Returns the name of a dataset or model for readers: its name on the Hub, or its folder's without the path."""
-    name = source if hub_name(source) else Path(source).resolve().name
-    return name if split is None else f"{name} {split}"
-
-
 def _read_metrics(path: str | Path) -> dict[str, Any]:
     file = Path(path) / "metrics.json" if Path(path).is_dir() else Path(path)
     return json.loads(file.read_text(encoding="utf-8"))

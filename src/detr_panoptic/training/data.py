@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, RandomSampler
 from ..data import NamedRecords, PanopticCollator, PanopticData
 from ..data.augmentation import build_augmentation
 from ..data.categories import Categories
+from ..data.hub_names import public_name
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..scenes.source import SCENES, read_source
-from ..sharing.card import public_name
 from .settings import DataSettings, TrainingSettings
 
 Batch = dict[str, Any]

@@ -61,10 +61,8 @@ def describe_rates(settings: OptimizationSettings, batch: int, *, is_backbone_fr
     """Returns a line for each learning rate, with its scaling."""
     factor, ratio = rate_factor(settings, batch), f"{batch}/{settings.reference_batch}"
     scale = {"none": "", "linear": f" x {ratio}", "sqrt": f" x sqrt({ratio})"}[settings.rate_scaling]
-    texts = [
-        f"{rate:.3g}{scale}" + (f" = {rate * factor:.3g}" if scale else "")
-        for rate in (settings.learning_rate, settings.backbone_learning_rate)
-    ]
+    rates = (settings.learning_rate, settings.backbone_learning_rate)
+    texts = [f"{rate:.3g}{scale}" + (f" = {rate * factor:.3g}" if scale else "") for rate in rates]
     return [f"learning rate: {texts[0]}", f"backbone: {'frozen' if is_backbone_frozen else texts[1]}"]
 
 

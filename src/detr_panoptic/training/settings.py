@@ -22,6 +22,8 @@ ARCHITECTURE = (
     *("num_heads", "ffn_dim", "num_queries", "dropout", "calibrate"),
 )
 """Settings of a new model. A checkpoint has its own, so they cannot be combined with `model`."""
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2  # aliases of YAML make values of any size from a few lines
 EXPECTED = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -227,7 +229,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"`config` {path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"`config` {path} must be a mapping of settings, got {reprlib.repr(content)}.")
+        raise ValueError(f"`config` {path} must be a mapping of settings, got {_SHORT.repr(content)}.")
     _refuse_unknown("setting", content, ("recipe", *setting_names()))
     return content
 
@@ -256,7 +258,7 @@ def _converted(name: str, value: Any, annotation: Any) -> Any:
                 return float(value)
     expected = [EXPECTED[option] for option in options if option in EXPECTED] + choices
     words = expected[0] if len(expected) == 1 else f"one of {', '.join(expected)}"
-    raise ValueError(f"`{name}` must be {words}, got {reprlib.repr(value)}.")
+    raise ValueError(f"`{name}` must be {words}, got {_SHORT.repr(value)}.")
 
 
 def _check_range(name: str, value: Any, least: float | None, most: float | None) -> None:

@@ -147,15 +147,14 @@ class Panels:
         shares = [f"head {i}: {percent(values.sum())}" for i, values in enumerate(mask_maps, start=1)]
         layers = [f"layer {i}: {percent(values.max())}" for i, values in enumerate(means, start=1)]
         peaks = [f"head {i}: {percent(values.max())}" for i, values in enumerate(heads, start=1)]
+        sections = [
+            ("Mask head, attention maps", ONE_SCALE, mask_maps, shares, float(mask_maps.max())),
+            (f"Decoder, cross-attention of each layer, mean of {whose}", OWN_SCALE, means, layers, None),
+            (f"Decoder, cross-attention of the heads of layer {layer}", OWN_SCALE, heads, peaks, None),
+        ]
         parts = [_grid(overview, columns=3)]
-        if head is None:
-            parts.append(_headline("Mask head, attention maps", ONE_SCALE))
-            parts.append(self.heats(mask_maps, shares, peak=float(mask_maps.max())))
-        parts.append(_headline(f"Decoder, cross-attention of each layer, mean of {whose}", OWN_SCALE))
-        parts.append(self.heats(means, layers))
-        if head is None:
-            parts.append(_headline(f"Decoder, cross-attention of the heads of layer {layer}", OWN_SCALE))
-            parts.append(self.heats(heads, peaks))
+        for title, note, maps, captions, peak in sections if head is None else sections[1:2]:
+            parts += [_headline(title, note), self.heats(maps, captions, peak=peak)]
         return parts
 
     def heats(self, maps: np.ndarray, captions: Sequence[str], *, peak: float | None = None) -> Image.Image:

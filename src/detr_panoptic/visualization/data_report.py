@@ -17,14 +17,10 @@ CELL_SIDE = 480  # pixels, longer side
 
 
 def save_data_sheets(check: DataCheck, folder: str | Path) -> list[Path]:
-    """Draws the first images of each kind of finding, and samples, each kind as one PNG file.
-
-    Args:
-        check: the result of `check_data`.
-        folder: gets `KIND.png` and `samples.png`, beside the files of `DataCheck.save`.
+    """Draws the first images of each kind of finding of `check_data`, and samples, each kind as one PNG file.
 
     Returns:
-        The files; kinds of which no image can be read have none.
+        The files in `folder`; kinds of which no image can be read have none.
 
     Example:
         >>> import tempfile

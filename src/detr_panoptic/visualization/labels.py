@@ -70,14 +70,9 @@ def shorten(text: str, font: ImageFont.FreeTypeFont, max_width: float) -> str:
 def draw_tag(
     segment: Mapping[str, Any], id2label: Mapping[int, str], color: Color, *, size: float, max_width: float
 ) -> Image.Image:
-    """Draws a segment's label as an RGBA picture: letters on a rounded patch of its color.
+    """Draws a segment's label as an RGBA picture: letters of `size` pixels on a rounded patch of its color.
 
-    Args:
-        segment: `label_id` and an optional `score`.
-        id2label: Name of each label id.
-        color: Of the patch; letters are dark or white, whichever is more readable.
-        size: Of the letters in pixels.
-        max_width: In pixels; longer names are cut, scores never.
+    Names longer than `max_width` pixels are cut, scores never.
     """
     name, score = readable_name(segment["label_id"], id2label, size), _score_text(segment)
     font = font_for(name + score, size)
@@ -93,14 +88,7 @@ def draw_tag(
 def add_legend(
     picture: Image.Image, segments: Iterable[Mapping[str, Any]], id2label: Mapping[int, str], *, size: float
 ) -> Image.Image:
-    """Adds a list of the classes of the segments under a picture, in columns, in the order of their label ids.
-
-    Args:
-        picture: RGB.
-        segments: `label_id` of each.
-        id2label: Name of each label id.
-        size: Of the letters in pixels.
-    """
+    """Adds a list of the segments' classes under an RGB picture, in columns, in the order of their label ids."""
     names = {i: readable_name(i, id2label, size) for i in sorted({segment["label_id"] for segment in segments})}
     if not names:
         return picture

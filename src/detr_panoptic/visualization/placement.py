@@ -26,19 +26,17 @@ def place_labels(
         label_sizes: N pairs (width, height) in pixels.
 
     Returns:
-        N boxes (left, top, right, bottom) in pixels, right and bottom exclusive, inside the picture and without
-        overlap; None where there is no room.
+        N boxes (left, top, right, bottom) in pixels, without overlap; None where there is no room.
     """
     stride = -(-max(segmentation.shape) // WORKING_SIZE)
     height, width = segmentation.shape
     # The last few rows and columns are left out: each pixel of the small map is a whole square of the picture.
     small_map = segmentation[: height - height % stride : stride, : width - width % stride : stride]
     masks = [small_map == segment_id for segment_id in segment_ids]
-    areas = [int(mask.sum()) for mask in masks]
     boxes: list[Box | None] = [None] * len(masks)
     # Sizes in pixels of the small map are rounded up: labels that do not overlap there do not in the picture.
     sizes = [(-(-width // stride), -(-height // stride)) for width, height in label_sizes]
-    for index in sorted(range(len(masks)), key=lambda i: -areas[i]):
+    for index in sorted(range(len(masks)), key=lambda i: -masks[i].sum()):
         taken = [box for box in boxes if box is not None]
         boxes[index] = _place(masks[index], sizes[index], taken)
     return [
@@ -56,13 +54,12 @@ def _place(mask: np.ndarray, size: tuple[int, int], taken: Sequence[Box]) -> Box
     distance = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=((width / height) ** 0.5, 1))[1:-1, 1:-1]
     left_half, top_half = width // 2, height // 2
     free = np.zeros_like(mask)
-    free[top_half : mask.shape[0] - (height - top_half) + 1, left_half : mask.shape[1] - (width - left_half) + 1] = (
-        True
-    )
+    bottom_half, right_half = height - top_half, width - left_half
+    free[top_half : mask.shape[0] - bottom_half + 1, left_half : mask.shape[1] - right_half + 1] = True
     for left, top, right, bottom in taken:
         # All centers whose box would touch this one.
-        rows = slice(max(0, top - GAP - (height - top_half) + 1), bottom + GAP + top_half)
-        columns = slice(max(0, left - GAP - (width - left_half) + 1), right + GAP + left_half)
+        rows = slice(max(0, top - GAP - bottom_half + 1), bottom + GAP + top_half)
+        columns = slice(max(0, left - GAP - right_half + 1), right + GAP + left_half)
         free[rows, columns] = False
     score = np.where(free, distance, 0)
     row, column = np.unravel_index(score.argmax(), score.shape)

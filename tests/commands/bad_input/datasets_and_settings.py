@@ -14,10 +14,11 @@ from PIL import Image as PILImage
 from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.data import read_panoptic
 from tests.commands.bad_input.place import Case, Place
-from tests.conftest import build_tiny
+from tests.conftest import NAMES, build_tiny
 from tests.data_folders import coco_panoptic
 
-TRAINING = ("--data", "my_data", "--backbone", "test_resnet", "--short-side", 64, "--long-side", 64, "--output", "run")
+TRAINING = ("--recipe", "none", "--data", "my_data", "--short-side", 64, "--long-side", 64)
+TINY = (*TRAINING, "--backbone", "test_resnet")
 
 
 def rows(columns: dict[str, Any], features: dict[str, Any] | None = None, *options: object, name: str = "") -> Case:
@@ -153,26 +154,37 @@ def config_file(text: str | bytes) -> Case:
     return case
 
 
+def laughs() -> str:
+    """A few lines that would be 10 million texts."""
+    lines = ["model:", "  - &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"  - &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 7)]
+    return "\n".join(lines)
+
+
 def train(*options: object) -> Case:
     """`train` of a tiny model from scratch."""
-    return good_data("train", *TRAINING, *options)
+    return good_data("train", *(TRAINING if "--backbone" in options else TINY), "--output", "run", *options)
 
 
 def read_only_output(place: Place) -> str:
     if os.geteuid() == 0:
         pytest.skip("root may write everywhere")
     (place.folder / "closed").mkdir(mode=0o500)
-    return place.predict("photo.png", "--output", "closed/results")
+    return place.program("predict", "photo.png", "--model", place.model(), "--output", "closed/results")
 
 
 def output_below_a_file(place: Place) -> str:
     (place.folder / "out").write_text("a file")
-    return place.predict("photo.png", "--output", "out/results")
+    return place.program("predict", "photo.png", "--model", place.model(), "--output", "out/results")
 
 
 def file_for_output(*words: object) -> Case:
     def case(place: Place) -> str:
-        coco_panoptic(place.folder / "my_data")
+        path = coco_panoptic(place.folder / "my_data") / "panoptic.json"
+        contents = json.loads(path.read_text())
+        for category, name in zip(contents["categories"], NAMES, strict=True):
+            category["name"] = name  # those of the model
+        path.write_text(json.dumps(contents))
         place.model()
         (place.folder / "out").write_text("a file")
         return place.program(*words)
@@ -191,18 +203,18 @@ def missing_gpu(place: Place) -> str:
 
 
 SETTINGS: dict[str, Case] = {
-    "a misspelled key": config_file("optimization: {learning_rte: 1}"),
+    "a misspelled key": config_file("learning_rte: 1"),
     "a misspelled section": config_file("optimisation: {epochs: 3}"),
-    "a text for a number": config_file("optimization: {learning_rate: fast}"),
-    "a number for a switch": config_file("model: {dilation: 1}"),
-    "a fraction for a count": config_file("optimization: {epochs: 2.5}"),
-    "a list for a number": config_file("optimization: {epochs: [3]}"),
-    "a section that is a text": config_file("model: large"),
+    "a text for a number": config_file("learning_rate: fast"),
+    "a number for a switch": config_file("dilation: 1"),
+    "a fraction for a count": config_file("epochs: 2.5"),
+    "a list for a number": config_file("epochs: [3]"),
+    "a mapping for a text": config_file("model: {name: large}"),
     "a page that is a list": config_file("- model\n- data\n"),
     "an empty file": config_file(""),
     "YAML that is none": config_file("model: {a: ]"),
     "YAML with a tag of Python": config_file("model: !!python/object/apply:os.system ['touch touched']"),
-    "YAML with aliases": config_file("model: &a {hidden_size: 8}\ndata: *a\n"),
+    "YAML with aliases": config_file(laughs()),
     "YAML that is nested 2 000 times": config_file("model: " + "[" * 2000),
     "a file that is no text": config_file(b"\xff\xfe\x00"),
     "a configuration that is not there": lambda place: place.program("train", "--config", "gone.yaml"),
@@ -235,7 +247,7 @@ SETTINGS: dict[str, Case] = {
     "an output folder that is a file, in `evaluate`": file_for_output(
         "evaluate", "--data", "my_data", "--model", "my_model", "--output", "out"
     ),
-    "an output folder that is a file, in `train`": file_for_output("train", *TRAINING[:-1], "out"),
+    "an output folder that is a file, in `train`": file_for_output("train", *TINY, "--output", "out"),
     "an output folder that is a file, in `explain`": file_for_output(
         "explain", "photo.png", "--model", "my_model", "--output", "out"
     ),
