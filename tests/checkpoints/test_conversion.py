@@ -329,7 +329,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"No checkpoint at .*absent"):
+    with pytest.raises(ValueError, match=r"absent is not a complete checkpoint: .*No such file"):
         read_checkpoint(tmp_path / "absent")
     with pytest.raises(ValueError, match=r"No weights in .*model\.safetensors"):
         read_checkpoint(tmp_path)

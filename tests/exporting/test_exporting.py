@@ -17,9 +17,8 @@ from detr_panoptic.exporting import GraphOptions, export, graph_inputs
 from detr_panoptic.exporting.graph import CANVAS_STEP, PREDICTIONS, ExportGraph, missing_pixels
 from detr_panoptic.exporting.inputs import calibration_batches, fitted_to_canvas
 from detr_panoptic.exporting.merging import merge_batch
-from detr_panoptic.exporting.quantization import quantize_file
 from detr_panoptic.exporting.same_padding import pad_in_whole_numbers
-from detr_panoptic.exporting.writing import trace, write_onnx, write_torch
+from detr_panoptic.exporting.writing import quantize_file, trace, write_onnx
 from detr_panoptic.panoptic_merging import ImageSizes, merge_paper
 from tests.conftest import build_tiny
 
@@ -142,7 +141,7 @@ def test_a_graph_of_any_size_equals_the_model_on_the_padded_canvas(model, write,
 
 def test_an_exported_program_of_any_size_equals_the_model(tmp_path, model, program):
     file = tmp_path / "model.pt2"
-    write_torch(program(GraphOptions(mask_queries=MASKS, dynamic=True)), file)
+    torch.export.save(program(GraphOptions(mask_queries=MASKS, dynamic=True)), file)
     run = torch.export.load(file).module()
     for shape in ANY_SIZE:
         images, mask = batch(*shape)

@@ -19,6 +19,7 @@ RESNETS: dict[tuple[tuple[int, ...], bool], str] = {
     ((3, 8, 36, 3), True): "resnet152",
 }
 
+_BODY = "model.backbone.body."
 DEFAULT_HEADS = 8  # the reference's --nheads
 COCO_PANOPTIC_LABELS = 250  # the reference's class count for coco_panoptic: COCO's category ids, 0 and gaps included
 COCO_DETECTION_LABELS = 91  # the same for COCO's things
@@ -49,19 +50,16 @@ _SUPPORTED = {
     "activation_function": "relu",
     "normalize_before": False,
 }
-_SUPPORTED_RESNET = {"hidden_act": "relu", "downsample_in_first_stage": False, "downsample_in_bottleneck": False}
+_SUPPORTED_RESNET = {
+    "model_type": "resnet",
+    "hidden_act": "relu",
+    "downsample_in_first_stage": False,
+    "downsample_in_bottleneck": False,
+}
 
 
-def infer_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Reads fields of our config from the shapes of the weights.
-
-    Returns:
-        `hidden_size`, `num_queries`, `num_labels`, `ffn_dim`, `encoder_layers`, `decoder_layers`; `num_heads` if there
-        is a mask head, `num_channels` and `backbone` if it is a plain ResNet.
-
-    Raises:
-        ValueError: a weight that every DETR has is missing, or encoder and decoder differ in width.
-    """
+def _sizes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Reads from the shapes: `num_heads` only with a mask head, `num_channels` only of a ResNet."""
     num_queries, hidden_size = _shape(state_dict, "model.query_embeddings.weight")
     widths = {half: _shape(state_dict, f"model.{half}.layers.0.linear1.weight")[0] for half in ("encoder", "decoder")}
     if len(set(widths.values())) > 1:
@@ -74,25 +72,21 @@ def infer_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
         "encoder_layers": _count(state_dict, "model.encoder.layers."),
         "decoder_layers": _count(state_dict, "model.decoder.layers."),
     }
-    if "mask_head.blocks.0.conv.weight" in state_dict:
-        sizes["num_heads"] = _shape(state_dict, "mask_head.blocks.0.conv.weight")[1] - hidden_size
-    stem = state_dict.get("model.backbone.body.conv1.weight")
-    if stem is not None:
+    if (block := state_dict.get("mask_head.blocks.0.conv.weight")) is not None:
+        sizes["num_heads"] = block.shape[1] - hidden_size
+    if (stem := state_dict.get(f"{_BODY}conv1.weight")) is not None:
         sizes["num_channels"] = stem.shape[1]
-    backbone = _plain_resnet(state_dict)
-    if backbone is not None:
-        sizes["backbone"] = backbone
     return sizes
 
 
 def convert_config(
     state_dict: Mapping[str, Tensor], foreign: Mapping[str, Any], *, has_masks: bool
 ) -> tuple[dict[str, Any], list[str]]:
-    """Makes our config from the shapes and from the source's config, which must agree.
+    """Makes our config from the shapes and the source's config in the names of transformers' `DetrConfig`.
 
     Args:
         state_dict: by our names.
-        foreign: the source's config in the names of transformers' `DetrConfig`; may be empty.
+        foreign: the source's config; may be empty.
         has_masks: whether the source has a mask head.
 
     Returns:
@@ -101,23 +95,16 @@ def convert_config(
     Raises:
         ValueError: the two disagree, or the source has something that this model lacks.
     """
-    for name, value in _SUPPORTED.items():
-        if foreign.get(name, value) != value:
-            raise ValueError(f"`{name}` must be {value!r}, got {foreign[name]!r}.")
-    sizes = infer_sizes(state_dict)
+    _check_supported(foreign, _SUPPORTED)
+    sizes = _sizes(state_dict)
     num_labels = sizes.pop("num_labels")
-    backbone, notes = _backbone(sizes.pop("backbone", None), foreign)
+    backbone, notes = _backbone(_plain_resnet(state_dict), foreign)
     for theirs, ours in _FOREIGN_SIZES.items():
         if foreign.get(theirs) is not None and sizes.setdefault(ours, foreign[theirs]) != foreign[theirs]:
             raise ValueError(f"The config says `{theirs}` {foreign[theirs]}, but `{ours}` is {sizes[ours]}.")
     if "num_heads" not in sizes:
         sizes["num_heads"] = DEFAULT_HEADS
         notes.append(f"Weights without a mask head do not show the heads: `num_heads={DEFAULT_HEADS}` is assumed.")
-    notes += [
-        f"`{name}` {foreign[name]} is ignored: it affects training only."
-        for name in ("encoder_layerdrop", "decoder_layerdrop")
-        if foreign.get(name)
-    ]
     labels, label_notes = _labels(num_labels, foreign, has_masks=has_masks)
     values = {name: foreign[name] for name in _FOREIGN_VALUES if foreign.get(name) is not None}
     return {**backbone, **sizes, **values, **labels}, notes + label_notes
@@ -140,10 +127,7 @@ def _backbone(plain: str | None, foreign: Mapping[str, Any]) -> tuple[dict[str, 
         raise ValueError(f"The config says `backbone` {named!r}, the weights are a {plain}'s.")
     if plain is None:
         notes.append(f"Backbone {backbone}: equal numbers are tested for plain ResNets only.")
-    dilation = _foreign_dilation(foreign)
-    if dilation and named is None and foreign.get("use_timm_backbone") is False:
-        notes.append("`dilation=True` as the config says; transformers ignores it with its own ResNet.")
-    return {"backbone": backbone, "dilation": dilation}, notes
+    return {"backbone": backbone, "dilation": _foreign_dilation(foreign)}, notes
 
 
 def _foreign_backbone(foreign: Mapping[str, Any]) -> str | None:
@@ -151,26 +135,21 @@ def _foreign_backbone(foreign: Mapping[str, Any]) -> str | None:
     nested = foreign.get("backbone_config")
     if not nested:
         return foreign.get("backbone") if foreign.get("use_timm_backbone", True) else None
-    kind = nested.get("model_type")
-    if kind == "timm_backbone":
+    if nested.get("model_type") == "timm_backbone":
         return nested.get("backbone")
-    if kind != "resnet":
-        raise ValueError(f"`backbone_config` must be of `model_type` timm_backbone or resnet, got {kind!r}.")
-    for name, value in _SUPPORTED_RESNET.items():
-        if nested.get(name, value) != value:
-            raise ValueError(f"`backbone_config.{name}` must be {value!r}, got {nested[name]!r}.")
+    _check_supported(nested, _SUPPORTED_RESNET, "backbone_config.")
     return None
 
 
+def _check_supported(config: Mapping[str, Any], supported: Mapping[str, Any], prefix: str = "") -> None:
+    for name, value in supported.items():
+        if config.get(name, value) != value:
+            raise ValueError(f"`{prefix}{name}` must be {value!r}, got {config[name]!r}.")
+
+
 def _foreign_dilation(foreign: Mapping[str, Any]) -> bool:
-    stride = next(
-        (
-            source["output_stride"]
-            for key in ("backbone_config", "backbone_kwargs")
-            if (source := foreign.get(key)) and source.get("output_stride") is not None
-        ),
-        None,
-    )
+    options = [foreign.get(key) or {} for key in ("backbone_config", "backbone_kwargs")]
+    stride = next((found["output_stride"] for found in options if found.get("output_stride") is not None), None)
     if stride not in (None, 16, 32):
         raise ValueError(f"`output_stride` of the backbone must be 16 or 32, got {stride}.")
     return stride == 16 if stride is not None else bool(foreign.get("dilation", False))
@@ -200,27 +179,20 @@ def _coco_names(num_labels: int) -> tuple[list[str], list[int]]:
     """Returns COCO's names by category id and the ids of its stuff, if `num_labels` is that of a COCO model."""
     if num_labels not in (COCO_PANOPTIC_LABELS, COCO_DETECTION_LABELS):
         return [], []
-    names = [UNUSED.format(i) for i in range(num_labels)]
-    stuff = []
-    for category_id, name, is_thing in zip(
-        COCO_PANOPTIC.category_ids, COCO_PANOPTIC.names, COCO_PANOPTIC.is_thing, strict=True
-    ):
-        if category_id < num_labels:
-            names[category_id] = name
-            stuff += [] if is_thing else [category_id]
-    return names, stuff
+    names = dict(zip(COCO_PANOPTIC.category_ids, COCO_PANOPTIC.names, strict=True))
+    stuff = [COCO_PANOPTIC.category_ids[label] for label in COCO_PANOPTIC.stuff_label_ids]
+    return [names.get(i, UNUSED.format(i)) for i in range(num_labels)], [i for i in stuff if i < num_labels]
 
 
 def _plain_resnet(state_dict: Mapping[str, Tensor]) -> str | None:
-    body = "model.backbone.body."
-    stem, first, second = (
-        state_dict.get(body + name) for name in ("conv1.weight", "layer1.0.conv1.weight", "layer1.0.conv2.weight")
-    )
+    names = ("conv1.weight", "layer1.0.conv1.weight", "layer1.0.conv2.weight")
+    stem, first, second = (state_dict.get(_BODY + name) for name in names)
     if stem is None or first is None or second is None:
         return None
-    is_plain = tuple(stem.shape[2:]) == (7, 7) and first.shape[0] == second.shape[1] == 64
-    depths = tuple(_count(state_dict, f"{body}layer{stage}.") for stage in range(1, 5))
-    return RESNETS.get((depths, f"{body}layer1.0.conv3.weight" in state_dict)) if is_plain else None
+    if stem.shape[2] != 7 or not first.shape[0] == second.shape[1] == 64:
+        return None
+    depths = tuple(_count(state_dict, f"{_BODY}layer{stage}.") for stage in range(1, 5))
+    return RESNETS.get((depths, f"{_BODY}layer1.0.conv3.weight" in state_dict))
 
 
 def _shape(state_dict: Mapping[str, Tensor], name: str) -> torch.Size:
@@ -236,8 +208,4 @@ def _count(state_dict: Mapping[str, Tensor], prefix: str) -> int:
 
 def stuff_labels(model_config: Mapping[str, Any]) -> list[int]:
     """Returns the stuff labels that a config states, or those of COCO if the labels are its panoptic category ids."""
-    if model_config.get("stuff_label_ids"):
-        return list(model_config["stuff_label_ids"])
-    if len(model_config.get("id2label", ())) != COCO_PANOPTIC_LABELS:
-        return []
-    return [COCO_PANOPTIC.category_ids[label] for label in COCO_PANOPTIC.stuff_label_ids]
+    return list(model_config.get("stuff_label_ids") or _coco_names(len(model_config.get("id2label", ())))[1])

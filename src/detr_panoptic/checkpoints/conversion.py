@@ -22,7 +22,7 @@ from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticPreTrainedModel
 from .configs import convert_config, label_fields
 from .names import MASK_PREFIXES, StateDict, check_names, rename, table_of
-from .reading import local_checkpoint, read_checkpoint, read_processor_settings
+from .reading import local_checkpoint, processor_settings, read_checkpoint, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +31,9 @@ NO_MASK_HEAD = "The checkpoint has no mask head: a new one was initialized, and 
 
 @dataclass(frozen=True)
 class ConvertedCheckpoint:
-    """A foreign checkpoint in our names.
+    """A foreign checkpoint in our names: arguments of our config, and the weights.
 
-    Args:
-        config_kwargs: arguments of `DetrPanopticConfig`.
-        state_dict: our names to tensors; without the mask head's names if `is_detection_only`.
-        is_detection_only: whether the source lacks a mask head.
-        notes: what was assumed, one sentence each.
+    A source for detection only has no weights of the mask head. The notes say what was assumed, one sentence each.
     """
 
     config_kwargs: dict[str, Any]
@@ -46,11 +42,7 @@ class ConvertedCheckpoint:
     notes: list[str]
 
     def check_fit(self, expected: Iterable[str]) -> None:
-        """Compares the names with those of a whole model of ours; a detection-only source may lack the mask head's.
-
-        Raises:
-            ValueError: names are missing or left over; lists them.
-        """
+        """Raises ValueError unless the names are those of our model; a detection-only source lacks the mask head."""
         wanted = (name for name in expected if not (self.is_detection_only and name.startswith(MASK_PREFIXES)))
         check_names(self.state_dict, wanted)
 
@@ -74,11 +66,8 @@ class ConvertedModel:
     def __str__(self) -> str:
         """Says what was written, and what was assumed."""
         config = self.model.config
-        written = (
-            f"{config.backbone} with {config.num_queries} queries and {config.num_labels} labels, written to "
-            f"{self.folder}"
-        )
-        return "\n".join([written, *(f"note: {note}" for note in self.notes)])
+        built = f"{config.backbone} with {config.num_queries} queries and {config.num_labels} labels"
+        return "\n".join([f"{built}, written to {self.folder}", *(f"note: {note}" for note in self.notes)])
 
 
 def convert_checkpoint(
@@ -115,7 +104,8 @@ def convert_checkpoint(
     if folder.resolve() == path.resolve():
         raise ValueError(f"`output` must not be the source itself, got {folder}.")
     converted = convert_files(path, dilation=dilation, compact=compact)
-    settings = read_processor_settings(path)
+    saved = (path if path.is_dir() else path.parent) / "preprocessor_config.json"
+    settings = processor_settings(read_json(saved)) if saved.is_file() else {}
     model = build_model(converted)
     processor = DetrPanopticImageProcessor.for_model(model.config, **settings)
     model.save_pretrained(folder)
@@ -136,18 +126,13 @@ def convert_files(path: Path, *, dilation: bool | None = None, compact: bool = F
     if not compact:
         return replace(converted, notes=notes)
     config_kwargs, compacted, report = compact_classes(converted.config_kwargs, converted.state_dict)
-    return ConvertedCheckpoint(config_kwargs, compacted, converted.is_detection_only, [*notes, report])
+    return replace(converted, config_kwargs=config_kwargs, state_dict=compacted, notes=[*notes, report])
 
 
 def convert_state_dict(
     state_dict: Mapping[str, Tensor], foreign: Mapping[str, Any] | None, *, dilation: bool | None = None
 ) -> ConvertedCheckpoint:
-    """Converts the names and the config of a foreign checkpoint.
-
-    Args:
-        state_dict: the foreign names and tensors.
-        foreign: its config in the names of transformers' `DetrConfig`, or None.
-        dilation: overrides what the config says; False if neither says anything.
+    """Converts the names of a foreign checkpoint and its config, if there is one, in the names of `DetrConfig`.
 
     Raises:
         ValueError: it is not a DETR, or has something that this model lacks.
@@ -201,28 +186,19 @@ def compact_classes(
 
 
 def build_model(converted: ConvertedCheckpoint, **kwargs: Any) -> DetrPanopticForSegmentation:
-    """Builds a model from a converted checkpoint; takes the arguments of `from_pretrained`.
-
-    Raises:
-        ValueError: names of weights are left over or missing; lists them.
-    """
+    """Builds a model from a converted checkpoint; takes the arguments of `from_pretrained`."""
     state_dict = weights_for(DetrPanopticForSegmentation, converted)
     config = DetrPanopticConfig(**converted.config_kwargs)
     return DetrPanopticForSegmentation.from_pretrained(None, config=config, state_dict=state_dict, **kwargs)
 
 
 def weights_for(cls: type[DetrPanopticPreTrainedModel], converted: ConvertedCheckpoint) -> StateDict:
-    """Returns the weights that a class loads: all, or those of the base model.
-
-    Raises:
-        ValueError: names are left over or missing; lists them.
-    """
+    """Returns the weights that a class loads: all, or those of the base model; ValueError if their names misfit."""
     with torch.device("meta"):
         whole = DetrPanopticForSegmentation(DetrPanopticConfig(**converted.config_kwargs))
     converted.check_fit(whole.state_dict())
+    state_dict = converted.state_dict
     if issubclass(cls, DetrPanopticForSegmentation):
-        return converted.state_dict
+        return state_dict
     prefix = cls.base_model_prefix + "."
-    return {
-        name.removeprefix(prefix): tensor for name, tensor in converted.state_dict.items() if name.startswith(prefix)
-    }
+    return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
@@ -19,7 +19,7 @@ from ..pipeline_detr_panoptic import TASK, DetrPanopticImageSegmentationPipeline
 from .configs import stuff_labels
 from .conversion import NO_MASK_HEAD, convert_files, weights_for
 from .names import StateDict
-from .reading import fetch_checkpoint, processor_settings
+from .reading import local_checkpoint, processor_settings
 
 logger = logging.get_logger(__name__)
 MODEL_TYPE, FOREIGN_MODEL_TYPE = "detr_panoptic", "detr"
@@ -35,16 +35,7 @@ def register_readers() -> None:
 def read_foreign_model(
     cls: type[DetrPanopticPreTrainedModel], source: Any, **hub_arguments: Any
 ) -> tuple[dict[str, Any], StateDict, list[str]] | None:
-    """Reads and converts transformers' DETR from a folder or the Hub.
-
-    Args:
-        cls: the class to load, whose weights are wanted.
-        source: a folder, or OWNER/NAME on the Hub.
-        **hub_arguments: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`.
-
-    Returns:
-        Arguments of `DetrPanopticConfig`, the weights in our names and notes on what was assumed; None if the source
-        is not a DETR of transformers, or does not exist.
+    """Reads transformers' DETR from a folder or the Hub, as `foreign_readers` of the model describes it.
 
     Raises:
         ValueError: the checkpoint has weights that have no place here, or lacks some.
@@ -53,21 +44,13 @@ def read_foreign_model(
     if config.get("model_type") != FOREIGN_MODEL_TYPE:
         return None
     subfolder = hub_arguments.pop("subfolder", "")
-    folder = Path(source)
-    if not folder.is_dir():
-        folder = fetch_checkpoint(str(source), **hub_arguments)
-    converted = convert_files(folder / subfolder)
+    converted = convert_files(local_checkpoint(source, **hub_arguments) / subfolder)
     notes = [note for note in converted.notes if note != NO_MASK_HEAD or issubclass(cls, DetrPanopticForSegmentation)]
     return converted.config_kwargs, weights_for(cls, converted), notes
 
 
 def read_foreign_processor(settings: Mapping[str, Any], source: Any, **hub_arguments: Any) -> dict[str, Any]:
     """Translates the settings of a `DetrImageProcessor`, with the stuff labels of the model beside it.
-
-    Args:
-        settings: what was read from `preprocessor_config.json`.
-        source: the file, the folder, or OWNER/NAME on the Hub that they came from.
-        **hub_arguments: those of `from_pretrained`.
 
     Raises:
         ValueError: they belong to the processor of another model.
@@ -81,10 +64,9 @@ def read_foreign_processor(settings: Mapping[str, Any], source: Any, **hub_argum
 def _config_of(source: Any, hub_arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the model's config; empty if there is none."""
     try:
-        config, _ = PreTrainedConfig.get_config_dict(source, **hub_arguments)
+        return PreTrainedConfig.get_config_dict(source, **hub_arguments)[0]
     except OSError:
         return {}
-    return config
 
 
 def register_pipeline() -> None:
@@ -94,14 +76,10 @@ def register_pipeline() -> None:
     if isinstance(other, str):
         module, _, name = other.rpartition(".")
         other = getattr(import_module(module), name)
-    if not getattr(other, "knows_detr_panoptic", False):
-        registered["impl"] = _choosing_pipeline(other)
+    if hasattr(other, "knows_detr_panoptic"):
+        return
 
-
-def _choosing_pipeline(other: type[Pipeline]) -> type[Pipeline]:
-    """Returns a class that builds our pipeline for our models, and an `other` for others."""
-
-    class ChoosingPipeline(other):  # type: ignore[valid-type, misc]  # `pipeline` reads the other's attributes
+    class ChoosingPipeline(other):  # `pipeline` reads the other's attributes
         knows_detr_panoptic = True
         _load_video_processor = False  # `pipeline` would ask whether to trust a repository's code
 
@@ -114,4 +92,4 @@ def _choosing_pipeline(other: type[Pipeline]) -> type[Pipeline]:
             chosen = DetrPanopticImageSegmentationPipeline if model.config.model_type == MODEL_TYPE else other
             return chosen(model=model, **kwargs)
 
-    return ChoosingPipeline
+    registered["impl"] = ChoosingPipeline

@@ -1,18 +1,17 @@
 """`export`: a model as files for programs without this package."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..inference import Predictor
 from .graph import GraphOptions, parse_size
 from .inputs import calibration_batches, fitted_to_canvas
-from .quantization import quantize_file
 from .transformers_detr import write_transformers
-from .writing import trace, write_onnx, write_torch
+from .writing import quantize_file, trace, write_onnx
 
 FILE_NAMES = {"onnx": "model.onnx", "torch": "model.pt2"}
 FORMATS = (*FILE_NAMES, "transformers")
@@ -40,19 +39,12 @@ class ExportedModel:
 
     def __str__(self) -> str:
         """Describes the file in one line."""
-        text = f"{self.file}, {self.file.stat().st_size / 1e6:.1f} MB"
-        if self.options is None:
+        text, options = f"{self.file}, {self.file.stat().st_size / 1e6:.1f} MB", self.options
+        if options is None:
             return text
-        options = self.options
-        size = (
-            "any size"
-            if options.size is None
-            else f"{options.batch_size} x {options.size[0]}x{options.size[1]} pixels"
-        )
-        return (
-            f"{text}, for {size}: {', '.join(options.input_names)} to {', '.join(options.output_names)}, "
-            f"{options.mask_queries} masks"
-        )
+        size = f"{options.batch_size} x {options.size[0]}x{options.size[1]} pixels" if options.size else "any size"
+        names = f"{', '.join(options.input_names)} to {', '.join(options.output_names)}"
+        return f"{text}, for {size}: {names}, {options.mask_queries} masks"
 
 
 def export(  # noqa: PLR0913  every option of a graph, each with a default
@@ -123,15 +115,13 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
         write_transformers(loaded, processor, output)
         return ExportedModel(output / "model.safetensors", format)
     options = options.resolved(loaded, processor)
-    if format == "onnx":
-        _require_onnx(quantizes=quantize is not None)
     program = trace(loaded, processor, options)
     if options.size is not None:
         processor = fitted_to_canvas(processor, options.size)
     output.mkdir(parents=True, exist_ok=True)
     file = output / FILE_NAMES[format]
     if format == "torch":
-        write_torch(program, file)
+        torch.export.save(program, file)
     else:
         write_onnx(program, file, options, labels=loaded.config.id2label or {})
         if quantize is not None:
@@ -143,11 +133,7 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
 
 
 def _check(output: Path, format: str, quantize: str | None, calibration: Any, options: GraphOptions) -> None:
-    """Refuses options that exclude each other before anything is loaded.
-
-    Raises:
-        ValueError: names the options.
-    """
+    """Raises ValueError for options that exclude each other, and ImportError, before anything is loaded."""
     if output.is_file():
         raise ValueError(f"`output` must be a folder, got the file {output}.")
     if format not in FORMATS:
@@ -162,11 +148,6 @@ def _check(output: Path, format: str, quantize: str | None, calibration: Any, op
         )
     if (quantize == "static") != (calibration is not None):
         raise ValueError('`quantize="static"` and `calibration` need each other.')
-
-
-def _require_onnx(*, quantizes: bool) -> None:
-    """Raises ImportError that names what to install, before the model is traced."""
-    needed = ("onnx", "onnxscript", "onnxruntime") if quantizes else ("onnx", "onnxscript")
-    missing = [name for name in needed if find_spec(name) is None]
-    if missing:
+    needed = ("onnx", "onnxscript", *(["onnxruntime"] if quantize else [])) if format == "onnx" else ()
+    if missing := [name for name in needed if find_spec(name) is None]:
         raise ImportError(f"ONNX needs {', '.join(missing)}: pip install 'detr-panoptic[export]'")

@@ -4,21 +4,17 @@
 shape follows from the shape of the input.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 
+from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..mask_head import select_rows
+from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from .merging import MASK_STRIDE, merge_batch
-
-if TYPE_CHECKING:
-    from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-    from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
 CANVAS_STEP = 32
 """Stride of the coarsest map. On a canvas whose sides are multiples of it, each map is exactly twice as large as the
@@ -30,11 +26,7 @@ SEGMENTS = ("segmentation", "segment_label_ids", "segment_scores", "segment_area
 
 @dataclass(frozen=True, kw_only=True)
 class GraphOptions:
-    """Inputs and outputs of an exported graph; `export` describes the fields.
-
-    Raises:
-        ValueError: a value is out of range, or two options exclude each other.
-    """
+    """Inputs and outputs of an exported graph; `export` describes the fields and their errors."""
 
     size: tuple[int, int] | None = None  # None before `resolved`, or with `dynamic`
     dynamic: bool = False
@@ -51,10 +43,7 @@ class GraphOptions:
         if self.batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
         if self.dynamic and (self.size is not None or self.batch_size != 1):
-            raise ValueError(
-                "`dynamic` accepts every size and batch size: leave out `size` and `batch_size`, "
-                f"got {self.size} and {self.batch_size}."
-            )
+            raise ValueError("`dynamic` accepts every size and batch size: leave out `size` and `batch_size`.")
 
     @property
     def input_names(self) -> tuple[str, str]:
@@ -66,24 +55,15 @@ class GraphOptions:
         """Names of the graph's outputs."""
         return SEGMENTS if self.with_merging else PREDICTIONS
 
-    def resolved(self, model: DetrPanopticForSegmentation, processor: DetrPanopticImageProcessor) -> GraphOptions:
-        """Fills in what is None from a model and its image processor.
-
-        Raises:
-            ValueError: an option does not fit the model or its image processor.
-        """
+    def resolved(self, model: DetrPanopticForSegmentation, processor: DetrPanopticImageProcessor) -> "GraphOptions":
+        """Fills in what is None from a model and its image processor; ValueError if an option does not fit them."""
         num_queries = model.config.num_queries
         count = min(DEFAULT_MASK_QUERIES, num_queries) if self.mask_queries is None else self.mask_queries
         if not 1 <= count <= num_queries:
             raise ValueError(f"`mask_queries` must be a number from 1 to {num_queries}, got {count}.")
         if self.with_merging and processor.merging != "paper":
-            raise ValueError(
-                '`with_merging` needs an image processor whose `merging` is "paper", which is the one that can be '
-                f"exported, got {processor.merging!r}."
-            )
-        size = self.size
-        if size is None and not self.dynamic:
-            size = _square_size(processor)
+            raise ValueError(f'`with_merging` needs `merging="paper"` in the processor, got {processor.merging!r}.')
+        size = _square_size(processor) if self.size is None and not self.dynamic else self.size
         return replace(self, size=size, mask_queries=count)
 
 
@@ -106,10 +86,7 @@ class ExportGraph(nn.Module):
         self.model = model.eval()
         self.options = options.resolved(model, processor)
         self.mask_queries = int(self.options.mask_queries or 0)
-        self.merging: dict[str, Any] = {
-            "threshold": processor.threshold,
-            "stuff_label_ids": tuple(processor.stuff_label_ids),
-        }
+        self.threshold, self.stuff_label_ids = processor.threshold, tuple(processor.stuff_label_ids)
         shift, scale = _pixel_statistics(processor)
         self.register_buffer("shift", shift, persistent=False)
         self.register_buffer("scale", scale, persistent=False)
@@ -139,7 +116,9 @@ class ExportGraph(nn.Module):
         logits, masks = (
             values.flatten(0, 1)[rows].unflatten(0, (-1, self.mask_queries)) for values in (logits, masks)
         )
-        segmentation, *tables = merge_batch(logits, masks, pixel_mask, **self.merging)
+        segmentation, *tables = merge_batch(
+            logits, masks, pixel_mask, threshold=self.threshold, stuff_label_ids=self.stuff_label_ids
+        )
         return self._cropped(segmentation, height, width), *tables
 
     def _normalized(self, pixels: Tensor, pixel_mask: Tensor) -> Tensor:
@@ -170,20 +149,11 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def _square_size(processor: DetrPanopticImageProcessor) -> tuple[int, int]:
-    """Returns the one size that an image processor makes.
-
-    Raises:
-        ValueError: it makes images of many sizes.
-    """
+    """Returns the one size that an image processor makes; ValueError if it makes images of many sizes."""
     size: Any = processor.size
-    sides = {size.shortest_edge, size.longest_edge} - {None}
-    if len(sides) != 1:
-        raise ValueError(
-            f"`size` or `dynamic` must be given: the image processor makes images of many sizes, from "
-            f"{size.shortest_edge} to {size.longest_edge} pixels."
-        )
-    (side,) = sides
-    return side, side
+    if size.shortest_edge is None or size.longest_edge not in (None, size.shortest_edge):
+        raise ValueError(f"`size` or `dynamic` must be given: the image processor makes many sizes, {dict(size)}.")
+    return size.shortest_edge, size.shortest_edge
 
 
 def _pixel_statistics(processor: DetrPanopticImageProcessor) -> tuple[Tensor, Tensor]:

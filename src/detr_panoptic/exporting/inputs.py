@@ -1,21 +1,15 @@
 """Images as inputs of an exported graph."""
 
-from __future__ import annotations
-
 import copy
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 from transformers.image_utils import SizeDict
 
+from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..inference.pictures import open_pictures
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    import numpy as np
-
-    from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-    from .graph import GraphOptions
+from .graph import GraphOptions
 
 CALIBRATION_IMAGES = 64
 
@@ -54,9 +48,7 @@ def graph_inputs(
     """
     unchanged: dict[str, Any] = {"do_rescale": False, "do_normalize": False} if options.uint8 else {}
     batch = processor(list(images), return_tensors="np", **unchanged)
-    pixels = batch["pixel_values"]
-    if options.uint8:
-        pixels = pixels.transpose(0, 2, 3, 1)
+    pixels = batch["pixel_values"].transpose(0, 2, 3, 1) if options.uint8 else batch["pixel_values"]
     return dict(zip(options.input_names, (pixels, batch["pixel_mask"]), strict=True))
 
 

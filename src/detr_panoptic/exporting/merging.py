@@ -9,37 +9,25 @@ since another pass does not change a settled image.
 Legend: B images, N queries with a mask, K labels, (h, w) map of the masks, (H, W) canvas.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Collection
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..panoptic_merging import MIN_SEGMENT_AREA
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from torch import Tensor
 
 MASK_STRIDE = 4  # canvas pixels per mask cell
 NO_SEGMENT = -1  # label id of empty table entries
 
 
 class SegmentTables(NamedTuple):
-    """The map of each image and tables of its segments. Entry i of a table describes the segment with id i + 1.
+    """The map of each image and tables of its segments. Entry i of a table describes the segment with id i + 1."""
 
-    Args:
-        segmentation: (B, H, W) int32, 0 is void and padding, ids start at 1.
-        label_ids: (B, N) int64, -1 where there is no segment.
-        scores: (B, N) float32, 0 where there is none.
-        areas: (B, N) int64, in pixels.
-    """
-
-    segmentation: Tensor
-    label_ids: Tensor
-    scores: Tensor
-    areas: Tensor
+    segmentation: Tensor  # (B, H, W) int32, 0 is void and padding, ids start at 1
+    label_ids: Tensor  # (B, N) int64, -1 where there is no segment
+    scores: Tensor  # (B, N) float32, 0 where there is none
+    areas: Tensor  # (B, N) int64, in pixels
 
 
 def merge_batch(
@@ -72,15 +60,9 @@ def _settle(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Assigns pixels to queries until no segment is too small.
 
-    Args:
-        values: (B, H, W, N) resized mask logits.
-        inside: (B, H, W) bool, True on the image.
-        kept: (B, N) bool, queries above the threshold.
-        labels: (B, N) int64.
-        is_stuff: (B, N) bool.
-
-    Returns:
-        The owner of each pixel (B, H, W), the queries that are left (B, N), and their areas (B, N).
+    Takes resized mask logits (B, H, W, N), where the image is (B, H, W), and of each query (B, N) whether it is above
+    the threshold, its label and whether that is stuff. Returns the owner of each pixel (B, H, W), the queries that are
+    left (B, N), and their areas (B, N).
     """
     own = torch.arange(labels.shape[1], device=labels.device)
     same_stuff = is_stuff[:, :, None] & (labels[:, :, None] == labels[:, None])  # (B, N, N)
@@ -133,33 +115,25 @@ def _resized_to_image(masks: Tensor, pixel_mask: Tensor) -> Tensor:
     """
     batch, num_queries, height, width = masks.shape
     real = pixel_mask.bool()
-    rows = _taps(real.any(2).sum(1), pixel_mask.shape[1])
-    columns = _taps(real.any(1).sum(1), pixel_mask.shape[2])
+    top, bottom, row_weight = _taps(real.any(2).sum(1), pixel_mask.shape[1])
+    left, right, column_weight = _taps(real.any(1).sum(1), pixel_mask.shape[2])
     first_row = torch.arange(batch, device=masks.device)[:, None] * height
     # Queries last, so that gathering copies contiguous runs.
     maps = masks.permute(0, 2, 3, 1).reshape(batch * height, width * num_queries)
-    tall = _mix(maps, first_row + rows.low, first_row + rows.high, rows.weight)  # (B, H, w * N)
+    tall = _mix(maps, first_row + top, first_row + bottom, row_weight)  # (B, H, w * N)
     first_cell = torch.arange(batch * pixel_mask.shape[1], device=masks.device).view(batch, -1, 1) * width
-    low, high = first_cell + columns.low[:, None], first_cell + columns.high[:, None]  # (B, H, W)
-    return _mix(tall.reshape(-1, num_queries), low, high, columns.weight[:, None])
+    low, high = first_cell + left[:, None], first_cell + right[:, None]  # (B, H, W)
+    return _mix(tall.reshape(-1, num_queries), low, high, column_weight[:, None])
 
 
-class _Taps(NamedTuple):
-    """Linear interpolation along one axis: (B, n) indices of two cells and the weight of the second."""
-
-    low: Tensor
-    high: Tensor
-    weight: Tensor
-
-
-def _taps(processed: Tensor, canvas: int) -> _Taps:
-    """Returns the taps for images that are `processed` (B,) pixels long on an axis."""
+def _taps(processed: Tensor, canvas: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns indices (B, n) of two cells and the weight of the second, for images `processed` (B,) pixels long."""
     cells = (processed + MASK_STRIDE - 1) // MASK_STRIDE
     centers = torch.arange(canvas, device=processed.device).float() + 0.5
     source = (centers * cells[:, None].float() / processed[:, None].float() - 0.5).clamp(min=0)
     last = cells[:, None] - 1
     low = torch.minimum(source.long(), last)
-    return _Taps(low, torch.minimum(low + 1, last), source - low.float())
+    return low, torch.minimum(low + 1, last), source - low.float()
 
 
 def _mix(cells: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:

@@ -5,8 +5,6 @@ length: the shape after each convolution contains the shape before it several ti
 long to trace. In integers everything cancels: on a canvas of a multiple of 32 the padding of each layer is a constant.
 """
 
-from __future__ import annotations
-
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the field's name for it

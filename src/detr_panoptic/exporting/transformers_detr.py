@@ -3,43 +3,29 @@
 The names come from the table that reads such checkpoints, so a checkpoint that was read is written with the same bits.
 """
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import DetrConfig, DetrForSegmentation, DetrImageProcessor
 
 from ..checkpoints.names import TRANSFORMERS, rename
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-    from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
+from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
 SAME_NAMES = (
-    "encoder_layers",
-    "decoder_layers",
-    "num_queries",
-    "num_channels",
-    "auxiliary_loss",
-    "id2label",
-    "label2id",
+    *("backbone", "dilation", "num_channels", "encoder_layers", "decoder_layers", "num_queries", "auxiliary_loss"),
+    *("id2label", "label2id", "stuff_label_ids", "category_ids"),
 )
-COSTS = tuple(f"{cost}_cost" for cost in ("class", "bbox", "giou"))
-COEFFICIENTS = tuple(f"{loss}_loss_coefficient" for loss in ("bbox", "giou", "mask", "dice"))
+WEIGHTS = (
+    *(f"{cost}_cost" for cost in ("class", "bbox", "giou")),
+    *(f"{loss}_loss_coefficient" for loss in ("bbox", "giou", "mask", "dice")),
+)
 PROCESSOR_FIELDS = (
-    "do_resize",
-    "do_rescale",
-    "do_normalize",
-    "do_pad",
-    "resample",
-    "rescale_factor",
-    "image_mean",
-    "image_std",
+    *(f"do_{step}" for step in ("resize", "rescale", "normalize", "pad")),
+    *("resample", "rescale_factor", "image_mean", "image_std"),
 )
 TOLERANCE = 1e-4  # between two frameworks' float32 sums; logits are of the order of 1 to 10
 
@@ -49,26 +35,24 @@ def write_transformers(
 ) -> None:
     """Writes a model and its image processor.
 
-    `stuff_label_ids` and `category_ids` are in `config.json`; transformers keeps and ignores them.
-
     Raises:
         ValueError: transformers' DETR computes other numbers with this backbone, or cannot be built like this model.
     """
     try:
-        theirs = transformers_model(model)
+        theirs = _transformers_model(model)
     except Exception as error:  # of timm and transformers: this backbone, or too small a mask head
         raise ValueError(f'`format="transformers"`: transformers cannot build this model: {error}') from error
-    check_same_numbers(model, theirs)
+    _check_same_numbers(model, theirs)
     theirs.save_pretrained(folder)
     fields = {name: getattr(processor, name) for name in PROCESSOR_FIELDS}
     DetrImageProcessor(size=dict(processor.size), **fields).save_pretrained(folder)
 
 
-def transformers_model(model: DetrPanopticForSegmentation) -> DetrForSegmentation:
+def _transformers_model(model: DetrPanopticForSegmentation) -> DetrForSegmentation:
     """Returns transformers' DETR with the weights of a model."""
     ours = model.state_dict()
     with torch.device("meta"):
-        theirs = DetrForSegmentation(DetrConfig(**transformers_config(model.config)))
+        theirs = DetrForSegmentation(_transformers_config(model.config))
     names = list(theirs.state_dict())
     numbered = rename({name: torch.tensor(number) for number, name in enumerate(names)}, TRANSFORMERS)
     weights: dict[str, Tensor] = {names[int(number)]: ours[name] for name, number in numbered.items()}
@@ -76,34 +60,19 @@ def transformers_model(model: DetrPanopticForSegmentation) -> DetrForSegmentatio
     return theirs.eval()
 
 
-def transformers_config(config: Any) -> dict[str, Any]:
-    """Returns the arguments of transformers' `DetrConfig`."""
-    heads = dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), config.num_heads)
-    widths = dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), config.ffn_dim)
-    dropouts = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), config.dropout)
+def _transformers_config(config: Any) -> DetrConfig:
+    """Translates our config; transformers keeps and ignores `stuff_label_ids` and `category_ids`."""
+    arguments: dict[str, Any] = {name: getattr(config, name) for name in SAME_NAMES}
+    arguments |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), config.num_heads)
+    arguments |= dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), config.ffn_dim)
+    arguments |= dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), config.dropout)
     # transformers has whole numbers for these; others count in training only and are left at their defaults.
-    whole = {name: int(value) for name in (*COSTS, *COEFFICIENTS) if (value := getattr(config, name)) == int(value)}
-    return {
-        **{name: getattr(config, name) for name in SAME_NAMES},
-        **heads,
-        **widths,
-        **dropouts,
-        **whole,
-        "backbone": config.backbone,
-        "dilation": config.dilation,
-        "d_model": config.hidden_size,
-        "eos_coefficient": float(config.eos_coefficient),
-        "stuff_label_ids": list(config.stuff_label_ids),
-        "category_ids": config.category_ids,
-    }
+    arguments |= {name: int(value) for name in WEIGHTS if (value := getattr(config, name)) == int(value)}
+    return DetrConfig(**arguments, d_model=config.hidden_size, eos_coefficient=float(config.eos_coefficient))
 
 
-def check_same_numbers(model: DetrPanopticForSegmentation, theirs: DetrForSegmentation) -> None:
-    """Compares the outputs of both for one small image.
-
-    Raises:
-        ValueError: they differ.
-    """
+def _check_same_numbers(model: DetrPanopticForSegmentation, theirs: DetrForSegmentation) -> None:
+    """Raises ValueError unless both compute the same for one small image."""
     pixels = torch.randn(1, model.config.num_channels, 64, 96, generator=torch.Generator().manual_seed(0))
     ours, other = (copy.deepcopy(module).cpu().float().eval() for module in (model, theirs))
     with torch.no_grad():

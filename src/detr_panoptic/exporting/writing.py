@@ -1,28 +1,22 @@
 """Traces a model and writes it as ONNX or as a program for `torch.export.load`."""
 
-from __future__ import annotations
-
 import copy
 import json
 import logging
 import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 
+from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
+from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from .graph import CANVAS_STEP, ExportGraph, GraphOptions
 from .same_padding import pad_in_whole_numbers
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
-
-    from torch.export import ExportedProgram
-
-    from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-    from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
 OPSET = 20  # the ONNX opset that torch 2.15 writes without conversion
 MAX_BATCH, MAX_SIDE = 256, 8192  # bounds for the shape solver of a dynamic graph
@@ -53,23 +47,8 @@ def trace(
         )
 
 
-def write_torch(program: ExportedProgram, file: Path) -> None:
-    """Writes a program for `torch.export.load`."""
-    torch.export.save(program, file)
-
-
 def write_onnx(program: ExportedProgram, file: Path, options: GraphOptions, *, labels: Mapping[Any, str]) -> None:
-    """Writes a program as ONNX, with all constants folded.
-
-    Args:
-        program: the result of `trace`.
-        file: the `.onnx` file, which contains the weights.
-        options: those of the graph; they name its inputs and outputs.
-        labels: names by label id, written to the file's metadata as JSON under `id2label`.
-
-    Raises:
-        ImportError: the extra `export` is not installed.
-    """
+    """Writes a program as ONNX with its weights, all constants folded; the labels' names go into the metadata."""
     from onnxscript import optimizer
 
     with _quiet():
@@ -109,12 +88,40 @@ def _is_worth_folding(node: Any) -> bool | None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silences notes about operations that are not folded and about axes that share a name on purpose."""
-    logger = logging.getLogger("onnxscript")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="# The axis name")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(logging.NOTSET)
+
+
+def quantize_file(file: Path, kind: str, batches: Iterable[dict[str, np.ndarray]]) -> None:
+    """Replaces a float32 ONNX file by its int8 version.
+
+    Args:
+        file: the ONNX file.
+        kind: "dynamic" quantizes the weights of the linear layers, and their inputs in every run. "static" quantizes
+            weights and inputs of the convolutions.
+        batches: for "static", inputs of the graph by name. They show the value ranges; read once.
+    """
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):
+        remaining = iter(batches)
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self.remaining, None)
+
+    weights: dict[str, Any] = {"per_channel": True, "weight_type": quantization.QuantType.QInt8}
+    source = file.rename(file.with_name("float.onnx"))
+    try:
+        with _quiet():  # the quantizer tells the root logger that the graph should be optimized: it is
+            if kind == "dynamic":
+                quantization.quantize_dynamic(source, file, op_types_to_quantize=["MatMul", "Gemm"], **weights)
+            else:
+                weights["activation_type"] = quantization.QuantType.QUInt8
+                quantization.quantize_static(source, file, Reader(), op_types_to_quantize=["Conv"], **weights)
+    finally:
+        source.unlink()

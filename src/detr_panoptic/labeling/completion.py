@@ -1,15 +1,15 @@
 """`complete_stuff`: things annotated by hand, the rest added by a model."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 from pycocotools import mask as rle
 from tqdm.auto import tqdm
 
@@ -18,7 +18,7 @@ from ..data.plain_text import markdown, one_line
 from ..data.records import segmentation_ids
 from ..data.writing import write_coco_panoptic_dataset
 from ..evaluation.results import format_table
-from ..inference import Predictor
+from ..inference import Prediction, Predictor
 from ..inference.loop import in_order
 from ..inference.pictures import Pictures
 from ..inference.predictor import OnError
@@ -28,26 +28,12 @@ from ..visualization import draw_segments
 from ..visualization.sheets import stack
 from .filling import LabelMatch, fill_void, match_stuff
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from PIL import Image
-
-    from ..inference import Prediction
-
 DRAWN, ROWS = 24, 6  # images in the report, and on each of its sheets
 DRAWN_SIDE = 640  # pixels, at most
 
 
 class AddedClass(NamedTuple):
-    """A class that was added.
-
-    Args:
-        name: of the class.
-        is_thing: whether it is a thing.
-        images: number of images that got it.
-        pixels: number of pixels that got it.
-    """
+    """A class that was added, and the numbers of images and pixels that got it."""
 
     name: str
     is_thing: bool
@@ -57,39 +43,30 @@ class AddedClass(NamedTuple):
 
 @dataclass
 class Completion:
-    """What `complete_stuff` added; prints as a table.
+    """What `complete_stuff` added to a number of images; prints as a table.
 
-    Args:
-        folder: the completed data.
-        match: the labels that may be added, and the categories of the completed data.
-        images: number of images.
-        failures: messages about images that could not be read and are left out.
+    `match` has the categories of the completed data in `folder`; `failures` are messages about images left out.
     """
 
     folder: Path
     match: LabelMatch = field(repr=False)
     images: int = 0
     failures: list[str] = field(default_factory=list)
-    _max_pairs: int = field(default=0, repr=False)
+    _max_drawn: int = field(default=0, repr=False)
     _images: Counter[int] = field(default_factory=Counter, repr=False)  # by label, as the next one
     _pixels: Counter[int] = field(default_factory=Counter, repr=False)
-    _void: tuple[int, int, int] = field(default=(0, 0, 0), repr=False)  # before, after, and all pixels
-    _pairs: list[tuple[str, Image.Image, Image.Image]] = field(default_factory=list, repr=False)
-
-    @property
-    def skipped(self) -> int:
-        """Number of images that could not be read."""
-        return len(self.failures)
+    _void: Counter[str] = field(default_factory=Counter, repr=False)  # pixels before, after, and all
+    _pictures: list[tuple[str, Image.Image]] = field(default_factory=list, repr=False)  # before and after in turns
 
     @property
     def void_before(self) -> float:
         """Share of void pixels in the source, in [0, 1]."""
-        return self._void[0] / max(self._void[2], 1)
+        return self._void["before"] / max(self._void["all"], 1)
 
     @property
     def void_after(self) -> float:
         """Share of void pixels in the output, in [0, 1]."""
-        return self._void[1] / max(self._void[2], 1)
+        return self._void["after"] / max(self._void["all"], 1)
 
     @property
     def added(self) -> list[AddedClass]:
@@ -112,14 +89,10 @@ class Completion:
         content |= {"folder": str(self.folder), "added": [row._asdict() for row in self.added]}
         (folder / "completion.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
         parts = ["# Added stuff", self._totals(), self._table(markdown)]
-        for start in range(0, len(self._pairs), ROWS):
-            pairs = self._pairs[start : start + ROWS]
-            captions = [f"{name}: {when}" for name, *_ in pairs for when in ("before", "after")]
-            sheet = f"sheet_{start // ROWS + 1}.png"
-            stack([picture for _, *pair in pairs for picture in pair], columns=2, captions=captions).save(
-                folder / sheet
-            )
-            parts.append(f"![before and after]({sheet})")
+        for number, start in enumerate(range(0, len(self._pictures), 2 * ROWS), start=1):
+            captions, pictures = zip(*self._pictures[start : start + 2 * ROWS], strict=True)
+            stack(pictures, columns=2, captions=captions).save(folder / f"sheet_{number}.png")
+            parts.append(f"![before and after](sheet_{number}.png)")
         (folder / "completion.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
     def complete(self, record: Mapping[str, Any], prediction: Prediction, threshold: float) -> dict[str, Any]:
@@ -130,26 +103,21 @@ class Completion:
         self.images += 1
         self._images.update(filled.added.keys())
         self._pixels.update(filled.added)
-        counts = (np.sum(ids == VOID_ID), np.sum(filled.ids == VOID_ID), ids.size)
-        self._void = tuple(old + int(new) for old, new in zip(self._void, counts, strict=True))  # type: ignore[assignment]
-        if filled.added and len(self._pairs) < self._max_pairs:
-            before = self._drawn(prediction.image, ids, record["segments_info"])
-            after = self._drawn(prediction.image, filled.ids, filled.segments_info)
-            self._pairs.append((prediction.name, before, after))
+        before, after = (int(np.sum(found == VOID_ID)) for found in (ids, filled.ids))
+        self._void.update(before=before, after=after, all=ids.size)
+        if filled.added and len(self._pictures) < 2 * self._max_drawn:
+            for when, shown, info in (("before", ids, record["segments_info"]), ("after", *filled[:2])):
+                picture = draw_segments(prediction.image, shown, info, self.match.categories.id2label)
+                picture.thumbnail((DRAWN_SIDE, DRAWN_SIDE))
+                self._pictures.append((f"{prediction.name}: {when}", picture))
         return {**record, "segmentation": filled.ids, "segments_info": filled.segments_info}
 
-    def _drawn(self, image: Image.Image, ids: np.ndarray, segments_info: Any) -> Image.Image:
-        picture = draw_segments(image, ids, segments_info, self.match.categories.id2label)
-        picture.thumbnail((DRAWN_SIDE, DRAWN_SIDE))
-        return picture
-
     def _table(self, escape: Callable[[str], str]) -> str:
-        kinds = ("stuff", "thing")
-        rows = [[row.name, kinds[row.is_thing], str(row.images), str(row.pixels)] for row in self.added]
+        rows = [[row.name, ("stuff", "thing")[row.is_thing], str(row.images), str(row.pixels)] for row in self.added]
         return format_table(["added class", "kind", "images", "pixels"], rows, escape=escape)
 
     def _totals(self) -> str:
-        skipped = f", {self.skipped} skipped" if self.skipped else ""
+        skipped = f", {len(self.failures)} skipped" if self.failures else ""
         return f"{self.images} images{skipped}; void {self.void_before:.1%} before, {self.void_after:.1%} after"
 
 
@@ -211,14 +179,13 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
     """
     output = Path(output)
     check_new_folder(output)
-    data = read_source(
-        source, split=split, data_format=data_format, limit=limit, files_may_be_missing=on_error == "skip"
-    )
+    lenient = on_error == "skip"
+    data = read_source(source, split=split, data_format=data_format, limit=limit, files_may_be_missing=lenient)
     predictor = Predictor.of(model, device=device, dtype=dtype)
     match = match_stuff(data.categories, predictor.categories, with_things=with_things)
     if not match.labels:
         raise ValueError("`model` has no class that may be added to the data.")
-    completion = Completion(output, match, _max_pairs=0 if report is None else DRAWN)
+    completion = Completion(output, match, _max_drawn=0 if report is None else DRAWN)
     pictures = Pictures(data.records)
     predictions = predictor.iterate(
         pictures,
@@ -249,9 +216,7 @@ def claimed_pixels(prediction: Prediction, threshold: float) -> np.ndarray:
     """Returns where a query above the threshold has a mask probability of at least one half: (H, W) bool."""
     size = list(prediction.segmentation.shape)
     codes = [
-        {"size": size, "counts": detection["counts"]}
-        for detection in prediction.detections or ()
-        if detection["score"] > threshold
+        {"size": size, "counts": mask["counts"]} for mask in prediction.detections or () if mask["score"] > threshold
     ]
     if not codes:
         return np.zeros(size, dtype=bool)

@@ -1,7 +1,6 @@
 """Filling the void of an annotation with the segments that a model predicts there."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -16,25 +15,14 @@ MIN_VISIBLE_SHARE = 0.5  # of a thing; otherwise it is mostly an annotated thing
 
 
 class LabelMatch(NamedTuple):
-    """The labels of a model that may be added to data.
-
-    Args:
-        categories: those of the completed data: the data's own first, then new ones.
-        labels: the completed data's label for each label of the model that may be added.
-    """
+    """The categories of completed data, its own first, and its label for each label of the model to be added."""
 
     categories: Categories
     labels: dict[int, int]
 
 
 class Filled(NamedTuple):
-    """A map whose void was filled.
-
-    Args:
-        ids: (H, W).
-        segments_info: its segments.
-        added: number of new pixels by label.
-    """
+    """A map (H, W) whose void was filled, its segments, and the number of new pixels by label."""
 
     ids: np.ndarray
     segments_info: list[dict[str, Any]]
@@ -48,38 +36,25 @@ def match_stuff(data: Categories, model: Categories, *, with_things: bool) -> La
     thing is annotated. Classes that are things in the data are never added as stuff. `match_labels` says which classes
     are the same.
 
-    Args:
-        data: labels of the data.
-        model: labels of the model.
-        with_things: whether things may be added.
-
-    Returns:
-        A new class keeps the model's category id, unless the data uses that id for another class. Then it gets an id
-        that neither uses.
+    A new class keeps the model's category id, unless the data uses that id for another class. Then it gets an id that
+    neither uses.
     """
     known = match_labels(data, model)
-    taken = {*data.category_ids, *model.category_ids}
-    completed, labels = data, {}
-    for label, (name, is_thing) in enumerate(zip(model.names, model.is_thing, strict=True)):
+    last = max(*data.category_ids, *model.category_ids)
+    new: list[dict[str, Any]] = []
+    labels = {}
+    for label, category in enumerate(model.to_coco()):
         if label in known:
             own = known[label]
-            if not is_thing and not data.is_thing[own]:
+            if not model.is_thing[label] and not data.is_thing[own]:
                 labels[label] = own
-            continue
-        if is_thing and not with_things:
-            continue
-        category_id = model.category_ids[label]
-        if category_id in data.category_ids:
-            category_id = max(taken) + 1
-            taken.add(category_id)
-        labels[label] = len(completed)
-        completed = replace(
-            completed,
-            names=(*completed.names, name),
-            is_thing=(*completed.is_thing, is_thing),
-            category_ids=(*completed.category_ids, category_id),
-        )
-    return LabelMatch(completed, labels)
+        elif with_things or not model.is_thing[label]:
+            if category["id"] in data.category_ids:
+                last += 1
+                category["id"] = last
+            labels[label] = len(data) + len(new)
+            new.append(category)
+    return LabelMatch(Categories.from_coco([*data.to_coco(), *new]), labels)
 
 
 def fill_void(
@@ -91,9 +66,8 @@ def fill_void(
 ) -> Filled:
     """Fills the void of a map.
 
-    Annotated pixels stay as they are. Stuff that is annotated in a part of the image grows, since stuff has one
-    segment per class; everything else becomes a new segment. Tiny segments are left out, and things of which less
-    than half is visible.
+    Annotated pixels stay. Stuff that is annotated in a part of the image grows, since stuff has one segment per class;
+    everything else becomes a new segment. Tiny segments and things of which less than half is visible are left out.
 
     Args:
         ids: (H, W) annotated map.
@@ -130,7 +104,10 @@ def _fitting(
     seen: np.ndarray, free: np.ndarray, seen_segments: Sequence[Mapping[str, Any]], match: LabelMatch
 ) -> Iterator[tuple[int, int, int]]:
     """Yields id, new label and free pixels of the segments that may be added."""
-    whole, fitting = _areas(seen), _areas(free)
+    whole, fitting = (
+        dict(zip(found.ids.tolist(), found.areas.tolist(), strict=True))
+        for found in map(segment_extents, (seen, free))
+    )
     for segment in seen_segments:
         label = match.labels.get(segment["label_id"])
         area = fitting.get(segment["id"], 0)
@@ -138,8 +115,3 @@ def _fitting(
             continue
         if not match.categories.is_thing[label] or area >= MIN_VISIBLE_SHARE * whole[segment["id"]]:
             yield segment["id"], label, area
-
-
-def _areas(ids: np.ndarray) -> dict[int, int]:
-    found = segment_extents(ids)
-    return dict(zip(found.ids.tolist(), found.areas.tolist(), strict=True))

@@ -3,11 +3,4 @@
 from .card import CardFacts, MeasuredQuality, build_card, write_card
 from .pushing import PushedModel, push
 
-__all__ = [
-    "CardFacts",
-    "MeasuredQuality",
-    "PushedModel",
-    "build_card",
-    "push",
-    "write_card",
-]
+__all__ = ["CardFacts", "MeasuredQuality", "PushedModel", "build_card", "push", "write_card"]

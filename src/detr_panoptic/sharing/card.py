@@ -3,24 +3,20 @@
 The metadata tell the Hub the model's task, license, datasets and quality (https://huggingface.co/docs/hub/model-cards).
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.hub_names import hub_name
 from ..data.plain_text import markdown, one_line
+from ..evaluation import Evaluation
 from ..evaluation.results import format_table, percent
-
-if TYPE_CHECKING:
-    from ..evaluation import Evaluation
-    from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
 CARD = "README.md"
 METADATA: dict[str, Any] = {
@@ -61,18 +57,18 @@ class MeasuredQuality:
     on_training_images: bool = False
 
     @classmethod
-    def of(cls, evaluation: str | Path | Evaluation, **changes: Any) -> MeasuredQuality:
-        """Takes the numbers of an `Evaluation`, or of the output folder or `metrics.json` of one.
-
-        Args:
-            evaluation: the evaluation or its path.
-            **changes: fields to set to other values, such as `dataset`.
+    def of(cls, evaluation: str | Path | Evaluation, **changes: Any) -> "MeasuredQuality":
+        """Takes the numbers of an `Evaluation`, or of its output folder or `metrics.json`; changes set other fields.
 
         Raises:
             ValueError: there are no metrics, or they are not from `evaluate`.
         """
         try:
-            metrics = _read_metrics(evaluation) if isinstance(evaluation, (str, Path)) else evaluation.metrics
+            if isinstance(evaluation, (str, Path)):
+                file = Path(evaluation) / "metrics.json" if Path(evaluation).is_dir() else Path(evaluation)
+                metrics = json.loads(file.read_text(encoding="utf-8"))
+            else:
+                metrics = evaluation.metrics
             skipped = f", {len(metrics['skipped'])} unreadable ones left out" if metrics["skipped"] else ""
             groups = metrics["panoptic_quality"].items()
             fields = {
@@ -129,8 +125,10 @@ def build_card(model: DetrPanopticForSegmentation, facts: CardFacts) -> ModelCar
         >>> card.data.eval_results[0].metric_value
         72.08
     """
-    config, stuff = model.config, set(model.config.stuff_label_ids)
-    is_thing = {name: int(label) not in stuff for label, name in (config.id2label or {}).items()}
+    config = model.config
+    kinds: dict[str, list[str]] = {"Things": [], "Stuff": []}
+    for label, name in config.id2label.items():
+        kinds["Stuff" if int(label) in config.stuff_label_ids else "Things"].append(markdown(name))
     architecture = (
         f"{config.backbone}{' (DC5)' if config.dilation else ''}, {config.encoder_layers} encoder and "
         f"{config.decoder_layers} decoder layers, {config.num_queries} queries, "
@@ -140,7 +138,7 @@ def build_card(model: DetrPanopticForSegmentation, facts: CardFacts) -> ModelCar
         base_model=facts.base_model,
         datasets=list(facts.datasets) or None,
         model_name=facts.name,
-        eval_results=evaluation_results(facts.quality),
+        eval_results=_evaluation_results(facts.quality),
         **METADATA | {"license": facts.license},
     )
     data = [f"- {markdown(name)}: {markdown(words)}" for name, words in facts.data.items()]
@@ -149,10 +147,9 @@ def build_card(model: DetrPanopticForSegmentation, facts: CardFacts) -> ModelCar
         architecture=markdown(architecture),
         picture=f"![image, annotation and prediction of held-out images]({facts.picture})" if facts.picture else "",
         usage=(facts.usage or USAGE.format(repository=facts.repository)).strip(),
-        classes=_describe_classes(is_thing),
+        classes="\n\n".join(f"{kind} ({len(names)}): {', '.join(names)}." for kind, names in kinds.items()),
         data="\n".join(data) or UNKNOWN,
         recipe="\n".join(("```", *map(one_line, facts.recipe), "```")) if facts.recipe else UNKNOWN,
-        quality_title=QUALITY_TITLE,
         quality=_describe_quality(facts.quality),
     )
     text = re.sub(r"\n{3,}", "\n\n", text)
@@ -177,27 +174,22 @@ def write_card(folder: str | Path, model: DetrPanopticForSegmentation, **facts: 
 
 
 def complete_card(text: str, facts: CardFacts, *, license_name: str | None = None) -> ModelCard:
-    """Prepares an existing card for a repository: fills in missing metadata and replaces the measured quality.
-
-    Args:
-        text: the card.
-        facts: name, repository and quality are used. Without a quality, the card keeps its own.
-        license_name: replaces the card's license.
-    """
+    """Prepares an existing card for a repository: adds missing metadata, and replaces license and quality if given."""
     card = ModelCard(text.replace(CardFacts.repository, facts.repository), ignore_metadata_errors=True)
     for key, value in METADATA.items():
-        if not card.data.get(key):
-            card.data[key] = value
-    if license_name is not None:
-        card.data["license"] = license_name
+        card.data[key] = card.data.get(key) or value
+    card.data["license"] = license_name or card.data["license"]
     if facts.quality is not None:
         card.data["model_name"] = facts.name
-        card.data["eval_results"] = evaluation_results(facts.quality)
-        card.text = _replace_section(card.text, QUALITY_TITLE, _describe_quality(facts.quality))
+        card.data["eval_results"] = _evaluation_results(facts.quality)
+        section = f"## {QUALITY_TITLE}\n\n{_describe_quality(facts.quality)}\n\n"
+        present = re.compile(rf"^## {QUALITY_TITLE}\n.*?(?=^## |\Z)", flags=re.MULTILINE | re.DOTALL)
+        text, count = present.subn(lambda _: section, card.text)
+        card.text = (text if count else f"{text.rstrip()}\n\n{section}").rstrip() + "\n"
     return card
 
 
-def evaluation_results(quality: MeasuredQuality | None) -> list[EvalResult] | None:
+def _evaluation_results(quality: MeasuredQuality | None) -> list[EvalResult] | None:
     """Returns the numbers in percent as the Hub lists them. None if nothing was measured on held-out images."""
     if quality is None or quality.on_training_images:
         return None
@@ -217,19 +209,6 @@ def evaluation_results(quality: MeasuredQuality | None) -> list[EvalResult] | No
     ]
 
 
-def _read_metrics(path: str | Path) -> dict[str, Any]:
-    file = Path(path) / "metrics.json" if Path(path).is_dir() else Path(path)
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _describe_classes(is_thing: Mapping[str, bool]) -> str:
-    lines = []
-    for kind, wanted in (("Things", True), ("Stuff", False)):
-        names = [markdown(name) for name, thing in is_thing.items() if thing is wanted]
-        lines.append(f"{kind} ({len(names)}): {', '.join(names)}.")
-    return "\n\n".join(lines)
-
-
 def _describe_quality(quality: MeasuredQuality | None) -> str:
     if quality is None:
         return "Not measured."
@@ -244,12 +223,3 @@ def _describe_quality(quality: MeasuredQuality | None) -> str:
         f"Measured with `detr_panoptic.evaluate` on {training}{markdown(how)}, in percent:\n\n{groups}\n\n"
         f"<details><summary>by class</summary>\n\n{classes}\n\n</details>"
     )
-
-
-def _replace_section(text: str, title: str, body: str) -> str:
-    """Replaces the text below a second-level title, or appends the section."""
-    section = f"## {title}\n\n{body}\n"
-    found = re.search(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
-    if found is None:
-        return f"{text.rstrip()}\n\n{section}"
-    return f"{text[: found.start()]}{section}\n{text[found.end() :]}".rstrip() + "\n"

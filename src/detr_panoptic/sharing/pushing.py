@@ -1,13 +1,10 @@
 """`push`: a saved model to the Hugging Face Hub, with its code and a card."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -15,12 +12,10 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..data.contained_paths import path_inside
 from ..data.plain_text import first_line
+from ..evaluation import Evaluation
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from .card import CARD, CardFacts, MeasuredQuality, build_card, complete_card
-
-if TYPE_CHECKING:
-    from ..evaluation import Evaluation
 
 PICTURE = re.compile(r"!\[[^]]*]\(\s*([^)\s:]+\.(?:png|jpe?g|webp|gif))\s*\)", re.IGNORECASE)
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
@@ -101,33 +96,27 @@ def push(
     with tempfile.TemporaryDirectory() as temporary:
         staging = Path(temporary)
         write_repository(Path(folder), staging, facts, license_name=license)
-        files = {path.relative_to(staging).as_posix(): path for path in sorted(staging.rglob("*")) if path.is_file()}
-        sizes = {name: path.stat().st_size for name, path in files.items()}
-        card = files[CARD].read_text(encoding="utf-8")
-        url = None
-        if not dry_run:
-            try:
-                url = _upload(staging, repo_id, private=private, revision=revision, message=message)
-            except ValueError:
-                raise
-            except Exception as error:  # huggingface_hub, httpx and hf_xet raise errors of their own
-                raise OSError(_explain(error, repo_id)) from error
+        files = [path for path in sorted(staging.rglob("*")) if path.is_file()]
+        sizes = {path.relative_to(staging).as_posix(): path.stat().st_size for path in files}
+        card = (staging / CARD).read_text(encoding="utf-8")
+        try:
+            url = None if dry_run else _upload(staging, repo_id, private=private, revision=revision, message=message)
+        except ValueError:
+            raise
+        except Exception as error:  # huggingface_hub, httpx and hf_xet raise errors of their own
+            raise OSError(_explain(error, repo_id)) from error
     return PushedModel(url, sizes, card)
 
 
 def write_repository(folder: Path, output: Path, facts: CardFacts, *, license_name: str | None = None) -> None:
-    """Writes the files of a repository: a model that was loaded and saved again, and its card.
-
-    Raises:
-        ValueError: the folder has no model of this package, or its card shows a file outside the folder.
-    """
+    """Writes the files of a repository: a model that was loaded and saved again, and its card with its pictures."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"`folder` must contain a saved model, got {folder} without a config.json.")
     model = DetrPanopticForSegmentation.from_pretrained(folder, dtype="auto")
     model.save_pretrained(output)
     DetrPanopticImageProcessor.from_pretrained(folder).save_pretrained(output)
-    card: Any = folder / CARD
-    text = card.read_text(encoding="utf-8") if card.is_file() else str(build_card(model, facts))
+    written = folder / CARD
+    text = written.read_text(encoding="utf-8") if written.is_file() else str(build_card(model, facts))
     card = complete_card(text, facts, license_name=license_name)
     (output / CARD).write_text(str(card), encoding="utf-8")
     for link in PICTURE.findall(card.text):
@@ -141,14 +130,12 @@ def _upload(folder: Path, repo_id: str, *, private: bool, revision: str | None, 
     """Sends a folder as one commit and returns its address."""
     api = HfApi()
     address = api.create_repo(repo_id, private=private or None, exist_ok=True)
-    if private and not api.repo_info(address.repo_id).private:  # for an existing one, `private` is ignored
+    if private and not api.repo_info(address.repo_id).private:  # an existing one, for which `private` is ignored
         raise ValueError(f"`private`: {address.repo_id} exists and is public. Nothing was sent.")
     if revision is not None:
         api.create_branch(address.repo_id, branch=revision, exist_ok=True)
-    name = address.repo_id.rpartition("/")[2]
-    api.upload_folder(
-        repo_id=address.repo_id, folder_path=folder, revision=revision, commit_message=message or f"Upload {name}"
-    )
+    message = message or f"Upload {address.repo_id.rpartition('/')[2]}"
+    api.upload_folder(repo_id=address.repo_id, folder_path=folder, revision=revision, commit_message=message)
     return str(address) if revision is None else f"{address}/tree/{revision}"
 
 
@@ -162,8 +149,8 @@ def _explain(error: BaseException, repo_id: str) -> str:
     if not isinstance(cause, HfHubHTTPError):
         return f"The upload was interrupted ({first_line(error)}). {AGAIN}"
     status = cause.response.status_code
-    if status in FAILURES:
-        return FAILURES[status].format(repo_id)
     if status >= 500 or status == 429:
         return f"The Hub is busy or down (status {status}). {AGAIN}"
+    if status in FAILURES:
+        return FAILURES[status].format(repo_id)
     return f"The Hub refused the upload (status {status}): {cause.server_message or first_line(cause)}"
