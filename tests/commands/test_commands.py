@@ -1,6 +1,7 @@
 """Each command calls its function with the options, prints the result and says where the files are."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -57,12 +58,24 @@ def test_an_evaluation_is_printed_and_saved(tmp_path, capsys):
     assert metrics["images"] == 2
 
 
-def test_images_that_could_not_be_read_are_an_exit_code(monkeypatch, capsys):
+def test_evaluation_options_and_images_that_could_not_be_read(monkeypatch, tmp_path, capsys):
     called = Called(monkeypatch, "evaluate", failures=["31.jpg"])
-    assert run("evaluate", "--model", "m", "--data", "d", "--on-error", "skip", "--dtype", "bfloat16") == 2
+    words = ["--on-error", "skip", "--dtype", "bfloat16", "--threshold", 0.5, "--average-precision", "none"]
+    assert run("evaluate", "--model", "m", "--data", "d", "--output", tmp_path, *words, "--workers", 3) == 2
     assert called.arguments == ("m", "d")
-    assert called.options["on_error"] == "skip"
-    assert called.options["dtype"] == "bfloat16"
+    assert called.options == {
+        "output": tmp_path,
+        "threshold": 0.5,
+        "average_precision": False,
+        "on_error": "skip",
+        "split": None,
+        "data_format": None,
+        "limit": None,
+        "device": "auto",
+        "dtype": "bfloat16",
+        "batch_size": 1,
+        "num_workers": 3,
+    }
     assert "the result" in capsys.readouterr().out
 
 
@@ -93,13 +106,61 @@ def test_push_prepares_without_sending(model_folder, capsys):
     assert "no name!" in capsys.readouterr().err
 
 
+def test_a_dataset_is_checked_and_converted(tmp_path, capsys):
+    data, out = tmp_path / "my_data", tmp_path / "out"
+    assert run("data", "convert", "scenes", data, "--limit", 3, "--seed", 5) == 0
+    assert str(data) in capsys.readouterr().out
+    (data / "images" / next((data / "images").iterdir()).name).write_bytes(b"broken")
+    assert run("data", "check", data, "--report", tmp_path / "report") == 1
+    assert str(tmp_path / "report") in capsys.readouterr().out
+    assert run("data", "convert", data, out, "--to", "parquet") == 2
+    assert not out.exists()
+    assert run("data", "convert", data, out, "--to", "parquet", "--on-error", "skip") == 2
+    assert "2 images" in capsys.readouterr().out
+    assert out.is_dir()
+
+
+def test_training_layers_recipe_file_and_options(monkeypatch, tmp_path):
+    called = Called(monkeypatch, "train", is_finished=True, stop_signal=None)
+    (tmp_path / "mine.yaml").write_text("recipe: masks\nepochs: 17\n")
+    words = ["--config", tmp_path / "mine.yaml", "--data", "d", "--output", "o", "--batch-size", "auto", "--no-aids"]
+    assert run("train", *words, "--learning-rate", "2e-4") == 0
+    assert called.arguments == ("d",)
+    assert called.options == {
+        "recipe": None,
+        "config": tmp_path / "mine.yaml",
+        "dry_run": False,
+        "overwrite": False,
+        "output": "o",
+        "batch_size": "auto",
+        "aids": False,
+        "learning_rate": 2e-4,
+    }
+
+
+def test_a_stopped_training_has_the_exit_code_of_its_signal(monkeypatch):
+    Called(monkeypatch, "train", is_finished=False, stop_signal=15)
+    assert run("train", "--data", "d", "--output", "o") == 143
+
+
 def test_stuff_is_completed(monkeypatch, tmp_path, capsys):
-    called = Called(monkeypatch, "complete_stuff", skipped=[])
+    called = Called(monkeypatch, "complete_stuff", failures=[])
     words = ["--model", "m", "--things", "--threshold", 0.5, "--report", "r", "--split", "val", "--format", "rows"]
     assert run("data", "complete-stuff", "d", tmp_path / "out", *words) == 0
-    assert called.options["with_things"]
-    assert called.options["data_format"] == "rows"
-    assert called.options["split"] == "val"
+    assert called.options == {
+        "model": "m",
+        "with_things": True,
+        "threshold": 0.5,
+        "report": Path("r"),
+        "on_error": "stop",
+        "split": "val",
+        "data_format": "rows",
+        "limit": None,
+        "device": "auto",
+        "dtype": "float32",
+        "batch_size": 1,
+        "num_workers": None,
+    }
     assert str(tmp_path / "out") in capsys.readouterr().out
 
 

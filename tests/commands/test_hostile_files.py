@@ -143,11 +143,15 @@ def test_postscript_in_a_dataset_starts_no_ghostscript(place, model_folder, monk
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{place}{os.pathsep}{os.environ['PATH']}")
     predict = ["predict", "--model", str(model_folder), "--output", "predictions"]
+    Dataset.from_dict({"image": [{"bytes": EPS, "path": None}]}).cast_column("image", Image()).to_parquet(
+        "rows.parquet"
+    )
     for words, code in (
         (["data", "convert", "my_data", "out"], 2),
         (["data", "check", "my_data"], 1),
         ([*predict, "my_data/images/31.jpg"], 2),
         ([*predict, "--data", "my_data/images"], 2),
+        ([*predict, "--data", "rows.parquet"], 2),
     ):
         monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # looked for anew
         assert main(words) == code

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_panoptic.data import checks, measure_segments, write_coco_panoptic_dataset, write_parquet
+from detr_panoptic.data import findings, measure_segments, write_coco_panoptic_dataset, write_parquet
 from detr_panoptic.data.checking import check_data
 from detr_panoptic.data.findings import KINDS, DataError
 from detr_panoptic.data.reading import read_panoptic
@@ -337,7 +337,7 @@ def test_the_report_has_everything_and_is_only_text(folder, tmp_path):
 def test_a_map_is_measured_once(folder, monkeypatch):
     """Work is counted: one pass over the map, whatever the number of segments."""
     passes = []
-    extents = checks.segment_extents
-    monkeypatch.setattr(checks, "segment_extents", lambda ids: passes.append(ids.shape) or extents(ids))
+    extents = findings.segment_extents
+    monkeypatch.setattr(findings, "segment_extents", lambda ids: passes.append(ids.shape) or extents(ids))
     check_data(folder, workers=1, progress=False)
     assert passes == [(HEIGHT, WIDTH)] * 3

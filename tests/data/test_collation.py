@@ -5,8 +5,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from detr_panoptic.box_ops import cxcywh_to_xyxy
-from detr_panoptic.data.augmentation import LargeScaleJitter, RandomAugmentation
-from detr_panoptic.data.collation import PanopticCollator
+from detr_panoptic.data.augmentation import LargeScaleJitter, PanopticCollator, RandomAugmentation
 from detr_panoptic.image_processing_detr_panoptic import DetrPanopticImageProcessor
 from detr_panoptic.scenes.dataset import make_scene
 from tests.mask_boxes import masks_to_boxes

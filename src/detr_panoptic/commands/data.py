@@ -1,7 +1,7 @@
 """`detr-panoptic data check`, `data convert` and `data complete-stuff`."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -52,7 +52,7 @@ def convert(
     workers: Annotated[int, Parameter(help="Processes that paint `scenes`; 0: this one.")] = 0,
     on_error: OnError = "stop",
     reading: Reading = READING,
-) -> None:
+) -> int:
     """Writes a dataset in another format; image files are copied byte by byte.
 
         --to coco     images/, panoptic/ and panoptic.json
@@ -68,13 +68,12 @@ def convert(
     from .. import convert_data
     from ..scenes import SCENES, read_source
 
-    options = reading.arguments()
-    data = (
-        read_source(source, limit=reading.limit, scene_seed=seed, scene_workers=workers)
-        if source == SCENES
-        else source
-    )
-    print(convert_data(data, output, to=to, on_error=on_error, **options))
+    data: Any = source
+    if source == SCENES:
+        data = read_source(source, limit=reading.limit, scene_seed=seed, scene_workers=workers)
+    result = convert_data(data, output, to=to, on_error=on_error, **reading.arguments())
+    print(result)
+    return 2 if result.skipped else 0
 
 
 @Parameter(name="*")

@@ -7,10 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .augmentation import LargeScaleJitter, RandomAugmentation
+    from .augmentation import LargeScaleJitter, PanopticCollator, RandomAugmentation
     from .categories import COCO_PANOPTIC, Categories, match_labels
     from .checking import DataCheck, check_data
-    from .collation import PanopticCollator
     from .lazy_records import NamedRecords
     from .reading import PanopticData, read_images, read_panoptic
     from .records import Record, categories_of, measure_segments, panoptic_features, segmentation_ids, truth_ids
@@ -20,7 +19,7 @@ __all__ = ["COCO_PANOPTIC", "Categories", "DataCheck", "DataConversion", "LargeS
 __all__ += ["PanopticCollator", "PanopticData", "RandomAugmentation", "Record", "categories_of", "check_data"]
 __all__ += ["convert_data", "match_labels", "measure_segments", "panoptic_features", "read_images", "read_panoptic"]
 __all__ += ["save_dataset", "segmentation_ids", "truth_ids", "write_coco_panoptic_dataset", "write_parquet"]
-_MODULES = ("categories", "records", "lazy_records", "reading", "writing", "checking", "augmentation", "collation")
+_MODULES = ("categories", "records", "lazy_records", "reading", "writing", "checking", "augmentation")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Training augmentation of canonical records: the paper's, and large-scale jitter.
+"""Training augmentation of canonical records, the paper's and large-scale jitter, and their batches.
 
 `RandomAugmentation` follows `make_coco_transforms` of facebookresearch/detr (29901c5) with these differences:
   * every choice follows from the seed alone, so workers and batch order change nothing;
@@ -14,13 +14,14 @@ after, which saves work; the filter sees nothing beyond the border of the window
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F  # noqa: N812  torchvision's own name for it
+from transformers import BatchFeature
 
 from ..image_reading import channels_last
 from ..segment_ids import nearest_positions
@@ -201,10 +202,6 @@ def build_augmentation(
 
     "paper" flips, scales and crops, with the paper's lengths in proportion to the short side; "jitter" is large-scale
     jitter to a square of the long side; "none" returns None.
-
-    Example:
-        >>> build_augmentation("paper", short_side=400, long_side=666).max_size
-        666
     """
     if kind == "none":
         return None
@@ -220,3 +217,42 @@ def build_augmentation(
         crop_scales=[round(ratio * scale) for scale in PAPER_CROP_SCALES],
         crop_range=(round(ratio * PAPER_CROP_RANGE[0]), round(ratio * PAPER_CROP_RANGE[1])),
     )
+
+
+class PanopticCollator:
+    """Augments canonical records and passes them to the image processor.
+
+    The augmentation sets the size, so the processor does not resize then. It depends on the seed, the epoch and the
+    `image_id` of each record.
+
+    Example:
+        >>> from detr_panoptic import DetrPanopticImageProcessor
+        >>> from detr_panoptic.scenes import make_scene
+        >>> collate = PanopticCollator(DetrPanopticImageProcessor(size={"height": 64, "width": 96}))
+        >>> batch = collate([make_scene(0), make_scene(1)])
+        >>> tuple(batch["pixel_values"].shape), len(batch["labels"])
+        ((2, 3, 64, 96), 2)
+    """
+
+    def __init__(self, processor: Any, augmentation: Augmentation | None = None, *, seed: int = 0) -> None:
+        self.processor = processor
+        self.augmentation = augmentation
+        self.seed = seed
+        # In shared memory: persistent workers hold a copy of the collator and must see the change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch of the next batches."""
+        self._epoch.fill_(epoch)
+
+    def __call__(self, records: Sequence[Record]) -> BatchFeature:
+        """Returns `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W) and `labels`, a list of one dict per record."""
+        options: dict[str, Any] = {}
+        if self.augmentation is not None:
+            seeds = [sample_seed(self.seed, int(self._epoch), record["image_id"]) for record in records]
+            records = [self.augmentation(record, seed) for record, seed in zip(records, seeds, strict=True)]
+            options["do_resize"] = False
+        keys = ("image_id", "segmentation", "segments_info")
+        annotations = [{key: record[key] for key in keys} for record in records]
+        images = [record["image"] for record in records]
+        return self.processor(images, annotations=annotations, return_tensors="pt", **options)

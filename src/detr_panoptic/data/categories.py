@@ -74,10 +74,6 @@ class Categories:
 
         Raises:
             ValueError: an entry is no mapping with `id`, `name` and `isthing`, or a name or an id occurs twice.
-
-        Example:
-            >>> Categories.from_coco([{"id": 7, "name": "road", "isthing": 0}]).names
-            ('road',)
         """
         categories = list(categories)
         for category in categories:
@@ -100,10 +96,6 @@ class Categories:
 
         Raises:
             ValueError: the label ids are not 0, 1, 2, ..., or a name or an id occurs twice.
-
-        Example:
-            >>> Categories.from_labels({0: "boat", 1: "sea"}, [1]).category_ids
-            (0, 1)
         """
         labels, stuff = range(len(id2label)), set(stuff_label_ids)
         if sorted(id2label) != list(labels):

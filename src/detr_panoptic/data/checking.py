@@ -16,9 +16,8 @@ from tqdm.auto import tqdm
 
 from ..segment_ids import rgb_to_ids
 from .categories import Categories
-from .checks import AnnotatedMap, DataCounts, listing
 from .files import written_whole
-from .findings import ERROR, KINDS, SEVERITIES, DataError, Finding
+from .findings import ERROR, KINDS, SEVERITIES, AnnotatedMap, DataCounts, DataError, Finding, listing
 from .lazy_records import (
     ORIENTATION_TAG,
     TURNING_ORIENTATIONS,
@@ -44,23 +43,14 @@ Stored = Image.Image | dict[str, Any]
 
 @dataclass(frozen=True)
 class DataCheck:
-    """The result of `check_data`; `print` shows totals, kinds of findings and their first cases.
+    """The result of `check_data`; `print` shows totals, kinds of findings and their first cases."""
 
-    Args:
-        source: name of the dataset.
-        categories: its classes.
-        findings: all problems, errors first.
-        counts: sums over all images whose map could be read.
-        row: opens an image by index.
-        names: file name of each row.
-    """
-
-    source: str
+    source: str  # name of the dataset
     categories: Categories
-    findings: list[Finding]
-    counts: DataCounts
-    row: Callable[[int], "OpenedRow"] = field(repr=False)
-    names: list[str] = field(repr=False)
+    findings: list[Finding]  # all problems, errors first
+    counts: DataCounts  # sums over all images whose map could be read
+    row: Callable[[int], "OpenedRow"] = field(repr=False)  # opens an image by index
+    names: list[str] = field(repr=False)  # file name of each row
 
     @property
     def has_errors(self) -> bool:
@@ -131,14 +121,9 @@ def check_data(
 ) -> DataCheck:
     """Opens every file of a dataset and lists all problems: ids, categories, areas, boxes, sizes, broken files.
 
-    Args:
-        source: as `split`, `data_format` and `limit`, an argument of `read_panoptic`.
-        num_queries: of the model that will be trained; an image should not have more segments.
-        split: name of the split, if the source has splits.
-        data_format: by default it is recognized.
-        limit: maximum number of images, from the first.
-        workers: number of threads that open files; by default the number of CPU cores.
-        progress: show a progress bar.
+    `source`, `split`, `data_format` and `limit` are those of `read_panoptic`. An image should not have more segments
+    than the model to be trained has queries, `num_queries`. `workers` is the number of threads that open files, by
+    default one per CPU core.
 
     Raises:
         ValueError: there is no dataset to check, or an argument is out of range.

@@ -17,14 +17,6 @@ def written_whole(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
 
     It has the suffix of `path` and lies beside it; missing folders are created. With `durable`, the contents are on
     the disk at the end (`fsync`) and survive a power failure.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp(), "results.json")
-        >>> with written_whole(path) as part:
-        ...     _ = part.write_text("{}")
-        >>> path.read_text()
-        '{}'
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -84,13 +84,7 @@ def _decode_batch(decode: Decode, earlier: Callable[[Batch], Batch] | None, batc
 
 
 class NamedRecords:
-    """Map-style canonical records whose errors name the image.
-
-    Example:
-        >>> from detr_panoptic.scenes import scenes_dataset
-        >>> NamedRecords(scenes_dataset(2))[1]["image_id"]
-        1
-    """
+    """Map-style canonical records whose errors name the image."""
 
     def __init__(self, records: Dataset) -> None:
         self._records = records  # and a view of their names that opens no image

@@ -113,7 +113,7 @@ def read_panoptic(
         categories: use these label ids; classes are matched by name (`match_labels`). If the source does not say what
             its category ids mean, they mean these categories. By default the source's own.
         streaming: return an `IterableDataset` with the same records in the same order.
-        files_may_be_missing: a missing image or map in a COCO dataset is an error when its record is used, not now.
+        files_may_be_missing: a missing file of a COCO dataset is an error when its record is used, not now.
 
     Raises:
         ValueError: the format is unknown or not recognized, there is no annotated image, a file is invalid, or a
@@ -207,12 +207,8 @@ def read_images(
 ) -> Dataset:
     """Reads the images of a dataset, annotated or not.
 
-    Args:
-        source: anything that `read_panoptic` takes; a dataset of `datasets` with one column of images; or a folder
-            with images in it and its subfolders.
-        split: name of the split, if the source has splits.
-        data_format: as of `read_panoptic`. By default it is recognized.
-        limit: maximum number of images, from the first.
+    The arguments are those of `read_panoptic`. The source may also be a dataset of `datasets` with one column of
+    images, or a folder with images in it and its subfolders.
 
     Returns:
         Rows with `image`, `image_id` and `file_name` (None if unknown).

@@ -24,12 +24,7 @@ Record = dict[str, Any]
 
 
 def panoptic_features(categories: Categories | None = None, *, with_scores: bool = False) -> Features:
-    """Returns the columns of the canonical record for `datasets`; with scores, segments have a `score`.
-
-    Example:
-        >>> sorted(panoptic_features())
-        ['file_name', 'image', 'image_id', 'segmentation', 'segments_info']
-    """
+    """Returns the columns of the canonical record for `datasets`; with scores, segments have a `score`."""
     segment = {
         "id": Value("int64"),
         "label_id": Value("int64") if categories is None else _label_feature(categories),
@@ -73,12 +68,7 @@ def segmentation_ids(segmentation: PILImage.Image | np.ndarray) -> np.ndarray:
 
 
 def truth_ids(record: Mapping[str, Any]) -> np.ndarray:
-    """Returns the (H, W) integer id map of a canonical record; 0 is void.
-
-    Example:
-        >>> truth_ids({"segmentation": np.array([[0, 7]])}).tolist()
-        [[0, 7]]
-    """
+    """Returns the (H, W) integer id map of a canonical record; 0 is void."""
     return segmentation_ids(record["segmentation"])
 
 

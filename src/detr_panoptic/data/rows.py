@@ -143,12 +143,11 @@ def _map_column(features: Features, source: str, map_kind: str | None) -> str:
     map_column = next((name for name in MAP_COLUMNS if is_picture_column(features.get(name))), None)
     has_list = bool(map_kind) or not isinstance(features.get("segments_info", Value("null")), Value)
     if map_column is None or not is_picture_column(features.get("image")) or not has_list:
-        types = {
-            name: kind.dtype if isinstance(kind, Value) else type(kind).__name__ for name, kind in features.items()
-        }
+        checked = {name: features[name] for name in ("image", "segments_info") if name in features}
+        types = "".join(f" ({name}: {kind.dtype})" for name, kind in checked.items() if type(kind) is Value)
         raise ValueError(
             f"`source` {source!r} must have the columns `image`, images, `segments_info`, a list, and a picture "
-            f"{' or '.join(MAP_COLUMNS)}, got {types}; without `segments_info`, name the format, "
+            f"{' or '.join(MAP_COLUMNS)}, got {list(features)}{types}; without `segments_info`, name the format, "
             "two-channel or semantic."
         )
     return map_column

@@ -260,16 +260,10 @@ def convert_data(
 ) -> DataConversion:
     """Writes a dataset in another format; image files are copied byte by byte.
 
-    Args:
-        source: as `split`, `data_format` and `limit`, an argument of `read_panoptic`.
-        output: a folder that is empty or does not exist. It appears when it is complete.
-        to: "coco" writes `images/`, `panoptic/` and `panoptic.json`; "dataset" a folder for
-            `datasets.load_from_disk`; "parquet" `data/SPLIT-*.parquet`, the layout of the Hub.
-        split: also a part of the names of Parquet files.
-        data_format: by default it is recognized.
-        limit: maximum number of images, from the first.
-        on_error: "stop" at an image that cannot be read, or "skip" it.
-        progress: show a progress bar.
+    `source`, `split`, `data_format` and `limit` are those of `read_panoptic`. `output`, a folder that is empty or does
+    not exist, appears when it is complete. "coco" writes `images/`, `panoptic/` and `panoptic.json`; "dataset" a
+    folder for `datasets.load_from_disk`; "parquet" `data/SPLIT-*.parquet`, the layout of the Hub. At an image that
+    cannot be read, `on_error` says whether to "stop" or to "skip" it.
 
     Raises:
         ValueError: an argument is invalid, an image cannot be read, or none can.

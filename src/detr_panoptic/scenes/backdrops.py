@@ -99,9 +99,8 @@ def mountain(place: Place, rng: np.random.Generator, *, rise: float, haze: float
     color = rock * (1 + 0.12 * np.clip(-facing, -1.2, 1.2) + 0.07 * crags)[..., None]
     if rise > 0.55:
         snow_line = place.horizon * (1 - 0.62 * rise) + 0.02 * place.height * crags
-        color = _mix(
-            color, np.float32(0.94) * (0.9 + 0.1 * np.clip(-facing, -1, 1))[..., None], place.rows < snow_line
-        )
+        snow = np.float32(0.94) * (0.9 + 0.1 * np.clip(-facing, -1, 1))[..., None]
+        color = _mix(color, snow, place.rows < snow_line)
     mist = np.clip(haze + 0.25 * (place.rows / place.horizon - 0.5), 0, 0.9)
     color = _mix(color * place.light.tint_factors, float_color(place.light.sky_horizon), mist)
     return _below(place, edge, color.astype(np.float32))
@@ -131,20 +130,16 @@ def sea(place: Place, rng: np.random.Generator, edge: np.ndarray) -> Patch:
     path = np.exp(-(((place.columns / width - place.sun_x) / (0.04 + 0.16 * depth)) ** 2))
     sparkle = np.clip(waves - 0.1, 0, 1) * path * (1.1 - depth)
     patch = _ground(place, edge, color, 0.35)
-    return Patch(
-        np.clip(_mix(patch.color, float_color(place.light.sun), sparkle * patch.coverage), 0, 1), patch.coverage
-    )
+    color = _mix(patch.color, float_color(place.light.sun), sparkle * patch.coverage)
+    return Patch(np.clip(color, 0, 1), patch.coverage)
 
 
 def sand(place: Place, rng: np.random.Generator, edge: np.ndarray) -> Patch:
     """Paints dunes and grains, wet and dark along the upper edge."""
     height, width = place.height, place.width
     color = float_color(((232, 206, 158), (238, 216, 176), (224, 190, 142))[rng.integers(3)])
-    tone = (
-        1
-        + 0.05 * smooth_noise(rng, height, width, (8, 4))
-        + 0.035 * rng.standard_normal((height, width), dtype=np.float32)
-    )
+    dunes = 0.05 * smooth_noise(rng, height, width, (8, 4))
+    tone = 1 + dunes + 0.035 * rng.standard_normal((height, width), dtype=np.float32)
     wet = np.exp(-np.clip(place.rows - edge[None].astype(np.float32), 0, None) / (0.03 * height))
     return _ground(place, edge, color * (tone - 0.22 * wet)[..., None], 0.2)
 
@@ -178,8 +173,7 @@ def road(place: Place, rng: np.random.Generator, middle: np.ndarray, half_width:
     paint = np.clip(line - np.abs(offset) + 0.5, 0, 1) * dashes
     paint = paint + np.clip(line - np.abs(np.abs(offset) - 0.86 * half_width) + 0.5, 0, 1)
     color = _mix(color, float_color((230, 224, 204)), np.clip(0.8 * paint, 0, 1))
-    color = color * place.light.tint_factors
-    return Patch(np.clip(color, 0, 1) * coverage[..., None], coverage)
+    return Patch(np.clip(color * place.light.tint_factors, 0, 1) * coverage[..., None], coverage)
 
 
 def foam(place: Place, edge: np.ndarray) -> Patch:

@@ -16,6 +16,7 @@ from datasets import Dataset
 from PIL import Image
 
 from ..data.categories import Categories
+from ..data.lazy_records import dataset_of
 from ..data.records import Record, ids_to_rgb, measure_segments, panoptic_features
 from ..segment_ids import MAX_ID
 from . import backdrops
@@ -23,8 +24,7 @@ from .backdrops import Place
 from .painting import LIGHTS, Patch, float_color
 from .things import THING_KINDS, ThingKind
 
-UNSEEN_SEED = 77_000_000
-"""Seeds from here on are not used in training."""
+UNSEEN_SEED = 77_000_000  # seeds from here on are not used in training
 
 _THINGS = ("house", "tree", "sheep", "car", "boat", "ball", "bird", "balloon")
 _STUFF = ("sky", "mountain", "sea", "sand", "grass", "road")
@@ -40,14 +40,8 @@ MIN_SEGMENT_SHARE = 0.0005  # of the picture
 SEEDS_PER_DATASET = 2**32
 # Grounds from the horizon to the lower border; each takes about an equal part.
 _LANDSCAPES = (
-    ("sea", "sand"),
-    ("sea", "sand", "grass"),
-    ("sea", "sand", "grass", "road"),
-    ("sea", "grass", "road"),
-    ("grass", "road"),
-    ("grass", "sea", "sand"),
-    ("grass", "sea", "sand", "road"),
-    ("grass", "sea", "grass"),
+    *("sea sand", "sea sand grass", "sea sand grass road", "sea grass road", "grass road"),
+    *("grass sea sand", "grass sea sand road", "grass sea grass"),
 )
 
 
@@ -61,15 +55,9 @@ class Layer:
 
 
 def make_scene(seed: int, *, height: int = 256, width: int = 256) -> Record:
-    """Makes one scene.
+    """Makes one scene of at least 64x64 pixels: a canonical record with random segment ids of up to 24 bits.
 
-    Args:
-        seed: from 0 to below 2**63; it is the `image_id` of the record.
-        height: pixels, at least 64.
-        width: pixels, at least 64.
-
-    Returns:
-        A canonical record with random segment ids of up to 24 bits.
+    The seed, from 0 to below 2**63, is the `image_id` of the record.
 
     Raises:
         ValueError: the seed or the size is out of range.
@@ -104,17 +92,10 @@ def compose_scene(layers: Sequence[Layer], rng: np.random.Generator, *, image_id
 
 
 def scenes_dataset(count: int, *, seed: int = 0, height: int = 256, width: int = 256, workers: int = 0) -> Dataset:
-    """Makes a dataset of scenes in memory.
+    """Makes a dataset of `count` scenes in memory, with the columns of `panoptic_features`.
 
-    Args:
-        count: number of scenes.
-        seed: below 2**31; two seeds have no scene in common.
-        height: pixels.
-        width: pixels.
-        workers: number of processes, which does not change the scenes; 0 uses this process.
-
-    Returns:
-        Rows with the columns of `panoptic_features`; `make_scene(image_id, ...)` makes a row again.
+    Two seeds, below 2**31, have no scene in common; `make_scene(image_id, ...)` makes a row again. `workers` is the
+    number of processes, which does not change the scenes; 0 uses this process.
 
     Raises:
         ValueError: the count, the seed or the size is out of range.
@@ -127,15 +108,11 @@ def scenes_dataset(count: int, *, seed: int = 0, height: int = 256, width: int =
         raise ValueError(f"`seed` must lie in [0, 2**31), got {seed}.")
     if not 0 < count <= SEEDS_PER_DATASET:
         raise ValueError(f"`count` must lie in [1, 2**32], got {count}.")
-    features = panoptic_features()
-    columns: dict[str, list[object]] = {name: [] for name in features}
     seeds = range(seed * SEEDS_PER_DATASET, seed * SEEDS_PER_DATASET + count)
     make = partial(_encoded_scene, height=height, width=width)
     with get_context("spawn").Pool(workers) if workers else nullcontext() as pool:
-        for encoded in pool.imap(make, seeds, chunksize=32) if pool else map(make, seeds):
-            for name, values in columns.items():
-                values.append(encoded[name])
-    return Dataset.from_dict(columns, features=features)
+        rows = list(pool.imap(make, seeds, chunksize=32) if pool else map(make, seeds))
+    return dataset_of(rows, panoptic_features())
 
 
 def _encoded_scene(seed: int, height: int, width: int) -> Record:
@@ -150,14 +127,13 @@ def _backdrop_layers(place: Place, rng: np.random.Generator) -> list[Layer]:
     hazes = rng.uniform(0.25, 0.5) + 0.2 * np.arange(len(rises))[::-1]  # the high range is far, the low one before it
     for rise, haze in zip(rises, hazes, strict=True):
         layers.append(Layer("mountain", backdrops.mountain(place, rng, rise=rise, haze=haze)))
-    landscape = _LANDSCAPES[rng.integers(len(_LANDSCAPES))]
+    landscape = _LANDSCAPES[rng.integers(len(_LANDSCAPES))].split()
     grounds = [name for name in landscape if name != "road"]
     for index, name in enumerate(grounds):
         edge = _ground_edge(place, rng, name, index / len(grounds))
         shore = index > 0 and grounds[index - 1] == "sea"
-        layers.append(
-            Layer(name, backdrops.GROUNDS[name](place, rng, edge), backdrops.foam(place, edge) if shore else None)
-        )
+        ground = backdrops.GROUNDS[name](place, rng, edge)
+        layers.append(Layer(name, ground, backdrops.foam(place, edge) if shore else None))
         if name == "sea" and index == 0 and rng.random() < 0.35:
             layers.append(_island(place, rng))
     if "road" in landscape:
@@ -244,9 +220,8 @@ def _thing_layer(
         effect = backdrops.reflection(patch, foot)
     elif not flies:
         effect = backdrops.shadow(patch, place, foot)
-    clipped_effect = effect.clipped(place.height, place.width) if effect else None
-    order = unit - 2 * place.height if flies else foot[1]
-    return order, Layer(name, patch.clipped(place.height, place.width), clipped_effect)
+    order, size = unit - 2 * place.height if flies else foot[1], (place.height, place.width)
+    return order, Layer(name, patch.clipped(*size), effect.clipped(*size) if effect else None)
 
 
 def _segment_keys(layers: list[Layer]) -> np.ndarray:

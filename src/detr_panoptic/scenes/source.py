@@ -22,7 +22,7 @@ def read_source(
     scene_workers: int = 0,
     **options: Any,
 ) -> PanopticData:
-    """Reads a dataset, or generates scenes.
+    """Reads a dataset with the arguments of `read_panoptic`; or generates scenes for the source "scenes".
 
     Args:
         source: "scenes", or anything that `read_panoptic` takes.
@@ -30,8 +30,7 @@ def read_source(
         scene_side: height and width of scenes in pixels.
         scene_seed: another seed gives other scenes.
         scene_workers: number of processes that generate scenes; 0 uses this process.
-        options: `split`, `data_format`, `categories`, `streaming` and `files_may_be_missing` of `read_panoptic`.
-            Scenes ignore all but `categories`.
+        options: further ones of `read_panoptic`. Scenes ignore all but `categories`.
 
     Raises:
         ValueError: as `read_panoptic`.

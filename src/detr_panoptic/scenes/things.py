@@ -19,12 +19,8 @@ def _toned(color: Color, factor: float) -> Color:
 
 
 PAINTS: tuple[Color, ...] = (
-    (214, 62, 54),
-    (240, 178, 54),
-    (60, 124, 196),
-    (70, 158, 110),
-    (232, 120, 70),
-    (146, 90, 170),
+    *((214, 62, 54), (240, 178, 54), (60, 124, 196)),
+    *((70, 158, 110), (232, 120, 70), (146, 90, 170)),
 )
 WHITE, INK, WOOD = (246, 244, 236), (44, 44, 52), (112, 78, 52)
 GLASS = (132, 178, 204)
@@ -32,9 +28,8 @@ GLASS = (132, 178, 204)
 
 def _house(unit: float, rng: np.random.Generator, light: Light) -> Sprite:
     sprite = Sprite(unit, 0.56, mirrored=rng.random() < 0.5)
-    wall = _pick(
-        rng, ((244, 232, 206), (226, 128, 96), (196, 216, 226), (240, 204, 120), (206, 90, 78), (178, 206, 170))
-    )
+    walls = ((244, 232, 206), (226, 128, 96), (196, 216, 226), (240, 204, 120), (206, 90, 78), (178, 206, 170))
+    wall = _pick(rng, walls)
     roof = _pick(rng, ((150, 62, 50), (84, 84, 98), (120, 80, 60), (66, 90, 112)))
     sprite.box(0.10, 0.19, 0.6, 0.98, _toned(roof, 0.8))  # chimney
     sprite.box(0.08, 0.46, 0, 0.5, _toned(wall, 0.82))
@@ -58,8 +53,7 @@ def _house(unit: float, rng: np.random.Generator, light: Light) -> Sprite:
     return sprite
 
 
-def _tree(unit: float, rng: np.random.Generator, light: Light) -> Sprite:
-    del light
+def _tree(unit: float, rng: np.random.Generator, _light: Light) -> Sprite:
     return _pine(unit, rng) if rng.random() < 0.4 else _leafy_tree(unit, rng)
 
 
@@ -90,8 +84,7 @@ def _pine(unit: float, rng: np.random.Generator) -> Sprite:
     return sprite
 
 
-def _palm(unit: float, rng: np.random.Generator, light: Light) -> Sprite:
-    del light
+def _palm(unit: float, rng: np.random.Generator, _light: Light) -> Sprite:
     sprite = Sprite(unit, 0.56, mirrored=rng.random() < 0.5)
     lean = rng.uniform(0.05, 0.2)
     trunk = [(lean * (t**2) - 0.08, 0.72 * t) for t in np.linspace(0, 1, 9)]
@@ -114,8 +107,7 @@ def _palm(unit: float, rng: np.random.Generator, light: Light) -> Sprite:
     return sprite
 
 
-def _sheep(unit: float, rng: np.random.Generator, light: Light) -> Sprite:
-    del light
+def _sheep(unit: float, rng: np.random.Generator, _light: Light) -> Sprite:
     sprite = Sprite(unit, 0.82, 1.05, mirrored=rng.random() < 0.5)
     wool = _pick(rng, ((244, 238, 224), (244, 238, 224), (226, 214, 196), (92, 80, 74)))
     face = (58, 50, 50) if wool[0] > 200 else (220, 208, 192)
@@ -159,8 +151,7 @@ def _car(unit: float, rng: np.random.Generator, light: Light) -> Sprite:
     return sprite
 
 
-def _boat(unit: float, rng: np.random.Generator, light: Light) -> Sprite:
-    del light
+def _boat(unit: float, rng: np.random.Generator, _light: Light) -> Sprite:
     sprite = Sprite(unit, 0.5, mirrored=rng.random() < 0.5)
     hull, sail = _pick(rng, (*PAINTS, WHITE)), _pick(rng, (WHITE, WHITE, (240, 204, 150), (222, 90, 80)))
     sprite.line([(-0.02, 0.15), (-0.02, 0.99)], 0.025, WOOD)
@@ -175,8 +166,7 @@ def _boat(unit: float, rng: np.random.Generator, light: Light) -> Sprite:
     return sprite
 
 
-def _ball(unit: float, rng: np.random.Generator, light: Light) -> Sprite:
-    del light
+def _ball(unit: float, rng: np.random.Generator, _light: Light) -> Sprite:
     sprite = Sprite(unit, 0.54)
     first = _pick(rng, PAINTS)
     colors = (first, WHITE, PAINTS[(PAINTS.index(first) + 2) % len(PAINTS)], WHITE)
@@ -191,27 +181,23 @@ def _ball(unit: float, rng: np.random.Generator, light: Light) -> Sprite:
     return sprite
 
 
-def _bird(unit: float, rng: np.random.Generator, light: Light) -> Sprite:
-    del light
+def _bird(unit: float, rng: np.random.Generator, _light: Light) -> Sprite:
     sprite = Sprite(unit, 1.15, mirrored=rng.random() < 0.5)
     feather = _pick(rng, ((240, 240, 240), (70, 74, 90), (88, 120, 176), (196, 84, 66)))
     lift = rng.uniform(0.75, 0.97)  # of the wing tips
-    sprite.polygon(
-        [(0.05, 0.42), (0.5, lift + 0.02), (1.1, lift - 0.25), (0.55, lift - 0.14), (-0.2, 0.34)], _toned(feather, 0.8)
-    )
+    far_wing = [(0.05, 0.42), (0.5, lift + 0.02), (1.1, lift - 0.25), (0.55, lift - 0.14), (-0.2, 0.34)]
+    sprite.polygon(far_wing, _toned(feather, 0.8))
     sprite.polygon([(-0.5, 0.3), (-0.95, 0.42), (-0.85, 0.3), (-0.98, 0.2)], _toned(feather, 0.9))
     sprite.ellipse(-0.08, 0.32, 0.5, 0.15, feather)
     sprite.ellipse(0.4, 0.4, 0.17, 0.15, feather)
     sprite.polygon([(0.53, 0.44), (0.74, 0.37), (0.53, 0.34)], (240, 168, 50))
-    sprite.polygon(
-        [(0.12, 0.4), (-0.2, lift), (-0.75, lift - 0.12), (-0.38, lift - 0.18), (-0.3, 0.32)], _toned(feather, 0.94)
-    )
+    near_wing = [(0.12, 0.4), (-0.2, lift), (-0.75, lift - 0.12), (-0.38, lift - 0.18), (-0.3, 0.32)]
+    sprite.polygon(near_wing, _toned(feather, 0.94))
     sprite.ellipse(0.45, 0.44, 0.035, 0.035, INK if feather[0] > 80 else WHITE)
     return sprite
 
 
-def _balloon(unit: float, rng: np.random.Generator, light: Light) -> Sprite:
-    del light
+def _balloon(unit: float, rng: np.random.Generator, _light: Light) -> Sprite:
     sprite = Sprite(unit, 0.4)
     first = rng.integers(len(PAINTS))
     colors = (PAINTS[first], WHITE if rng.random() < 0.5 else PAINTS[(first + 1) % len(PAINTS)])
