@@ -144,7 +144,7 @@ def test_a_stopped_training_has_the_exit_code_of_its_signal(monkeypatch):
 
 
 def test_stuff_is_completed(monkeypatch, tmp_path, capsys):
-    called = Called(monkeypatch, "complete_stuff", skipped=[])
+    called = Called(monkeypatch, "complete_stuff", failures=[])
     words = ["--model", "m", "--things", "--threshold", 0.5, "--report", "r", "--split", "val", "--format", "rows"]
     assert run("data", "complete-stuff", "d", tmp_path / "out", *words) == 0
     assert called.options == {
