@@ -48,7 +48,7 @@ from detr_panoptic.evaluation import PanopticQuality
 from detr_panoptic.scenes import SCENE_CATEGORIES
 from detr_panoptic.scenes.dataset import scenes_dataset
 from detr_panoptic.training.aids import attach_training_aids
-from detr_panoptic.training.calibration import calibrate
+from detr_panoptic.training.model import calibrate
 from detr_panoptic.training.optimization import build_schedule
 from detr_panoptic.training.settings import OptimizationSettings
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from detr_panoptic.data.files import whole_files, written_whole
-from detr_panoptic.training.checkpoints import (
+from detr_panoptic.training.state import (
     Progress,
     load_checkpoint,
     save_checkpoint,

@@ -10,7 +10,7 @@ from detr_panoptic.commands import main
 from detr_panoptic.data.plain_text import markdown, one_line
 from detr_panoptic.evaluation.results import ClassQuality, Evaluation, GroupQuality, PanopticQualityResult
 from detr_panoptic.sharing.card import CardFacts, build_card
-from detr_panoptic.training.data import DataSummary, TrainingData
+from detr_panoptic.training.data import TrainingData
 from detr_panoptic.training.reports import measured_quality
 from detr_panoptic.visualization import draw_segments
 from detr_panoptic.visualization.labels import label_text
@@ -94,7 +94,7 @@ def test_the_card_of_a_training_shows_names_as_they_are():
     line |= {f"pq/{name}": 0.5 for name in NAMES}
     data = {"training": "; ".join(NAMES), "validation": NASTY["break"]}
     plan = ["recipe: none", "```\n<script>alert(1)</script>"]
-    trained = TrainingData([], [], CATEGORIES, "a", NASTY["script"], DataSummary(0, 0, (), 0))
+    trained = TrainingData([], [], CATEGORIES, "a", NASTY["script"], [])
     quality = measured_quality(line, trained)
     card = str(build_card(build_tiny(), CardFacts(name="a", data=data, recipe=plan, quality=quality)))
     card = card.partition("\n---\n")[2]

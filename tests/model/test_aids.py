@@ -12,7 +12,7 @@ from detr_panoptic.training.aids import (
     cell_losses,
     cell_shares,
 )
-from detr_panoptic.training.calibration import calibrate_decoder
+from detr_panoptic.training.model import calibrate
 from tests.conftest import build_tiny
 
 NUM_LABELS = 3
@@ -141,7 +141,7 @@ def test_a_calibrated_decoder_leaves_gradient_to_the_others(tiny_batch):
     for calibrated in (False, True):
         model = build_tiny().train()
         if calibrated:
-            calibrate_decoder(model)
+            calibrate(model, tiny_batch["pixel_values"], tiny_batch["pixel_mask"])
         model(**tiny_batch).loss.backward()
         squares = {name: p.grad.pow(2).sum() for name, p in model.named_parameters() if p.grad is not None}
         bias = squares["model.decoder.layers.0.self_attn.out_proj.bias"]

@@ -14,7 +14,7 @@ import detr_panoptic.losses as losses
 from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation
 from detr_panoptic.checkpoints.conversion import convert_state_dict
 from detr_panoptic.matcher import Matching, match
-from detr_panoptic.training.matching_errors import matching_errors
+from detr_panoptic.training.loop import prediction_errors
 from tests.goldens.formula_weights import formula_weight
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -120,8 +120,7 @@ def test_matching_of_every_layer(trained, expected, labels):
 def test_logged_errors(trained, expected, labels):
     logits = [*(layer["logits"] for layer in trained.auxiliary_outputs), trained.logits]
     boxes = [*(layer["pred_boxes"] for layer in trained.auxiliary_outputs), trained.pred_boxes]
-    matchings = by_layer(match(torch.stack(logits), torch.stack(boxes), labels, costs=COSTS))
-    errors = [matching_errors(*layer) for layer in zip(logits, [labels] * 3, matchings, strict=True)]
+    errors = [prediction_errors(*layer, labels, costs=COSTS) for layer in zip(logits, boxes, strict=True)]
     assert errors[-1]["class_error"].item() == expected["losses"]["class_error"]
     for layer, suffix in zip(errors, ("_0", "_1", ""), strict=True):
         assert layer["cardinality_error"].item() == expected["losses"]["cardinality_error" + suffix]

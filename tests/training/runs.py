@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from detr_panoptic import train
 from detr_panoptic.scenes import SCENE_CATEGORIES, make_scene
-from detr_panoptic.training import train
 
 SIDE = 64
 SETTINGS = {

@@ -22,9 +22,7 @@ from detr_panoptic.evaluation import evaluate
 from detr_panoptic.scenes import SCENE_CATEGORIES, scenes_dataset
 from detr_panoptic.scenes.source import read_source
 from detr_panoptic.training import loop
-from detr_panoptic.training import validation as validation_module
-from detr_panoptic.training.batches import build_batches
-from detr_panoptic.training.data import read_data
+from detr_panoptic.training.data import Batches, read_data
 from detr_panoptic.training.settings import DataSettings, resolve_settings
 from tests.conftest import build_tiny
 from tests.training.runs import LAST, SIDE, STEPS, assert_same_run, metrics_of, run, write_data
@@ -138,7 +136,7 @@ def test_overwrite_starts_anew(whole_run, tmp_path):
 def test_every_epoch_has_its_own_order_and_the_same_again():
     data = {"data": "scenes", "limit": 7, "short_side": SIDE, "long_side": SIDE, "workers": 0, "augmentation": "none"}
     settings = resolve_settings("none", overrides=data | {"batch_size": 1})
-    batches = build_batches(settings, read_data(settings.data, 0), DetrPanopticImageProcessor())
+    batches = Batches(settings, read_data(settings.data, 0), DetrPanopticImageProcessor())
     orders = []
     for epoch in (0, 1, 0):
         batches.start_epoch(epoch)
@@ -150,9 +148,9 @@ def test_every_epoch_has_its_own_order_and_the_same_again():
 
 def test_an_automatic_batch_size_keeps_the_images_per_update(whole_run, tmp_path, monkeypatch):
     """The largest batch that fits is accumulated to the update of one batch."""
-    from detr_panoptic.training import batch_size
+    from detr_panoptic.training import optimization as module
 
-    tried, update = [], batch_size.update_once
+    tried, update = [], module.update_once
 
     def too_large(probe, optimizer, inputs, accelerator):
         tried.append(len(inputs["labels"]))
@@ -160,14 +158,14 @@ def test_an_automatic_batch_size_keeps_the_images_per_update(whole_run, tmp_path
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
         update(probe, optimizer, inputs, accelerator)
 
-    monkeypatch.setattr(batch_size, "update_once", too_large)
+    monkeypatch.setattr(module, "update_once", too_large)
     automatic = {"batch_size": "auto", "gradient_accumulation_steps": None, "images_per_update": 2}
     result = run(tmp_path, **automatic)
     assert tried == [2, 1]
     optimization = result.settings.optimization
     assert (optimization.batch_size, optimization.gradient_accumulation_steps) == (1, 2)
     assert_same_run(tmp_path, whole_run)
-    monkeypatch.setattr(batch_size, "update_once", update)
+    monkeypatch.setattr(module, "update_once", update)
     assert run(tmp_path / "roomy", **automatic, dry_run=True).settings.optimization.batch_size == 2
 
 
@@ -181,7 +179,7 @@ def test_checkpoints_are_whole_and_few(whole_run):
 
 def test_the_best_model_stays_and_a_run_without_gain_ends(tmp_path, monkeypatch):
     qualities, saved = iter([0.1, 0.3, 0.2, 0.25, 0.9]), []
-    measure, publish = validation_module.panoptic_metrics, validation_module.publish
+    measure, publish = loop.panoptic_metrics, loop.publish
 
     def measured(*arguments):
         return measure(*arguments) | {"pq": next(qualities)}
@@ -190,8 +188,8 @@ def test_the_best_model_stays_and_a_run_without_gain_ends(tmp_path, monkeypatch)
         saved.append({name: value.clone() for name, value in model.state_dict().items()})
         publish(run, model, pictures)
 
-    monkeypatch.setattr(validation_module, "panoptic_metrics", measured)
-    monkeypatch.setattr(validation_module, "publish", publishing)
+    monkeypatch.setattr(loop, "panoptic_metrics", measured)
+    monkeypatch.setattr(loop, "publish", publishing)
     result = run(tmp_path, epochs=9, patience=2)
     assert (result.is_finished, result.steps, result.metrics["pq"]) == (True, 12, 0.3)
     assert len(saved) == 2

@@ -15,7 +15,7 @@ from PIL import Image
 
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.inference import PredictionFolder, Predictor
-from detr_panoptic.training.tracking import RunLog
+from detr_panoptic.training.reports import RunLog
 from tests.conftest import photo
 from tests.fault_injection import in_own_process
 from tests.training.runs import run

@@ -12,19 +12,17 @@ from detr_panoptic import DetrPanopticImageProcessor
 from detr_panoptic.backbone import Backbone
 from detr_panoptic.checkpoints.backbone_weights import load_backbone_weights
 from detr_panoptic.data.categories import Categories
-from detr_panoptic.training.calibration import ADAPTED_STD, calibrate_mask_head
 from detr_panoptic.training.data import read_data
 from detr_panoptic.training.loop import train_step
-from detr_panoptic.training.model import build_model, fit_class_head
+from detr_panoptic.training.model import ADAPTED_STD, build_model, calibrate, fit_class_head
 from detr_panoptic.training.optimization import (
     average_weights,
-    backbone_stages,
     build_optimizer,
     build_schedule,
     freeze,
     rate_factor,
 )
-from detr_panoptic.training.plan import describe_rates
+from detr_panoptic.training.reports import describe_rates
 from detr_panoptic.training.settings import ModelSettings, OptimizationSettings, resolve_settings
 from tests.conftest import build_tiny
 
@@ -123,31 +121,6 @@ def test_rates_of_the_configurations_are_as_they_are_written(path):
     assert rate_factor(resolve_settings(file=path).optimization, 1000) == 1
 
 
-def test_rates_fall_from_stage_to_stage_of_the_backbone():
-    model = build_tiny()
-    arguments = OptimizationSettings(backbone_learning_rate=1e-2, backbone_rate_decay=0.5)
-    optimizer = build_optimizer(model, arguments)
-    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    for name, parameter in model.named_parameters():
-        if ".backbone." in name and parameter.requires_grad:
-            stage = int(name.split("layer")[1][0])  # of a ResNet; the last is the fourth
-            assert rates[id(parameter)] == pytest.approx(1e-2 * 0.5 ** (4 - stage)), name
-
-
-@pytest.mark.parametrize("name", ["test_resnet", "tf_efficientnet_lite0", "convnext_atto"])
-def test_stages_of_any_backbone_follow_one_another(name):
-    stages = list(backbone_stages_of(name).values())
-    assert stages == sorted(stages)
-    assert set(stages) == {0, 1, 2, 3}
-
-
-def backbone_stages_of(name):
-    model = torch.nn.Module()
-    model.model = torch.nn.Module()
-    model.model.backbone = Backbone(name)
-    return backbone_stages(model)
-
-
 # ------ what is trained
 
 
@@ -226,7 +199,7 @@ def test_calibration_lets_gradients_through_a_new_mask_head(tiny_batch):
         plain = model.model.backbone.forward
         model.model.backbone.forward = lambda images, plain=plain: [10 * m / m.std() for m in plain(images)]
         if calibrated:
-            calibrate_mask_head(model, tiny_batch["pixel_values"], tiny_batch["pixel_mask"])
+            calibrate(model, tiny_batch["pixel_values"], tiny_batch["pixel_mask"])
             maps = model.model.backbone(tiny_batch["pixel_values"])
             adapted = [stage.adapter(m) for stage, m in zip(model.mask_head.stages, maps[-2::-1], strict=True)]
             assert [m.std().item() for m in adapted] == pytest.approx([ADAPTED_STD] * 3, rel=1e-4)

@@ -82,12 +82,7 @@ def _sizes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
 def convert_config(
     state_dict: Mapping[str, Tensor], foreign: Mapping[str, Any], *, has_masks: bool
 ) -> tuple[dict[str, Any], list[str]]:
-    """Makes our config from the shapes and the source's config in the names of transformers' `DetrConfig`.
-
-    Args:
-        state_dict: by our names.
-        foreign: the source's config; may be empty.
-        has_masks: whether the source has a mask head.
+    """Makes our config from the shapes of our weights and from the source's config, which may be empty.
 
     Returns:
         Arguments of `DetrPanopticConfig`, and a sentence for each assumption.

@@ -132,11 +132,7 @@ def convert_files(path: Path, *, dilation: bool | None = None, compact: bool = F
 def convert_state_dict(
     state_dict: Mapping[str, Tensor], foreign: Mapping[str, Any] | None, *, dilation: bool | None = None
 ) -> ConvertedCheckpoint:
-    """Converts the names of a foreign checkpoint and its config, if there is one, in the names of `DetrConfig`.
-
-    Raises:
-        ValueError: it is not a DETR, or has something that this model lacks.
-    """
+    """Converts names and config of a foreign checkpoint; ValueError if this model cannot represent it."""
     ours = rename(state_dict, table_of(state_dict))
     has_masks = any(name.startswith(MASK_PREFIXES) for name in ours)
     config, notes = convert_config(ours, foreign or {}, has_masks=has_masks)
@@ -155,13 +151,7 @@ def compact_classes(
     """Leaves out the rows of the class head whose labels are named `unused_*`; the others become contiguous.
 
     The softmax then runs over fewer classes: a probability p becomes p / (1 - dropped), where dropped is the query's
-    probability of the classes left out. So probabilities rise or stay, and their order within a query is kept.
-
-    Returns:
-        Config arguments with `category_ids`, the state dict, and a sentence for the log.
-
-    Raises:
-        ValueError: no label is unused.
+    probability of the classes left out. Returns config arguments, the state dict and a note; ValueError if none is.
     """
     id2label: dict[int, str] = config_kwargs["id2label"]
     kept = [label for label, name in id2label.items() if name != UNUSED.format(label)]

@@ -35,11 +35,7 @@ def register_readers() -> None:
 def read_foreign_model(
     cls: type[DetrPanopticPreTrainedModel], source: Any, **hub_arguments: Any
 ) -> tuple[dict[str, Any], StateDict, list[str]] | None:
-    """Reads transformers' DETR from a folder or the Hub, as `foreign_readers` of the model describes it.
-
-    Raises:
-        ValueError: the checkpoint has weights that have no place here, or lacks some.
-    """
+    """Reads transformers' DETR from a folder or the Hub, as `foreign_readers` of the model describes it."""
     config = _config_of(source, hub_arguments)
     if config.get("model_type") != FOREIGN_MODEL_TYPE:
         return None
@@ -50,11 +46,7 @@ def read_foreign_model(
 
 
 def read_foreign_processor(settings: Mapping[str, Any], source: Any, **hub_arguments: Any) -> dict[str, Any]:
-    """Translates the settings of a `DetrImageProcessor`, with the stuff labels of the model beside it.
-
-    Raises:
-        ValueError: they belong to the processor of another model.
-    """
+    """Translates the settings of a `DetrImageProcessor`, with the stuff labels of the model beside it."""
     path = Path(source)
     config = _config_of(path.parent if path.is_file() else source, hub_arguments)
     labels = {"stuff_label_ids": stuff_labels(config), "category_ids": config.get("category_ids")}

@@ -90,10 +90,7 @@ SOURCES = {"class_embed.weight": REFERENCE, "class_labels_classifier.weight": TR
 def rename(state_dict: Mapping[str, Tensor], table: Iterable[Rule]) -> StateDict:
     """Renames a foreign state dict, each name by the first rule of the table that matches all of it.
 
-    Counters of batch norms are left out. The tensors of a panoptic model of both sources may begin with "detr.".
-
-    Raises:
-        ValueError: no rule matches a name, or two names become one.
+    Counters of batch norms are left out. Raises ValueError if no rule matches a name, or two names become one.
     """
     rules = [(re.compile(pattern), template) for pattern, template in table]
     ours: StateDict = {}

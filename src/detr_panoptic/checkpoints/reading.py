@@ -89,7 +89,7 @@ def read_checkpoint(source: Path) -> tuple[dict[str, Tensor], dict[str, Any] | N
             shards: Any = read_json(index).get("weight_map")
             if not isinstance(shards, dict):
                 raise ValueError(f"{index} must have a `weight_map` from names of tensors to names of files.")
-            files = [path_inside(source, str(shard), str(index)) for shard in set(shards.values())]
+            files = [path_inside(source, shard, str(index)) for shard in sorted(set(map(str, shards.values())))]
         else:
             continue
         tensors = {key: value for file in files for key, value in _read_tensors(file)[0].items()}

@@ -220,13 +220,8 @@ def _check_counts(counts: Any, num_pixels: int) -> None:
 
 
 def _log_overlaps(masks: list[np.ndarray], ids: np.ndarray, row: Record) -> None:
-    claims = np.sum(masks, axis=0, dtype=np.int32) if masks else np.zeros(1)
-    overlapping = int(np.count_nonzero(claims > 1))
+    overlapping = int(np.count_nonzero(np.sum(masks, axis=0, dtype=np.int32) > 1))
     if overlapping:
         hidden = len(masks) - len(np.unique(ids[ids > 0]))
-        _logger.info(
-            "%s: %d pixels lie in several instances; %d instances are hidden or empty.",
-            name_of(row),
-            overlapping,
-            hidden,
-        )
+        message = "%s: %d pixels lie in several instances; %d instances are hidden or empty."
+        _logger.info(message, name_of(row), overlapping, hidden)

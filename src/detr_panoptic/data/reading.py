@@ -65,13 +65,10 @@ class PanopticData(NamedTuple):
         """Returns one line: the numbers of records and classes, and the first names."""
         count = f"{len(self.records)} records" if isinstance(self.records, Dataset) else "streamed records"
         names, stuff = self.categories.names, self.categories.stuff_label_ids
-        kinds = {
-            "things": [name for label, name in enumerate(names) if label not in stuff],
-            "stuff": [names[label] for label in stuff],
-        }
+        things = [name for label, name in enumerate(names) if label not in stuff]
         shown = [
             f"{len(chosen)} {kind}: {', '.join(chosen[:SHOWN_NAMES])}{', ...' * (len(chosen) > SHOWN_NAMES)}"
-            for kind, chosen in kinds.items()
+            for kind, chosen in (("things", things), ("stuff", [names[label] for label in stuff]))
             if chosen
         ]
         return f"PanopticData: {count}, {len(names)} classes ({'; '.join(shown)})"

@@ -165,9 +165,8 @@ def check_pictures_inside(rows: Dataset, source: str) -> None:
             for path in filter(None, paths.unique().to_pylist()):
                 file = Path(path.rpartition("::")[2])  # of an archive: zip://1.png::/folder/archive.zip
                 if not any(file.resolve().is_relative_to(root) for root in roots):
-                    raise ValueError(
-                        f"`source` {source!r} must have its images inside, got in `{name}` the path {path!r}."
-                    )
+                    got = f"got in `{name}` the path {path!r}"
+                    raise ValueError(f"`source` {source!r} must have its images inside, {got}.")
 
 
 def _identified_stream(rows: IterableDataset, features: Features) -> IterableDataset:
@@ -236,14 +235,10 @@ def _is_canonical(features: Features) -> bool:
 
 def _guess_categories(rows: Dataset | IterableDataset, source: str) -> Categories | None:
     """Returns COCO's categories if the ids are among them, things and stuff: 1, 2 and 3 can be of any dataset."""
-    seen: set[int] = set()
-    for row in first_rows(rows.select_columns(["segments_info"]), SEEN_ROWS):
-        for segment in _entries(row["segments_info"]):
-            if "category_id" not in segment:
-                return None
-            seen.add(segment["category_id"])
-    known = dict(zip(COCO_PANOPTIC.category_ids, COCO_PANOPTIC.is_thing, strict=True))
-    if not seen <= set(known) or {known[category_id] for category_id in seen} != {True, False}:
+    some = first_rows(rows.select_columns(["segments_info"]), SEEN_ROWS)
+    seen = {segment.get("category_id") for row in some for segment in _entries(row["segments_info"])}
+    known: dict[Any, bool] = dict(zip(COCO_PANOPTIC.category_ids, COCO_PANOPTIC.is_thing, strict=True))
+    if {known.get(category_id) for category_id in seen} != {True, False}:
         return None
     _logger.warning("%s does not name its categories; the ids are those of COCO panoptic, so are the names.", source)
     return COCO_PANOPTIC

@@ -72,14 +72,8 @@ def save_dataset(
 ) -> Dataset:
     """Writes a folder for `datasets.load_from_disk` and `read_panoptic`, images and categories included.
 
-    Args:
-        folder: created if it does not exist.
-        records: at least one canonical record.
-        categories: of their label ids.
-        with_scores: segments have a `score`.
-
-    Returns:
-        The saved dataset; its `push_to_hub` uploads everything.
+    There must be a record; with scores, segments have a `score`. `push_to_hub` of the returned dataset uploads
+    everything.
 
     Example:
         >>> import tempfile

@@ -157,15 +157,9 @@ def build_card(model: DetrPanopticForSegmentation, facts: CardFacts) -> ModelCar
 
 
 def write_card(folder: str | Path, model: DetrPanopticForSegmentation, **facts: Any) -> Path:
-    """Writes `README.md` beside a saved model.
+    """Writes `README.md` beside a saved model and returns its path.
 
-    Args:
-        folder: that of the model. Its name is the model's, unless the facts have one.
-        model: the model.
-        **facts: fields of `CardFacts`.
-
-    Returns:
-        The file.
+    The keywords are fields of `CardFacts`. The folder's name is the model's, unless the facts have one.
     """
     path = Path(folder) / CARD
     card = build_card(model, CardFacts(**{"name": path.resolve().parent.name, **facts}))
@@ -214,9 +208,8 @@ def _describe_quality(quality: MeasuredQuality | None) -> str:
         return "Not measured."
     training = "**training images** of " if quality.on_training_images else ""
     how = ", ".join(filter(None, (quality.dataset, quality.how)))
-    groups = format_table(
-        ["classes", "PQ", "SQ", "RQ"], [[name, *map(percent, row)] for name, row in quality.groups.items()]
-    )
+    rows = [[name, *map(percent, row)] for name, row in quality.groups.items()]
+    groups = format_table(["classes", "PQ", "SQ", "RQ"], rows)
     ordered = sorted(quality.classes.items(), key=lambda item: -item[1])
     classes = format_table(["class", "PQ"], [[name, percent(value)] for name, value in ordered], escape=markdown)
     return (

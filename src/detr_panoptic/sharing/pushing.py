@@ -6,8 +6,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from ..data.contained_paths import path_inside
@@ -29,17 +29,14 @@ AGAIN = "Run the same again: what has arrived is not sent twice."
 
 @dataclass(frozen=True)
 class PushedModel:
-    """What `push` sent.
-
-    Args:
-        url: of the repository, or of its branch. None for a dry run.
-        files: size in bytes by file name.
-        card: text of the model card.
-    """
+    """What `push` sent."""
 
     url: str | None
+    """Address of the repository, or of its branch; None for a dry run."""
     files: dict[str, int]
+    """Size in bytes by file name."""
     card: str
+    """Text of the model card."""
 
     def __str__(self) -> str:
         """Returns a line for each file, and the address."""
@@ -88,11 +85,10 @@ def push(
     validate_repo_id(repo_id)
     if not dry_run and get_token() is None:
         raise OSError(f"Nobody is logged in to the Hub: {LOG_IN}.")
-    facts = CardFacts(
-        name=repo_id.rpartition("/")[2],
-        repository=repo_id,
-        quality=None if evaluation is None else MeasuredQuality.of(evaluation),
-    )
+    if not dry_run and constants.HF_HUB_OFFLINE:
+        raise OSError("HF_HUB_OFFLINE is set, so nothing was sent.")
+    quality = None if evaluation is None else MeasuredQuality.of(evaluation)
+    facts = CardFacts(name=repo_id.rpartition("/")[2], repository=repo_id, quality=quality)
     with tempfile.TemporaryDirectory() as temporary:
         staging = Path(temporary)
         write_repository(Path(folder), staging, facts, license_name=license)
@@ -142,11 +138,9 @@ def _upload(folder: Path, repo_id: str, *, private: bool, revision: str | None, 
 def _explain(error: BaseException, repo_id: str) -> str:
     """Says in one line why an upload failed and what to do."""
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, (HfHubHTTPError, OfflineModeIsEnabled)):
+    while cause is not None and not isinstance(cause, HfHubHTTPError):
         cause = cause.__cause__ or cause.__context__
-    if isinstance(cause, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, so nothing was sent."
-    if not isinstance(cause, HfHubHTTPError):
+    if cause is None:
         return f"The upload was interrupted ({first_line(error)}). {AGAIN}"
     status = cause.response.status_code
     if status >= 500 or status == 429:

@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 from torch.nn.utils.rnn import pad_sequence
 
 from ..box_ops import at_least_float32
-from ..losses import LossNormalizers, loss_normalizers
+from ..losses import loss_normalizers
 from ..matcher import Labels, checked_labels
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
@@ -29,12 +29,7 @@ HEAD_SCALE = 8.0
 
 
 class TrainingAids(nn.Module):
-    """The losses and the layers that they need.
-
-    Args:
-        hidden_size: D.
-        num_labels: K.
-    """
+    """The losses and the layers that they need, for D hidden features and K labels."""
 
     weights = {"loss_cell_ce": 1.0, "loss_cell_bbox": 5.0}  # noqa: RUF012  never written
     """Weight of each term in the loss, as in the paper for classes and boxes."""
@@ -46,24 +41,11 @@ class TrainingAids(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(
-        self,
-        features: Any,
-        labels: Labels,
-        *,
-        canvas_size: tuple[int, int],
-        num_targets: Tensor,
+        self, features: Any, labels: Labels, *, canvas_size: tuple[int, int], num_targets: Tensor
     ) -> dict[str, Tensor]:
-        """Computes the terms of one batch, unweighted.
-
-        Args:
-            features: the model's output, with `projected` and `encoder_last_hidden_state`.
-            labels: B targets with `masks`.
-            canvas_size: (H, W).
-            num_targets: to divide by.
-        """
-        height, width = features.projected.shape[-2:]
-        shares = [cell_shares(target["masks"], canvas_size, (height, width)) for target in labels]
-        terms = {"loss_cell_ce": num_targets.new_zeros(()), "loss_cell_bbox": num_targets.new_zeros(())}
+        """Computes the unweighted terms from the model's output and B targets with masks on a canvas (H, W)."""
+        shares = [cell_shares(target["masks"], canvas_size, features.projected.shape[-2:]) for target in labels]
+        terms = {name: num_targets.new_zeros(()) for name in self.weights}
         maps = (features.projected.flatten(2).transpose(1, 2), features.encoder_last_hidden_state)
         for head, cells in zip(self.heads, maps, strict=True):
             for name, value in cell_losses(HEAD_SCALE * head(cells), labels, shares).items():
@@ -101,36 +83,24 @@ def cell_losses(predictions: Tensor, labels: Labels, shares: Sequence[Tensor]) -
 
 
 def attach_training_aids(model: DetrPanopticForSegmentation) -> None:
-    """Adds the aids to a model before its optimizer is built; `save_pretrained` leaves them out.
-
-    A forward hook adds their terms to the loss in training, if the targets have masks.
-    """
+    """Adds the aids to a model before its optimizer is built; `save_pretrained` leaves them out."""
     aids = TrainingAids(model.config.hidden_size, model.class_head.out_features - 1).to(model.device)
     setattr(model, AIDS, aids)
     ignored = set(model._keys_to_ignore_on_save or ())
     model._keys_to_ignore_on_save = ignored | {f"{AIDS}.{name}" for name in aids.state_dict()}
-    model.register_forward_hook(add_aid_losses, with_kwargs=True)
+    model.register_forward_hook(_add_aid_losses, with_kwargs=True)
 
 
-def add_aid_losses(
-    model: DetrPanopticForSegmentation, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-) -> Any:
-    """Adds the terms of a model's aids to its output; a forward hook."""
-    given = dict(zip(("pixel_values", "pixel_mask", "labels"), args, strict=False)) | kwargs
-    labels: Labels | None = given.get("labels")
+def _add_aid_losses(model: Any, _args: Any, given: dict[str, Any], output: Any) -> Any:
+    """Adds the terms of a model's aids to its output in training, if the targets have masks; a forward hook."""
+    labels, logits = given.get("labels"), output.logits
     if not model.training or labels is None or "masks" not in labels[0]:
         return output
-    logits = output.logits
     labels = checked_labels(labels, batch=len(logits), num_labels=logits.shape[-1] - 1, device=logits.device)
-    normalizers: LossNormalizers = given.get("normalizers") or loss_normalizers(
-        labels,
-        num_queries=model.config.num_queries,
-        eos_coefficient=model.config.eos_coefficient,
-        device=logits.device,
-    )
-    height, width = given["pixel_values"].shape[-2:]
-    aids: TrainingAids = getattr(model, AIDS)
-    terms = aids(output, labels, canvas_size=(height, width), num_targets=normalizers.num_targets)
+    coefficients = {name: getattr(model.config, name) for name in ("num_queries", "eos_coefficient")}
+    normalizers = given.get("normalizers") or loss_normalizers(labels, **coefficients, device=logits.device)
+    aids, canvas_size = getattr(model, AIDS), given["pixel_values"].shape[-2:]
+    terms = aids(output, labels, canvas_size=canvas_size, num_targets=normalizers.num_targets)
     output["loss_dict"] = output.loss_dict | terms
     output["loss"] = output.loss + torch.stack([aids.weights[name] * term for name, term in terms.items()]).sum()
     return output

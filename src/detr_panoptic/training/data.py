@@ -1,53 +1,33 @@
-"""The images of a training run: those that are trained on and those that PQ is measured on."""
+"""The images of a training run: records to train on and to measure PQ on, and batches of them.
 
-from collections import Counter
-from collections.abc import Mapping
+Order and augmentations depend on the seed and the epoch alone.
+"""
+
+import os
+import signal
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from datasets import Dataset
+from torch.utils.data import DataLoader, RandomSampler
 
-from ..data import NamedRecords, PanopticData
+from ..data import NamedRecords, PanopticCollator, PanopticData
+from ..data.augmentation import build_augmentation
 from ..data.categories import Categories
 from ..data.hub_names import public_name
+from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..scenes.source import SCENES, read_source
-from .settings import DataSettings
+from .settings import DataSettings, TrainingSettings
+
+Batch = dict[str, Any]
 
 SUMMARY_IMAGES = 200  # evenly spaced; reading all annotations of a large dataset would take minutes
 MAX_SCENE_SIDE = 640  # pixels; larger scenes only cost time
 VALIDATION_SEED_OFFSET = 1_000_003  # so that validation scenes differ from training scenes
 VALIDATION_SCENES = 100
-
-
-@dataclass(frozen=True)
-class DataSummary:
-    """Counts over some annotated images."""
-
-    images: int
-    empty: int  # images without a segment
-    counts: tuple[int, ...]  # segments of each label
-    most_segments: int  # in an image
-
-    def describe(self, categories: Categories) -> str:
-        """Returns a line such as `80 images, 812 segments (10.2 per image) of 71 classes (45 things, 26 stuff)`."""
-        seen = [thing for thing, count in zip(categories.is_thing, self.counts, strict=True) if count]
-        segments, missing = sum(self.counts), len(categories) - len(seen)
-        line = (
-            f"{self.images} images, {segments} segments ({segments / max(self.images, 1):.1f} per image) of "
-            f"{len(seen)} classes ({sum(seen)} things, {len(seen) - sum(seen)} stuff)"
-        )
-        line += f"; {missing} classes never occur" if missing else ""
-        return line + (f"; {self.empty} images without a segment" if self.empty else "")
-
-
-def summarize(records: Dataset, categories: Categories) -> DataSummary:
-    """Counts segments in about `SUMMARY_IMAGES` evenly spaced images."""
-    named = NamedRecords(records)
-    rows = (named[i] for i in range(0, len(records), max(1, len(records) // SUMMARY_IMAGES)))
-    images = [[segment["label_id"] for segment in row["segments_info"]] for row in rows]
-    counts, lengths = Counter(label for labels in images for label in labels), [len(labels) for labels in images]
-    each = tuple(counts[label] for label in range(len(categories)))
-    return DataSummary(len(images), lengths.count(0), each, max(lengths, default=0))
 
 
 @dataclass(frozen=True)
@@ -59,30 +39,29 @@ class TrainingData:
     categories: Categories
     train_name: str  # without private paths
     validation_name: str
-    summary: DataSummary  # of training records
+    sample: Sequence[Sequence[int]]  # label ids of the segments of some training images
 
     def describe(self) -> dict[str, str]:
-        """Returns a sentence about the training data and one about the validation data."""
-        sampled = self.summary.images < len(self.train)
-        counted = f"; counted in {self.summary.images} of {len(self.train)} images" if sampled else ""
-        hint = "; quality on other images may be lower: see `validation_data`"
-        return {
-            "training": f"{self.train_name}: {self.summary.describe(self.categories)}{counted}",
-            "validation": f"{len(self.validation)} images, {self.validation_name}"
-            + (hint if self.validation is self.train else ""),
-        }
+        """Returns a sentence about the training data, with counts of the sample, and one about the validation data."""
+        counts = [len(labels) for labels in self.sample]
+        seen = {label for labels in self.sample for label in labels}
+        things, missing = sum(self.categories.is_thing[label] for label in seen), len(self.categories) - len(seen)
+        training = (
+            f"{self.train_name}: {len(counts)} images, {sum(counts)} segments ({sum(counts) / len(counts):.1f} per "
+            f"image) of {len(seen)} classes ({things} things, {len(seen) - things} stuff)"
+        )
+        training += f"; {missing} classes never occur" if missing else ""
+        training += f"; {counts.count(0)} images without a segment" if 0 in counts else ""
+        training += f"; counted in {len(counts)} of {len(self.train)} images" if len(counts) < len(self.train) else ""
+        hint = "; quality on other images may be lower: see `validation_data`" if self.validation is self.train else ""
+        validation = f"{len(self.validation)} images, {self.validation_name}{hint}"
+        return {"training": training, "validation": validation}
 
 
 def read_data(settings: DataSettings, seed: int, in_memory: Mapping[str, PanopticData] | None = None) -> TrainingData:
-    """Reads the training and validation records.
+    """Reads the training and validation records; those in memory take the place of `data` and `validation_data`.
 
-    Args:
-        settings: what to read.
-        seed: of generated scenes.
-        in_memory: records that are used in place of the settings `data` and `validation_data`.
-
-    Raises:
-        ValueError: no data are named, they cannot be read, no image has a segment, or the classes differ.
+    Raises ValueError if no data are named, they cannot be read, no image has a segment, or the classes differ.
     """
     named = {"data": settings.data, "validation_data": settings.validation_data} | dict(in_memory or {})
     source, held_out = named["data"], named["validation_data"]
@@ -90,27 +69,76 @@ def read_data(settings: DataSettings, seed: int, in_memory: Mapping[str, Panopti
         raise ValueError(f"`data` is needed: a folder, a Hub dataset or `{SCENES}`.")
     options: dict[str, Any] = {"data_format": settings.format, "limit": settings.limit}
     options |= {"scene_side": min(settings.short_side, MAX_SCENE_SIDE), "scene_seed": seed}
-    train = _read(source, split=settings.split, **options)
-    summary = summarize(train.records, train.categories)
-    if not any(summary.counts):
-        raise ValueError(f"`data` {settings.data!r} has no annotated segment in the {summary.images} images examined.")
+    train = read_source(source, split=settings.split, **options)
+    records = NamedRecords(train.records)
+    rows = range(0, len(records), max(1, len(records) // SUMMARY_IMAGES))
+    sample = [[segment["label_id"] for segment in records[i]["segments_info"]] for i in rows]
+    if not any(sample):
+        raise ValueError(f"`data` {settings.data!r} has no annotated segment in the {len(sample)} images examined.")
     validation, name = train, "the training images"
     options |= {"scene_seed": seed + VALIDATION_SEED_OFFSET, "categories": train.categories}
     if held_out is not None or settings.validation_split is not None:
         held_out_name = settings.validation_data or settings.data
         try:
-            validation = _read(held_out or source, split=settings.validation_split, **options)
+            validation = read_source(held_out or source, split=settings.validation_split, **options)
         except ValueError as error:
             raise ValueError(f"`validation_data` {held_out_name!r} does not fit the training data: {error}") from error
         name = public_name(str(held_out_name), settings.validation_split)
     elif source == SCENES:
         options["limit"] = min(settings.limit or VALIDATION_SCENES, VALIDATION_SCENES)
-        validation, name = _read(SCENES, **options), "generated scenes that are not trained on"
+        validation, name = read_source(SCENES, **options), "generated scenes that are not trained on"
     train_name = public_name(str(settings.data), settings.split)
-    return TrainingData(train.records, validation.records, train.categories, train_name, name, summary)
+    return TrainingData(train.records, validation.records, train.categories, train_name, name, sample)
 
 
-def _read(source: Any, **options: Any) -> PanopticData:
-    if isinstance(source, PanopticData):
-        options = {name: options[name] for name in ("limit", "categories") if name in options}
-    return read_source(source, **options)
+class Batches:
+    """The training data as batches: `loader` yields one epoch per pass."""
+
+    def __init__(self, settings: TrainingSettings, data: TrainingData, processor: DetrPanopticImageProcessor) -> None:
+        images, self.seed = settings.data, settings.run.seed
+        sides = {"short_side": images.short_side, "long_side": images.long_side}
+        self.collator = PanopticCollator(processor, build_augmentation(images.augmentation, **sides), seed=self.seed)
+        self._order = torch.Generator()
+        self._is_over = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._records = records = NamedRecords(data.train)
+        self.loader: DataLoader[Any] = DataLoader(
+            records,  # type: ignore[arg-type]  # has the two methods that are needed
+            batch_size=int(settings.optimization.batch_size),
+            sampler=RandomSampler(records, generator=self._order),
+            collate_fn=partial(collate, self.collator, with_masks=settings.model.stage != "boxes"),
+            num_workers=images.workers,
+            persistent_workers=images.workers > 0,
+            worker_init_fn=partial(_leave_signals_to_the_run, self._is_over),
+            generator=torch.Generator().manual_seed(
+                self.seed
+            ),  # otherwise passes advance the generator of the dropout
+        )
+
+    def first(self, count: int) -> Batch:
+        """Returns the first images as one batch."""
+        return collate(self.collator, [self._records[i] for i in range(min(count, len(self._records)))])
+
+    def start_epoch(self, epoch: int) -> None:
+        """Sets order and augmentation of the next pass, so that a resumed run finds its place."""
+        self._order.manual_seed((self.seed << 32) + epoch)
+        self.collator.set_epoch(epoch)
+
+    def close(self) -> None:
+        """Tells the workers that the next SIGTERM is meant for them."""
+        self._is_over.fill_(1)
+
+
+def collate(collator: PanopticCollator, records: list[dict[str, Any]], *, with_masks: bool = True) -> Batch:
+    """Returns the arguments of the model for some records; without masks it computes no masks and no mask losses."""
+    batch = dict(collator(records))  # Accelerate moves the labels of a plain dict to the device, too
+    if not with_masks:
+        labels = [{name: value for name, value in target.items() if name != "masks"} for target in batch["labels"]]
+        batch |= {"labels": labels, "mask_queries": 0}
+    return batch
+
+
+def _leave_signals_to_the_run(is_over: torch.Tensor, _worker: int) -> None:
+    # Schedulers and Ctrl-C signal every process of a job, but torch ends a run whose worker dies before the run could
+    # save. At the end of the program, Python sends SIGTERM to its workers and waits for them.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if is_over else None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

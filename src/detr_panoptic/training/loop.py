@@ -1,4 +1,4 @@
-"""The training loop: plain steps over Accelerate, each of which can be called alone.
+"""The training loop and its evaluations: plain steps over Accelerate, each of which can be called alone.
 
 Follows engine.py of facebookresearch/detr (29901c5), with these differences:
   * losses are divided by the targets of all processes and accumulated batches, so that neither number changes the
@@ -16,18 +16,29 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from datasets import Dataset
+from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..data import NamedRecords, PanopticCollator, PanopticData
+from ..data.files import whole_files
+from ..data.records import segmentation_ids
+from ..evaluation import evaluate
+from ..inference import Predictor
+from ..inference.loading import quiet_transformers
 from ..losses import LossNormalizers, loss_normalizers
-from ..matcher import match
-from .batches import Batch
-from .checkpoints import save_checkpoint
-from .matching_errors import matching_errors
+from ..matcher import Labels, match
+from ..visualization import draw_side_by_side, stack
+from .data import Batch, collate
+from .optimization import unchanged_random_state
+from .reports import PICTURE
 from .state import Run
-from .validation import validate
 
 logger = logging.getLogger(__name__)
+
+PICTURED_IMAGES = 4
 
 
 def run_epochs(run: Run) -> int | None:
@@ -45,7 +56,7 @@ def run_epochs(run: Run) -> int | None:
                 without_gain = 0 if quality > progress.best else progress.evaluations_without_gain + 1
                 progress.best, progress.evaluations_without_gain = max(quality, progress.best), without_gain
                 progress.is_finished = is_last or without_gain == settings.optimization.patience
-                save(run)
+                run.save()
     return None
 
 
@@ -54,7 +65,9 @@ def train_epoch(run: Run) -> bool:
     settings, accelerator, progress = run.settings, run.accelerator, run.progress
     steps, max_grad_norm = settings.optimization.gradient_accumulation_steps, settings.optimization.max_grad_norm
     run.model.train()
-    for window in windows(run.loader, steps, progress.windows, accelerator):
+    done = progress.windows * steps
+    batches = iter(accelerator.skip_first_batches(run.loader, done) if done else run.loader)
+    while window := list(islice(batches, steps)):
         progress.step += 1
         progress.windows += 1
         is_logged = progress.step % settings.run.log_every == 0
@@ -67,18 +80,14 @@ def train_epoch(run: Run) -> bool:
             run.averaged.update_parameters(accelerator.unwrap_model(run.model))
         run.log.advance(images=sum(len(batch["labels"]) for batch in window) * accelerator.num_processes)
         if is_logged:
-            run.log.losses(progress.step, progress.epoch, rate=rate, **mean_over_processes(terms, accelerator))
+            means = accelerator.reduce(torch.stack(list(terms.values())), reduction="mean").tolist()
+            run.log.losses(progress.step, progress.epoch, rate=rate, **dict(zip(terms, means, strict=True)))
         is_stopped = accelerator.check_trigger()
         if is_stopped or progress.step % settings.run.checkpoint_every == 0:
-            save(run)
+            run.save()
         if is_stopped or progress.step == run.total_steps:
             return is_stopped
     return False
-
-
-def save(run: Run) -> None:
-    """Saves a checkpoint of a run; called on every process."""
-    save_checkpoint(run.accelerator, run.folder, run.progress, keep=run.settings.run.keep_checkpoints)
 
 
 def train_step(
@@ -90,21 +99,10 @@ def train_step(
     max_grad_norm: float,
     with_errors: bool = False,
 ) -> dict[str, Tensor]:
-    """Does one update with the gradients of all batches of a window.
+    """Does one update with the gradients of all batches of a window, clipped to a norm.
 
-    Args:
-        model: in training mode; prepared by the accelerator, as the optimizer.
-        window: batches whose gradients are accumulated.
-        optimizer: of the model.
-        accelerator: of the run.
-        max_grad_norm: the gradient is clipped to this norm.
-        with_errors: whether to return `class_error` and `cardinality_error` of the last batch.
-
-    Returns:
-        Detached loss terms of this process, and `gradient_norm` of all processes before clipping.
-
-    Raises:
-        FloatingPointError: a loss or the gradient is not finite; the weights are unchanged.
+    Returns detached loss terms of this process, `gradient_norm` of all processes before clipping and, if asked for,
+    the errors of the last batch. Raises FloatingPointError before the update if a loss or gradient is not finite.
     """
     normalizers = window_normalizers(window, model, accelerator)
     terms: dict[str, Tensor] = {}
@@ -121,7 +119,9 @@ def train_step(
         ids = [number for batch in window for number in image_ids(batch)]
         raise FloatingPointError(f"The gradient is {terms['gradient_norm'].item()} for the images {ids}.")
     if with_errors:
-        terms |= prediction_errors(output, window[-1]["labels"], accelerator.unwrap_model(model).config)
+        config = accelerator.unwrap_model(model).config
+        costs = {name: getattr(config, name) for name in ("class_cost", "bbox_cost", "giou_cost")}
+        terms |= prediction_errors(output.logits, output.pred_boxes, window[-1]["labels"], costs=costs)
     optimizer.step()
     optimizer.zero_grad()
     return terms
@@ -133,24 +133,15 @@ def window_normalizers(window: Sequence[Batch], model: nn.Module, accelerator: A
     DDP averages gradients over processes, and the gradients of a window are added, so the update equals that of one
     process with all images in one batch.
     """
-    config = accelerator.unwrap_model(model).config
-    local = loss_normalizers(
-        [target for batch in window for target in batch["labels"]],
-        num_queries=config.num_queries,
-        eos_coefficient=config.eos_coefficient,
-        device=accelerator.device,
-        least_targets=0,
-    )
+    config, labels = accelerator.unwrap_model(model).config, [target for batch in window for target in batch["labels"]]
+    settings: dict[str, Any] = {name: getattr(config, name) for name in ("num_queries", "eos_coefficient")}
+    local = loss_normalizers(labels, **settings, device=accelerator.device, least_targets=0)
     total = accelerator.reduce(torch.stack(list(local)), reduction="sum") / accelerator.num_processes
     return LossNormalizers(num_targets=total[0].clamp(min=1), class_weight=total[1])
 
 
 def finite_output(model: nn.Module, batch: Batch, normalizers: LossNormalizers) -> Any:
-    """Returns the model's output for a training batch.
-
-    Raises:
-        FloatingPointError: the loss, or the input of the matching, is not finite; names the images.
-    """
+    """Returns the model's output; raises FloatingPointError if the matching's input or the loss is not finite."""
     try:
         output = model(**batch, normalizers=normalizers)
     except FloatingPointError as error:  # from the matcher
@@ -166,33 +157,27 @@ def image_ids(batch: Batch) -> list[int]:
 
 
 @torch.no_grad()
-def prediction_errors(output: Any, labels: Sequence[dict[str, Any]], config: Any) -> dict[str, Tensor]:
-    """Returns `class_error` and `cardinality_error` of the last decoder layer, see `matching_errors`."""
-    costs = {name: getattr(config, name) for name in ("class_cost", "bbox_cost", "giou_cost")}
-    logits = output.logits.detach()
-    matching = match(logits[None], output.pred_boxes.detach()[None], labels, costs=costs)
-    return matching_errors(logits, labels, matching)
+def prediction_errors(logits: Tensor, boxes: Tensor, labels: Labels, *, costs: dict[str, float]) -> dict[str, Tensor]:
+    """Compares one layer's logits (B, Q, K+1) and boxes (B, Q, 4) with B targets, as the reference logs it.
 
-
-def windows(batches: Any, size: int, done: int, accelerator: Accelerator) -> Iterator[list[Batch]]:
-    """Yields lists of `size` consecutive batches, skipping the first `done` lists; the last may be shorter."""
-    iterator = iter(accelerator.skip_first_batches(batches, done * size) if done else batches)
-    while window := list(islice(iterator, size)):
-        yield window
-
-
-def mean_over_processes(terms: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
-    """Returns the mean of each term over the processes."""
-    values = accelerator.reduce(torch.stack(list(terms.values())), reduction="mean")
-    return dict(zip(terms, values.tolist(), strict=True))
+    Returns `class_error`, the percentage of matched queries whose best class is wrong, and `cardinality_error`, the
+    mean difference between the numbers of predicted and true objects of an image.
+    """
+    matching = match(logits[None], boxes[None], labels, costs=costs)
+    classes = torch.cat([target["class_labels"] for target in labels])
+    best = logits.argmax(-1)
+    wrong = best[matching.image, matching.query[-1]] != classes[matching.target[-1]]
+    predicted = (best != logits.shape[-1] - 1).sum(1)
+    counts = torch.tensor([len(target["class_labels"]) for target in labels], device=logits.device)
+    return {
+        "class_error": 100 * wrong.float().sum() / max(len(wrong), 1),
+        "cardinality_error": (predicted - counts).abs().float().mean(),
+    }
 
 
 @contextmanager
 def stop_signals(accelerator: Accelerator) -> Iterator[list[int]]:
-    """Turns SIGTERM and Ctrl-C into `accelerator.check_trigger` on every process, and yields a list of those received.
-
-    A second Ctrl-C stops at once.
-    """
+    """Turns SIGTERM and the first Ctrl-C into `accelerator.check_trigger`; yields a list of those received."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # other threads cannot handle signals
         yield received
@@ -210,3 +195,76 @@ def stop_signals(accelerator: Accelerator) -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+# ------ evaluation
+
+
+def validate(run: Run) -> float:
+    """Measures the current model, logs the metrics and saves the model if it is the best so far.
+
+    Returns PQ in [0, 1]; in stage "boxes", which trains no masks, the negative loss.
+    """
+    model, accelerator, progress = run.evaluated, run.accelerator, run.progress
+    with unchanged_random_state(accelerator.device):
+        metrics = measure(run, model)
+    quality = metrics["pq"] if "pq" in metrics else -metrics["validation_loss"]
+    run.log.evaluation(progress.step, progress.epoch, metrics)
+    if accelerator.is_main_process:
+        pictures = draw_validation(run, model)
+        run.log.pictures(progress.step, pictures)
+        if quality >= progress.best:  # of equal models, the one that has seen more images
+            publish(run, model, pictures)
+    accelerator.wait_for_everyone()
+    return quality
+
+
+def measure(run: Run, model: Any) -> dict[str, float]:
+    """Returns the metrics of the validation images and, if the settings ask for it, PQ of some training images."""
+    if run.settings.model.stage == "boxes":
+        return {"validation_loss": detection_loss(run, model)}
+    metrics = panoptic_metrics(run, model, run.data.validation)
+    if count := min(run.settings.run.evaluate_training, len(run.data.train)):
+        training = panoptic_metrics(run, model, run.data.train.select(range(count)))
+        metrics |= {f"training_{name}": training[name] for name in ("pq", "pq_things", "pq_stuff")}
+    return metrics
+
+
+def panoptic_metrics(run: Run, model: Any, records: Dataset) -> dict[str, float]:
+    """Returns PQ, SQ and RQ in [0, 1] of all classes, things and stuff, and `pq/NAME` of each class that occurs."""
+    data = PanopticData(records, run.data.categories)
+    quality = evaluate(Predictor(model, run.processor), data, average_precision=False, progress=False).quality
+    groups = {"": quality.overall, "_things": quality.things, "_stuff": quality.stuff}
+    metrics = {f"{name}{end}": getattr(group, name) for end, group in groups.items() for name in ("pq", "sq", "rq")}
+    return metrics | {f"pq/{name}": row.pq for name, row in quality.per_class.items() if row.occurs}
+
+
+@torch.no_grad()
+def detection_loss(run: Run, model: Any) -> float:
+    """Returns the mean loss of the validation images without masks and without augmentation."""
+    records, accelerator = NamedRecords(run.data.validation), run.accelerator
+    collator, total = PanopticCollator(run.processor), torch.zeros((), device=accelerator.device)
+    model.eval()
+    for index in range(accelerator.process_index, len(records), accelerator.num_processes):
+        batch = collate(collator, [records[index]], with_masks=False)
+        total += model(**send_to_device(batch, accelerator.device)).loss
+    return float(accelerator.reduce(total, reduction="sum")) / len(records)
+
+
+def draw_validation(run: Run, model: Any) -> list[Image.Image]:
+    """Draws annotation and prediction of the first validation images."""
+    predictor, names, pictures = Predictor(model, run.processor), run.data.categories.id2label, []
+    for record in islice(NamedRecords(run.data.validation), PICTURED_IMAGES):
+        truth = {**record, "segmentation": segmentation_ids(record["segmentation"])}
+        found = predictor(record["image"])
+        prediction = {"segmentation": found.segmentation, "segments_info": found.segments_info}
+        pictures.append(draw_side_by_side(record["image"], truth, prediction, names))
+    return pictures
+
+
+def publish(run: Run, model: Any, pictures: list[Image.Image]) -> None:
+    """Saves the model, its image processor and the pictures in the output folder."""
+    with whole_files(run.folder, "The model") as folder, quiet_transformers():
+        model.save_pretrained(folder)
+        run.processor.save_pretrained(folder)
+        stack(pictures).save(folder / PICTURE)

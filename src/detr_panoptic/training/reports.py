@@ -1,30 +1,150 @@
-"""What a finished run leaves to read: learning curves and the model card."""
+"""What a run tells: its plan, a log of losses and metrics, and what a finished run leaves to read."""
 
+import json
+import logging
+import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import nn
+from tqdm.auto import tqdm
 
 from ..data.hub_names import hub_name
 from ..sharing.card import MeasuredQuality, write_card
 from ..visualization.curves import draw_curves
 from .data import TrainingData
-from .settings import TrainingSettings
-from .tracking import read_metrics
-from .validation import PICTURE
+from .optimization import BACKBONE, effective_batch, rate_factor
+from .settings import OptimizationSettings, TrainingSettings
 
-CURVES = "training_curves.png"
+logger = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+PICTURE = "validation.png"
+SHOWN_TERMS = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
+
+
+def describe_plan(
+    settings: TrainingSettings, data: TrainingData, model: nn.Module, processes: int
+) -> tuple[list[str], int]:
+    """Returns lines about data, parameters, updates and learning rates, and the number of updates of the run."""
+    optimization, stage = settings.optimization, settings.model.stage
+    batch = effective_batch(optimization, processes)
+    steps_per_epoch = math.ceil(len(data.train) / batch)
+    total_steps = min(filter(None, (steps_per_epoch * optimization.epochs, optimization.max_steps)))
+    trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    frozen = sum(p.numel() for p in model.parameters()) - sum(trained.values())
+    lines = [
+        *(f"{name}: {text}" for name, text in data.describe().items()),
+        f"recipe: {settings.recipe}, stage {stage}"
+        + (", with aids" if settings.model.aids and stage != "boxes" else ""),
+        f"parameters: {sum(trained.values()) / 1e6:.3f} M trained, {frozen / 1e6:.3f} M frozen",
+        f"steps: {total_steps} updates of {batch} images, {steps_per_epoch} per epoch, "
+        f"{total_steps / steps_per_epoch:.4g} epochs",
+        *describe_rates(optimization, batch, is_backbone_frozen=not any(BACKBONE in n for n in trained)),
+        f"schedule: {optimization.schedule}, {optimization.warmup_steps} updates of warm-up"
+        + (", more than the run has" if optimization.warmup_steps >= total_steps else "")
+        + (f", drop after {optimization.drop_at:.0%} of the run" if optimization.schedule == "step" else ""),
+    ]
+    if optimization.ema_decay is not None:
+        lines.append(f"evaluated and saved: moving average of the weights, decay {optimization.ema_decay}")
+    return lines, total_steps
+
+
+def describe_rates(settings: OptimizationSettings, batch: int, *, is_backbone_frozen: bool = False) -> list[str]:
+    """Returns a line for each learning rate, with its scaling."""
+    factor, ratio = rate_factor(settings, batch), f"{batch}/{settings.reference_batch}"
+    scale = {"none": "", "linear": f" x {ratio}", "sqrt": f" x sqrt({ratio})"}[settings.rate_scaling]
+    rates = (settings.learning_rate, settings.backbone_learning_rate)
+    texts = [f"{rate:.3g}{scale}" + (f" = {rate * factor:.3g}" if scale else "") for rate in rates]
+    return [f"learning rate: {texts[0]}", f"backbone: {'frozen' if is_backbone_frozen else texts[1]}"]
+
+
+class RunLog:
+    """Shows and records numbers on the main process: a progress bar, the log, `metrics.jsonl` and trackers.
+
+    A bar on a terminal takes the place of logged losses. Of the run's updates, some may be `done` already.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, folder: Path, *, total_steps: int, done: int, progress: bool = True
+    ) -> None:
+        self.accelerator, self.path = accelerator, folder / METRICS
+        self.images, self.since = 0, time.perf_counter()
+        is_shown = progress and accelerator.is_main_process
+        self.bar: Any = tqdm(total=total_steps, initial=done, unit="update", disable=None if is_shown else True)
+
+    def advance(self, *, images: int) -> None:
+        """Counts an update of some images."""
+        self.images += images
+        self.bar.update()
+
+    def losses(self, step: int, epoch: int, *, rate: float, **terms: float) -> None:
+        """Records the loss terms of an update, with the images per second since the last call and the memory."""
+        speed = self._restart_clock()
+        used = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
+        memory = used / 2**30  # GiB: the peak on the GPU, or of this process without one
+        self._record(step, epoch, {"rate": rate, **terms, "images_per_second": speed, "memory_gib": memory})
+        shown = "  ".join(f"{name.removeprefix('loss_')} {terms[name]:.3g}" for name in SHOWN_TERMS if name in terms)
+        if self.bar.disable:
+            text = "step %d  epoch %d  %s  rate %.2g  %.3g images/s  %.1f GiB"
+            logger.info(text, step, epoch, shown, rate, speed, memory)
+        self.bar.set_postfix_str(shown)
+
+    def evaluation(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Records an evaluation; metrics of single classes, which have a slash in their names, are not shown."""
+        self._record(step, epoch, metrics)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if "/" not in name)
+        with tqdm.external_write_mode():
+            logger.info("step %d  epoch %d  %s", step, epoch, shown)
+        self._restart_clock()  # an evaluation is not training time
+
+    def pictures(self, step: int, pictures: Sequence[Image.Image]) -> None:
+        """Hands pictures to the trackers that accept them, each separately because their sizes differ."""
+        for tracker in self.accelerator.trackers:
+            if hasattr(tracker, "log_images") and tracker.name != "aim":  # Aim does not accept lists
+                named = {f"validation/{i}": np.asarray(picture)[None] for i, picture in enumerate(pictures)}
+                options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images(named, step=step, **options)
+
+    def _restart_clock(self) -> float:
+        now = time.perf_counter()
+        speed = self.images / (now - self.since)
+        self.images, self.since = 0, now
+        return speed
+
+    def _record(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "epoch": epoch, **rounded}) + "\n")
+        self.accelerator.log(dict(values), step=step)
+
+
+# ------ after the run
 
 
 def best_evaluation(folder: Path) -> dict[str, Any]:
     """Returns the metrics of the best evaluation of a run; empty if masks were never evaluated."""
-    return max((line for line in read_metrics(folder) if "pq" in line), key=lambda line: line["pq"], default={})
+    return max((line for line in _read_metrics(folder) if "pq" in line), key=lambda line: line["pq"], default={})
+
+
+def _read_metrics(folder: Path) -> list[dict[str, Any]]:
+    path = folder / METRICS
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def write_reports(
     folder: Path, model: Any, settings: TrainingSettings, data: TrainingData, plan: Sequence[str]
 ) -> None:
     """Draws the curves of a run and writes the model card beside its model."""
-    draw_curves(read_metrics(folder), folder / CURVES)
+    draw_curves(_read_metrics(folder), folder / "training_curves.png")
     write_card(
         folder,
         model,

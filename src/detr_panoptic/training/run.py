@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +14,22 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
 
 from ..data import PanopticData
-from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-from ..modeling_detr_panoptic import DetrPanopticForSegmentation
-from .batch_size import fix_batch_size
-from .batches import Batches, build_batches
-from .checkpoints import held_output, load_checkpoint, open_run
-from .data import TrainingData, read_data
+from .data import Batches, read_data
 from .loop import run_epochs
-from .model import build_model, calibrate_new_model
-from .optimization import average_weights, build_optimizer, build_schedule, rate_factor
-from .plan import count_steps, describe_plan
-from .reports import best_evaluation, write_reports
+from .model import build_model, calibrate
+from .optimization import fix_batch_size
+from .reports import best_evaluation, describe_plan, write_reports
 from .settings import RunSettings, TrainingSettings, resolve_settings
-from .state import Progress, Run
-from .tracking import RunLog, start_trackers, tracker_names
+from .state import Run, open_run
 
 logger = logging.getLogger(__name__)
 
-REFUSED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)  # these shard the weights
-IN_MEMORY = "data in memory"
+CALIBRATION_IMAGES = 8
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The result of `train`; prints as the plan of the run and its best quality."""
+    """The result of `train`; prints as the plan of the run or its best quality."""
 
     model_folder: Path  # the best model, for `from_pretrained`, with its card, metrics and checkpoints
     settings: TrainingSettings
@@ -106,7 +98,7 @@ def train(
     """
     given = {name: value for name, value in {"data": source, "output": output}.items() if value is not None} | settings
     in_memory = {name: value for name, value in given.items() if isinstance(value, PanopticData)}
-    resolved = resolve_settings(recipe, config, given | dict.fromkeys(in_memory, IN_MEMORY))
+    resolved = resolve_settings(recipe, config, given | dict.fromkeys(in_memory, "data in memory"))
     if resolved.run.output is None:
         raise ValueError("`output` is needed: a folder for the model, checkpoints and metrics.")
     folder = Path(resolved.run.output)
@@ -114,27 +106,30 @@ def train(
         set_seed(resolved.run.seed)
         data = read_data(resolved.data, resolved.run.seed, in_memory)
         model, processor = build_model(resolved, data)
-        fixed = fix_batch_size(resolved, model, accelerator, most_segments=data.summary.most_segments)
-        batches = build_batches(fixed, data, processor)
+        fixed = fix_batch_size(resolved, model, accelerator, most_segments=max(map(len, data.sample)))
         if dry_run:
-            loader = accelerator.prepare(batches.loader)
-            return TrainingResult(folder, fixed, *make_plan(fixed, accelerator, data, model, loader))
-        with held_output(folder, accelerator, partial(open_run, folder, resolved, overwrite=overwrite)):
-            if fixed.model.calibrate and fixed.model.model is None:
-                calibrate_new_model(model, batches, data)
-            return execute(fixed, accelerator, data, model, processor, batches, progress=progress)
+            return TrainingResult(folder, fixed, *describe_plan(fixed, data, model, accelerator.num_processes))
+        with open_run(folder, resolved, accelerator, overwrite=overwrite):
+            batches = Batches(fixed, data, processor)
+            if fixed.model.calibrate:
+                first = batches.first(CALIBRATION_IMAGES)
+                calibrate(model, first["pixel_values"], first["pixel_mask"])
+            shown = {n: v if isinstance(v, bool | int | float) else str(v) for n, v in fixed.to_dict().items()}
+            accelerator.init_trackers("detr-panoptic", shown, init_kwargs={"wandb": {"dir": str(folder)}})
+            return execute(Run(fixed, accelerator, data, model, processor, batches, progress=progress))
 
 
 @contextmanager
 def started_accelerator(settings: RunSettings) -> Iterator[Accelerator]:
     """Starts Accelerate; raises ValueError if weights are to be sharded or a tracker is not installed."""
-    folder = str(settings.output)
-    accelerator = Accelerator(
-        mixed_precision=settings.mixed_precision,
-        log_with=tracker_names(settings.tracker) or None,
-        project_config=ProjectConfiguration(folder, logging_dir=f"{folder}/tracking"),
-    )
-    if accelerator.distributed_type in REFUSED:
+    trackers = [name.strip() for name in (settings.tracker or "").split(",") if name.strip()]
+    for name in trackers:
+        if find_spec(name) is None:
+            raise ValueError(f"`tracker` must be installed for Accelerate, such as tensorboard, got {name!r}.")
+    places = ProjectConfiguration(str(settings.output), logging_dir=f"{settings.output}/tracking")
+    precision = settings.mixed_precision
+    accelerator = Accelerator(mixed_precision=precision, log_with=trackers or None, project_config=places)
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ValueError(f"{accelerator.distributed_type.value} is not supported: use DDP (--multi_gpu).")
     if not accelerator.is_main_process:
         logging.getLogger(__package__).setLevel(logging.ERROR)  # only the main process logs
@@ -144,80 +139,26 @@ def started_accelerator(settings: RunSettings) -> Iterator[Accelerator]:
         AcceleratorState._reset_state()  # otherwise the next run of this process could not choose another precision
 
 
-def make_plan(
-    settings: TrainingSettings, accelerator: Accelerator, data: TrainingData, model: torch.nn.Module, loader: Any
-) -> tuple[list[str], int]:
-    """Returns lines that describe a run, and its number of updates; the loader is prepared by the accelerator."""
-    batch, batches_per_epoch = effective_batch(settings, accelerator), len(loader)
-    plan = describe_plan(model, settings, batches_per_epoch=batches_per_epoch, effective_batch=batch)
-    descriptions = [f"{name}: {text}" for name, text in data.describe().items()]
-    return [*descriptions, *plan], count_steps(settings.optimization, batches_per_epoch)[1]
-
-
-def effective_batch(settings: TrainingSettings, accelerator: Accelerator) -> int:
-    """Returns the images per update of all processes."""
-    optimization = settings.optimization
-    return int(optimization.batch_size) * optimization.gradient_accumulation_steps * accelerator.num_processes
-
-
-def execute(
-    settings: TrainingSettings,
-    accelerator: Accelerator,
-    data: TrainingData,
-    model: DetrPanopticForSegmentation,
-    processor: DetrPanopticImageProcessor,
-    batches: Batches,
-    *,
-    progress: bool,
-) -> TrainingResult:
-    """Trains from the last checkpoint, or from the beginning, and writes the reports of a finished run."""
-    optimization, folder = settings.optimization, Path(str(settings.run.output))
-    model = model.to(accelerator.device)
-    averaged = None if optimization.ema_decay is None else average_weights(model, optimization.ema_decay)
-    factor = rate_factor(optimization, effective_batch(settings, accelerator))
-    optimizer = build_optimizer(model, optimization, factor=factor)
-    if settings.run.compile:
-        model.model.compile(dynamic=True)  # in place, so that names of weights stay; sizes of images differ
-    prepared, optimizer, loader = accelerator.prepare(model, optimizer, batches.loader)
-    plan, total_steps = make_plan(settings, accelerator, data, model, loader)
-    schedule, position = build_schedule(optimizer, optimization, total_steps=total_steps), Progress()
-    accelerator.register_for_checkpointing(schedule, position, *([] if averaged is None else [averaged]))
-    set_seed(settings.run.seed, device_specific=True)  # dropout differs between processes
-    for line in plan:
+def execute(run: Run) -> TrainingResult:
+    """Trains to the end or until a signal, and writes the reports of a finished run."""
+    settings, progress, folder = run.settings, run.progress, run.folder
+    for line in run.plan:
         logger.info(line)
-    start_trackers(accelerator, settings)
-    load_checkpoint(accelerator, folder, position)
-    if position.step and not position.is_finished:
-        logger.info("resuming after update %d", position.step)
-    log = RunLog(accelerator, folder, total_steps=total_steps, done=position.step, progress=progress)
-    run = Run(
-        settings=settings,
-        accelerator=accelerator,
-        data=data,
-        processor=processor,
-        batches=batches,
-        loader=loader,
-        model=prepared,
-        optimizer=optimizer,
-        schedule=schedule,
-        averaged=averaged,
-        progress=position,
-        total_steps=total_steps,
-        log=log,
-    )
-    with closing(batches), closing(log.bar):
+    if progress.step and not progress.is_finished:
+        logger.info("resuming after update %d", progress.step)
+    with closing(run.batches), closing(run.log.bar):
         try:
             stop_signal = run_epochs(run)
         except torch.OutOfMemoryError as error:
-            size = optimization.batch_size
+            size = settings.optimization.batch_size
             text = f"Out of memory with `batch_size` {size}: use auto, smaller images (`short_side`) or bf16."
             raise ValueError(text) from error
-    if position.is_finished and accelerator.is_main_process:
-        write_reports(folder, run.evaluated, settings, data, plan)
-    done = "finished after update %d: see %s" if position.is_finished else "stopped after update %d; %s can be resumed"
-    logger.info(done, position.step, folder)
-    accelerator.end_training()
+    if progress.is_finished and run.accelerator.is_main_process:
+        write_reports(folder, run.evaluated, settings, run.data, run.plan)
+    done = "finished after update %d: see %s" if progress.is_finished else "stopped after update %d; %s can be resumed"
+    logger.info(done, progress.step, folder)
+    run.accelerator.end_training()
     metrics = {name: value for name, value in best_evaluation(folder).items() if name not in ("step", "epoch")}
     return TrainingResult(
-        folder, settings, plan, total_steps, position.step, metrics, position.is_finished, stop_signal
+        folder, settings, run.plan, run.total_steps, progress.step, metrics, progress.is_finished, stop_signal
     )

