@@ -10,6 +10,7 @@ complete, even if the run is killed or the disk is full.
 """
 
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -154,7 +155,8 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress) 
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # torch raises all kinds of errors for damaged files
-            reason = first_line(error) if path == last else f"{path.name} cannot be read as tensors and plain values."
+            is_unsafe = isinstance(error, pickle.UnpicklingError)
+            reason = f"{path.name} contains more than tensors and plain values." if is_unsafe else first_line(error)
             before = found[-2].name if len(found) > 1 else "the beginning"
             text = f"The checkpoint {last} is damaged: {reason} Delete that folder to resume from {before}."
             raise ValueError(text) from error
