@@ -164,6 +164,23 @@ def test_stuff_is_completed(monkeypatch, tmp_path, capsys):
     assert str(tmp_path / "out") in capsys.readouterr().out
 
 
+def test_the_page_gets_bytes_and_pixels(monkeypatch, capsys):
+    given = {}
+
+    class Page:
+        local_url = "http://127.0.0.1:7861/"
+
+        def block_thread(self): ...
+
+    monkeypatch.setattr("detr_panoptic.app.launch", lambda *_, **options: given.update(options) or Page())
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    assert run("app", "--port", 7861, "--max-upload-mb", 0.5, "--max-pixels", 2, "--queue", 3) == 0
+    assert given["max_file_size"] == 500_000
+    assert given["max_pixels"] == 2_000_000
+    assert given["max_queue"] == 3
+    assert Page.local_url in capsys.readouterr().out
+
+
 def test_without_gradio_the_page_names_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr("detr_panoptic.commands.app.find_spec", lambda _: None)
     assert run("app") == 2

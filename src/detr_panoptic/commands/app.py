@@ -5,8 +5,11 @@ from importlib.util import find_spec
 from typing import Annotated
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from .options import Device
+
+MILLION = 1_000_000
 
 
 def app(
@@ -16,9 +19,9 @@ def app(
     ] = None,
     host: Annotated[str, Parameter(help="Address to listen on; 0.0.0.0 lets other machines connect.")] = "127.0.0.1",
     port: Annotated[int | None, Parameter(help="By default the first free one from 7860.")] = None,
-    max_file_size: Annotated[str, Parameter(help="Of an upload: 20mb, 500kb.")] = "20mb",
-    max_pixels: Annotated[int, Parameter(help="Of an image.")] = 25_000_000,
-    max_queue: Annotated[int, Parameter(help="Requests that wait; more are refused.")] = 20,
+    max_upload_mb: Annotated[float, Parameter(help="Largest upload in megabytes.", validator=Number(gt=0))] = 20,
+    max_pixels: Annotated[float, Parameter(help="Largest image in millions of pixels.")] = 25,
+    queue: Annotated[int, Parameter(help="Requests that wait; more are refused.", validator=Number(gte=1))] = 20,
     device: Device = "auto",
 ) -> None:
     """Serves a web page to try a model on.
@@ -45,9 +48,9 @@ def app(
         host=host,
         port=port,
         device=device,
-        max_file_size=max_file_size,
-        max_pixels=max_pixels,
-        max_queue=max_queue,
+        max_file_size=round(max_upload_mb * MILLION),
+        max_pixels=round(max_pixels * MILLION),
+        max_queue=queue,
         block=False,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the server deletes its files when it ends
