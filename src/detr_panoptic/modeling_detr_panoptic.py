@@ -225,7 +225,13 @@ class DetrPanopticModel(DetrPanopticPreTrainedModel):
 
 
 class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
-    """DETR with class, box and mask heads: images to panoptic predictions, and to losses if there are labels."""
+    """DETR with class, box and mask heads: images to panoptic predictions, and to losses if there are labels.
+
+    Example:
+        >>> model = DetrPanopticForSegmentation(DetrPanopticConfig(backbone="test_resnet", num_labels=3))
+        >>> model(torch.rand(1, 3, 64, 96), mask_queries="all").pred_masks.shape
+        torch.Size([1, 100, 16, 24])
+    """
 
     def __init__(self, config: DetrPanopticConfig) -> None:
         super().__init__(config)
@@ -273,11 +279,6 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
 
         Raises:
             ValueError: an argument has a wrong shape or value, or a target a class that does not exist.
-
-        Example:
-            >>> model = DetrPanopticForSegmentation.from_pretrained("facebook/detr-resnet-50-panoptic")
-            >>> output = model(**processor(image, return_tensors="pt"))
-            >>> processor.post_process_panoptic_segmentation(output)
         """
         if mask_queries is not None:
             check_mask_queries(mask_queries, self.config.num_queries)
