@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from detr_panoptic.checkpoints import BUNDLED
 from detr_panoptic.inference import Predictor
@@ -36,6 +37,15 @@ def start(output, **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """As in the other processes: another number of threads adds up in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def files_of(folder):
