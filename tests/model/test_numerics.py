@@ -188,6 +188,8 @@ def test_a_query_without_a_mask_is_finite_and_improbable_in_half_precision(dtype
 # ------ training
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 def test_float16_trains_with_a_gradient_scaler(tiny_batch):
     """Updates with overflowing gradients are skipped and lower the scale; the others lower the loss."""
     model = build_tiny().train()

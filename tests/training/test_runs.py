@@ -75,6 +75,8 @@ def test_a_run_that_dies_after_any_update_is_resumed_to_the_same_bits(after, who
     assert_same_run(tmp_path, whole_run)
 
 
+@pytest.mark.slow
+@pytest.mark.promise
 def test_a_run_that_dies_between_the_end_of_an_epoch_and_its_evaluation_is_resumed(whole_run, tmp_path, monkeypatch):
     def dying(_):
         raise KilledError
