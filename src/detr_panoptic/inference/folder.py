@@ -120,12 +120,12 @@ class PredictionFolder:
 
     def __str__(self) -> str:
         """Returns the first predictions and the number of all."""
-        lines = list(self._shown)
-        if self._shown and len(self) > len(self._shown):
-            lines.append(f"… and {len(self) - len(self._shown)} more images")
+        lines, count = list(self._shown), len(self)  # counting looks at every file
+        if self._shown and count > len(self._shown):
+            lines.append(f"… and {count - len(self._shown)} more images")
         earlier = f", {self.num_earlier} of them from earlier runs" if self.num_earlier else ""
         skipped = f", {len(self.failures)} could not be read" if self.failures else ""
-        lines.append(f"{len(self)} images{earlier}{skipped}; results in {self.output}")
+        lines.append(f"{count} images{earlier}{skipped}; results in {self.output}")
         return "\n".join(lines)
 
     def _file(self, index: int) -> Path:

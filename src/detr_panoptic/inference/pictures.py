@@ -122,7 +122,9 @@ def unique_stems(paths: Sequence[Path], endings: Sequence[str], *, output: Path)
     `a/x.jpg` and `b/x.jpg` become `x` and `x_2`; `endings` are those of the files written for each name.
     """
     # Case is ignored: on most desktops X.json and x.json are the same file.
-    taken = {path.name.casefold() for path in paths if path.parent.resolve() == output.resolve()}
+    home = output.resolve()
+    inside = {parent for parent in {path.parent for path in paths} if parent.resolve() == home}
+    taken = {path.name.casefold() for path in paths if path.parent in inside}
     stems = []
     for path in paths:
         number, stem = 1, path.stem
