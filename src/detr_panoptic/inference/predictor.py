@@ -226,7 +226,7 @@ class Predictor:
         state.wait_for_everyone()
         plan = [batch for batch in plan_batches(pictures, batch_size) if not all(map(folder.is_done, batch))]
         own = plan[state.process_index :: state.num_processes]
-        failures = list(missing)
+        failures = list(missing) if state.is_main_process else []  # every process found the same
         batches = self._read_batches(pictures, iter(own), workers=num_workers, on_error=on_error, failures=failures)
         bar = tqdm(total=sum(map(len, own)), unit="image", disable=not (progress and state.is_main_process) or None)
         with bar:
@@ -275,13 +275,13 @@ class Predictor:
         """Yields each record of the batches with its prediction."""
         # A semantic map adds up all queries, also those whose best class is "no object".
         mask_queries = "all" if task == "semantic" or detections == "mask" else None
+        id2label = self.categories.id2label
         for batch, outputs in run_model(self.model, batches, mask_queries=mask_queries):
             results = self._merge(outputs, batch.sizes, task, threshold)
             for index, (record, result) in enumerate(zip(batch.records, results, strict=True)):
                 segmentation = result["segmentation"].cpu().numpy()
                 segments = describe_segments(segmentation, result["segments_info"], self.categories)
                 name = str(record.get("file_name") or f"{record['image_id']:012d}.png")
-                id2label = self.categories.id2label
                 prediction = Prediction(record["image"], segmentation, segments, id2label, name)
                 if detections != "none":
                     with_masks = detections == "mask"
