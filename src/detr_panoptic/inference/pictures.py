@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from ..data.folders import IMAGE_SUFFIXES, is_picture
+from ..data.folders import IMAGE_SUFFIXES, is_picture, log_left_out
 from ..data.lazy_records import check_size, name_of, opened, upright_size
 from ..data.reading import PanopticData
 from ..image_reading import plain_picture, read_picture
@@ -105,7 +105,9 @@ def _expanded(names: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
     missing = []
     for path in map(Path, names):
         if path.is_dir():
-            inside = sorted(child for child in path.iterdir() if is_picture(child.name) and child.is_file())
+            files = [child for child in path.iterdir() if child.is_file()]
+            log_left_out(path, (child.name for child in files))
+            inside = sorted(child for child in files if is_picture(child.name))
             paths += inside
             if not inside:
                 missing.append(f"no images in {path} (expected {', '.join(IMAGE_SUFFIXES)})")
