@@ -312,14 +312,11 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     def post_process_semantic_segmentation(
         self, outputs: Any, target_sizes: Sizes | None = None, return_segmentation_scores: bool = False
     ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
-        """Returns the label of each pixel, per image, from outputs with `mask_queries="all"`.
+        """Returns the label of each pixel, per image; raises ValueError for outputs without `mask_queries="all"`.
 
         Returns:
             (H, W) int64 maps; or, with `return_segmentation_scores`, outputs with such a `segmentation` and
             `segmentation_scores` (K, H, W).
-
-        Raises:
-            ValueError: `outputs` lack the masks of some queries.
         """
         if skipped := (outputs.pred_masks.flatten(2).amax(-1) <= SKIPPED_MASK_LOGIT / 2).sum().item():
             hint = 'call the model with mask_queries="all"'
