@@ -1,11 +1,6 @@
 """Image processor of DETR for panoptic segmentation: images and annotations to inputs, outputs to segments.
 
-Names and defaults follow transformers' `DetrImageProcessor`, with these differences:
-  * annotations are id maps in memory, never files beside the dataset;
-  * boxes of targets are relative to the image, not to the padded canvas, and span whole pixels;
-  * masks of targets have the size of their image, and masks of predictions are cropped to it before they are resized;
-  * stuff is fused by default, thresholds are saved with the processor, ids are unique and run from 1, 0 is void;
-  * every PIL mode, 16-bit images and EXIF rotation are supported.
+Names and defaults follow transformers' `DetrImageProcessor`; docs/deviations.md lists the differences.
 """
 
 import os
@@ -34,23 +29,9 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
 from .box_ops import cxcywh_to_xyxy
-from .image_reading import (
-    array_to_tensor,
-    channels_last,
-    flatten_images,
-    picture_to_tensor,
-    read_picture,
-    stack_padded,
-)
+from .image_reading import array_to_tensor, channels_last, each_image, picture_to_tensor, read_picture, stack_padded
 from .mask_head import MASK_STRIDE, SKIPPED_MASK_LOGIT
-from .panoptic_merging import (
-    ImageSizes,
-    Segmentation,
-    merge_paper,
-    merge_score_weighted,
-    semantic_map,
-    semantic_scores,
-)
+from .panoptic_merging import ImageSizes, Segmentation, merge_paper, merge_score_weighted, score_maps, semantic_map
 from .panoptic_targets import panoptic_target
 from .pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline  # so that its file is saved too
 
@@ -212,7 +193,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         Raises:
             ValueError: an image is unreadable, or a map and its `segments_info` disagree.
         """
-        images = list(flatten_images(self.fetch_images(images)))
+        images = list(each_image(self.fetch_images(images)))
         if not images:
             raise ValueError("`images` must hold at least one image, got none.")
         if isinstance(annotations, Mapping):
@@ -331,7 +312,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         images = _images(outputs, target_sizes)
         if not return_segmentation_scores:
             return [semantic_map(*image) for image in images]
-        scores = [semantic_scores(*image) for image in images]
+        scores = [score_maps(*image) for image in images]
         return [
             SemanticSegmentationPostProcessorOutput({"segmentation": s.argmax(0), "segmentation_scores": s})
             for s in scores

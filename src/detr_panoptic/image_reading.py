@@ -48,11 +48,6 @@ def picture_to_tensor(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
-def plain_picture(picture: Image.Image) -> Image.Image:
-    """Returns the picture as the model sees it: upright, RGB, 8 bits; errors as in `picture_to_tensor`."""
-    return Image.fromarray(picture_to_tensor(picture).permute(1, 2, 0).contiguous().numpy())
-
-
 def _sixteen_to_eight_bits(values: Tensor) -> Tensor:
     """Scales integers from 0 to 65535 to the nearest uint8."""
     return ((values.clamp(0, MAX_UINT16) * MAX_UINT8 + MAX_UINT16 // 2) // MAX_UINT16).to(torch.uint8)
@@ -123,11 +118,11 @@ def channels_last(pixels: Tensor) -> Tensor:
     return pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
-def flatten_images(images: Any) -> Iterator[Any]:
+def each_image(images: Any) -> Iterator[Any]:
     """Yields the single images of lists and of batches (B, C, H, W)."""
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) > 3:
         for image in images:
-            yield from flatten_images(image)
+            yield from each_image(image)
     else:
         yield images
 
