@@ -33,8 +33,7 @@ _is_vit = partial(is_model_in_modules, module_names=VIT_FAMILIES)
 class Backbone(nn.Module):
     """Computes feature maps of strides 4, 8, 16 and 32, or 16 at the end with `dilation` (DC5).
 
-    Raises:
-        ValueError: timm does not know a model of that name, or it has no such maps.
+    Raises ValueError if timm does not know a model of that name, or it has no such maps.
     """
 
     def __init__(self, name: str, *, dilation: bool = False, num_channels: int = 3, pretrained: bool = False) -> None:
@@ -291,10 +290,7 @@ def _needs_whole_strides(body: nn.Module) -> bool:
 
 
 def simple_pyramid(width: int) -> nn.ModuleList:
-    """Returns the layers of ViTDet that turn a map of stride 16 into maps of strides 4, 8, 16 and 32.
-
-    The 1x1 convolutions after them are those of the mask head and the projection.
-    """
+    """Returns the layers of ViTDet that turn a map of stride 16 into maps of strides 4, 8, 16 and 32."""
     half = partial(nn.ConvTranspose2d, kernel_size=2, stride=2)
     quarter = (half(width, width // 2), LayerNorm2d(width // 2), nn.GELU(), half(width // 2, width // 4))
     return nn.ModuleList([nn.Sequential(*quarter), half(width, width // 2), nn.Identity(), nn.MaxPool2d(2)])

@@ -270,10 +270,7 @@ def object_scores(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def spread_rows(masks: Tensor, rows: Tensor, shape: Sequence[int], shown: Tensor | None = None) -> Tensor:
-    """Returns masks (N, h, w) of the rows as (B, Q, h, w), with `SKIPPED_MASK_LOGIT` for the other queries.
-
-    If all queries have masks, `shown` (B*Q,) bool tells which ones to keep.
-    """
+    """Returns masks (N, h, w) as (B, Q, h, w): `SKIPPED_MASK_LOGIT` for queries without row or not `shown` (B*Q,)."""
     batch, num_queries = shape
     if shown is not None:
         masks = masks.masked_fill(~shown[:, None, None], SKIPPED_MASK_LOGIT)

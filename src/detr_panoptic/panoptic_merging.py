@@ -26,7 +26,9 @@ from .box_ops import at_least_float32
 from .segment_ids import VOID_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
+
+    Threshold = float | Sequence[float]  # for all labels, or for each
 
 MIN_SEGMENT_AREA = 4  # pixels; DETR drops segments of this size or smaller after merging
 STRIP_BYTES = 4 * 2**20  # of resized values in memory: fits a CPU cache, 2x faster than 32 MiB
@@ -75,7 +77,7 @@ class _Taps(NamedTuple):
 
 @torch.no_grad()
 def merge_paper(
-    logits: Tensor, masks: Tensor, sizes: ImageSizes, *, threshold: float, stuff_label_ids: Collection[int]
+    logits: Tensor, masks: Tensor, sizes: ImageSizes, *, threshold: Threshold, stuff_label_ids: Collection[int]
 ) -> Segmentation:
     """Merges as DETR's published PQ was measured: one argmax over the masks, stuff fused, tiny segments dropped.
 
@@ -83,7 +85,7 @@ def merge_paper(
         logits: (Q, K + 1) class logits.
         masks: (Q, h, w) mask logits of the padded canvas.
         sizes: the image's; the argmax is taken at the processed size, its nearest pixel at the target size.
-        threshold: least probability of a query's class; 0.85 in the paper's evaluation.
+        threshold: least probability of a query's class, one or one for each label; 0.85 in the paper's evaluation.
         stuff_label_ids: labels of which an image has at most one segment.
     """
     scores, labels, maps = _kept_queries(logits, crop_to_image(masks, sizes), threshold)
@@ -117,7 +119,7 @@ def merge_score_weighted(
     masks: Tensor,
     sizes: ImageSizes,
     *,
-    threshold: float = 0.5,
+    threshold: Threshold = 0.5,
     mask_threshold: float = 0.5,
     overlap_mask_area_threshold: float = 0.8,
     label_ids_to_fuse: Collection[int],
@@ -160,7 +162,7 @@ def merge_score_weighted(
 
 @torch.no_grad()
 def semantic_map(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Tensor:
-    """Returns the label id of each pixel, (H, W) int64: the argmax of `score_maps`, a strip at a time."""
+    """Returns the label id of each pixel, (H, W) int64: the argmax of `semantic_scores`, a strip at a time."""
     labels = torch.empty(sizes.target, dtype=torch.int64, device=masks.device)
     for strip, values in _semantic_strips(logits, masks, sizes):
         labels[strip] = values.max(-1).indices
@@ -168,15 +170,20 @@ def semantic_map(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Tensor:
 
 
 @torch.no_grad()
-def score_maps(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Tensor:
+def semantic_scores(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Tensor:
     """Returns (K, H, W): class probability x mask probability, summed over all queries and resized."""
     return torch.cat([values for _, values in _semantic_strips(logits, masks, sizes)]).permute(2, 0, 1)
 
 
-def _kept_queries(logits: Tensor, masks: Tensor, threshold: float, left_out: Collection[int] = ()) -> _KeptQueries:
+def is_above(scores: Tensor, labels: Tensor, threshold: Threshold) -> Tensor:
+    """Returns whether each score is above the threshold, or above that of its label; none of "no object" is."""
+    return scores > (threshold if isinstance(threshold, (int, float)) else scores.new_tensor([*threshold, 1])[labels])
+
+
+def _kept_queries(logits: Tensor, masks: Tensor, threshold: Threshold, left_out: Collection[int] = ()) -> _KeptQueries:
     """Keeps queries whose best class is an object, more probable than `threshold` and not in `left_out`."""
     scores, labels = at_least_float32(logits).softmax(-1).max(-1)
-    keep = (labels != logits.shape[-1] - 1) & (scores > threshold) & ~_is_any_of(labels, left_out)
+    keep = (labels != logits.shape[-1] - 1) & is_above(scores, labels, threshold) & ~_is_any_of(labels, left_out)
     # Queries last: a pixel's values are adjacent in memory, and resizing copies runs of them (3x faster on a CPU).
     maps = at_least_float32(masks[keep]).permute(1, 2, 0).contiguous()
     return _KeptQueries(scores[keep], labels[keep], maps)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Image, Value
+from PIL import ExifTags
 from PIL import Image as PILImage
 
 from ..data.folders import IMAGE_SUFFIXES, is_picture
@@ -66,6 +67,8 @@ class Pictures:
 
 def plain_picture(picture: PILImage.Image) -> PILImage.Image:
     """Returns the picture as the model sees it: upright, RGB, 8 bits; errors as in `picture_to_tensor`."""
+    if picture.mode == "RGB" and picture.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+        return picture  # large ones are not copied
     return PILImage.fromarray(picture_to_tensor(picture).permute(1, 2, 0).contiguous().numpy())
 
 
