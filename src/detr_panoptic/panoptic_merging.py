@@ -2,21 +2,12 @@
 
 Letters: Q queries, N kept queries, K labels (class K of the logits is "no object"), (h, w) mask map, (H, W) target.
 
-`merge_paper` follows PostProcessPanoptic of facebookresearch/detr (29901c5), with these differences:
-  * ids start at 1 and 0 is void; the reference counts from 0, so an image without a kept query is one segment 0;
-  * masks of a padded batch are cropped to the image before they are resized; the reference stretches the padded map;
-  * only the pixels that the nearest resize to the target size reads are computed, and mask logits are compared, not
-    their softmax over the queries: the same owner but for ties made by rounding, without (N, H, W) floats.
-As in the reference (the goldens show it), a stuff query that was fused into the first of its class has area 0, so it
-is dropped as too small, and the next pass gives the pixels that only it covered to other queries. Fusion is part of
-every pass, so no pass lists a stuff class twice.
-
-`merge_score_weighted` follows `compute_segments` of transformers 5.23 (`DetrImageProcessor`), with these differences:
-  * the mask threshold applies to the mask's probability, not to score x probability;
-  * ids are unique; there, they can repeat after stuff was fused;
-  * a fused class has one entry, with the highest score among its members; there, one entry per member;
-  * an empty result is an int32 map of 0, like any other; there, a float map of -1;
-  * instances are things only.
+`merge_paper` follows PostProcessPanoptic of facebookresearch/detr (29901c5), `merge_score_weighted` follows
+`compute_segments` of transformers 5.23; docs/deviations.md lists the differences. In the paper's way only the pixels
+that the nearest resize to the target size reads are computed, and mask logits are compared, not their softmax over the
+queries: the same owner but for ties made by rounding, without (N, H, W) floats. As in the reference (the goldens show
+it), a stuff query that was fused into the first of its class has area 0, so it is dropped as too small, and the next
+pass gives the pixels that only it covered to other queries.
 
 Maps are resized as by F.interpolate (bilinear, align_corners=False), a strip of output rows at a time; the size of the
 strips changes no value.
@@ -35,7 +26,9 @@ from .box_ops import at_least_float32
 from .segment_ids import VOID_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
+
+    Threshold = float | Sequence[float]  # for all labels, or for each
 
 MIN_SEGMENT_AREA = 4  # pixels; DETR drops segments of this size or smaller after merging
 STRIP_BYTES = 4 * 2**20  # of resized values in memory: fits a CPU cache, 2x faster than 32 MiB
@@ -84,7 +77,7 @@ class _Taps(NamedTuple):
 
 @torch.no_grad()
 def merge_paper(
-    logits: Tensor, masks: Tensor, sizes: ImageSizes, *, threshold: float, stuff_label_ids: Collection[int]
+    logits: Tensor, masks: Tensor, sizes: ImageSizes, *, threshold: Threshold, stuff_label_ids: Collection[int]
 ) -> Segmentation:
     """Merges as DETR's published PQ was measured: one argmax over the masks, stuff fused, tiny segments dropped.
 
@@ -92,7 +85,7 @@ def merge_paper(
         logits: (Q, K + 1) class logits.
         masks: (Q, h, w) mask logits of the padded canvas.
         sizes: the image's; the argmax is taken at the processed size, its nearest pixel at the target size.
-        threshold: least probability of a query's class; 0.85 in the paper's evaluation.
+        threshold: least probability of a query's class, one or one for each label; 0.85 in the paper's evaluation.
         stuff_label_ids: labels of which an image has at most one segment.
     """
     scores, labels, maps = _kept_queries(logits, crop_to_image(masks, sizes), threshold)
@@ -126,7 +119,7 @@ def merge_score_weighted(
     masks: Tensor,
     sizes: ImageSizes,
     *,
-    threshold: float = 0.5,
+    threshold: Threshold = 0.5,
     mask_threshold: float = 0.5,
     overlap_mask_area_threshold: float = 0.8,
     label_ids_to_fuse: Collection[int],
@@ -182,10 +175,15 @@ def semantic_scores(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Tensor:
     return torch.cat([values for _, values in _semantic_strips(logits, masks, sizes)]).permute(2, 0, 1)
 
 
-def _kept_queries(logits: Tensor, masks: Tensor, threshold: float, left_out: Collection[int] = ()) -> _KeptQueries:
+def is_above(scores: Tensor, labels: Tensor, threshold: Threshold) -> Tensor:
+    """Returns whether each score is above the threshold, or above that of its label; none of "no object" is."""
+    return scores > (threshold if isinstance(threshold, (int, float)) else scores.new_tensor([*threshold, 1])[labels])
+
+
+def _kept_queries(logits: Tensor, masks: Tensor, threshold: Threshold, left_out: Collection[int] = ()) -> _KeptQueries:
     """Keeps queries whose best class is an object, more probable than `threshold` and not in `left_out`."""
     scores, labels = at_least_float32(logits).softmax(-1).max(-1)
-    keep = (labels != logits.shape[-1] - 1) & (scores > threshold) & ~_is_any_of(labels, left_out)
+    keep = (labels != logits.shape[-1] - 1) & is_above(scores, labels, threshold) & ~_is_any_of(labels, left_out)
     # Queries last: a pixel's values are adjacent in memory, and resizing copies runs of them (3x faster on a CPU).
     maps = at_least_float32(masks[keep]).permute(1, 2, 0).contiguous()
     return _KeptQueries(scores[keep], labels[keep], maps)
