@@ -18,9 +18,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +48,11 @@ from detr_panoptic.scenes.source import SCENES, read_source
 from detr_panoptic.training.data import Batches, TrainingData
 from detr_panoptic.training.model import build_model, calibrate
 from detr_panoptic.training.optimization import average_weights, build_optimizer, rate_at
+from detr_panoptic.training.positions import teach_positions
 from detr_panoptic.training.settings import ARCHITECTURE, TrainingSettings, resolve_settings
 
 HELD_OUT_SEED = 55_000_000  # added to the seed of the scenes: no scene is in both
-THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 PARTS = ("pq", "pq_things", "pq_stuff")
 SMALL = {
     "backbone": "tf_efficientnet_lite0",
@@ -73,6 +73,9 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
     "transformers' Mask2Former": RIVAL_RATES | {"max_grad_norm": 0.01},  # its paper's; the gradient's direction counts
     "here, without aids": OLD_RATES,
     "here, cells": OLD_RATES | {"calibrate": True, "aids": True},
+    "here, cells, positions": OLD_RATES | {"calibrate": True, "aids": True, "position_updates": 60},
+    "here, cells, positions, frozen backbone": OLD_RATES
+    | {"calibrate": True, "aids": True, "position_updates": 60, "freeze_backbone": True},
 }
 """Settings of `train` that differ from `SMALL` and `COMMON`."""
 # The transfer's classes: other names, other borders. Two kinds of things become one, two kinds of stuff as well.
@@ -188,6 +191,12 @@ class Contestant:
         torch.manual_seed(settings.run.seed)
         self.model, self.processor = build_model(settings, data)
         self.batches = Batches(settings, data, self.processor)
+
+    def prepare(self) -> None:
+        """Does what `train` does before the first update."""
+        settings = self.settings
+        if updates := settings.optimization.position_updates:
+            teach_positions(self.model, self.batches.endless(), settings.optimization, updates=updates)
         if settings.model.calibrate:
             first = self.batches.first(8)
             calibrate(self.model, first["pixel_values"], first["pixel_mask"])
@@ -335,11 +344,12 @@ def settings_of(contestant: str, task: Task, seed: int, changes: Mapping[str, An
 def learn(contestant: Contestant, *, seconds: float) -> tuple[Any, float, int]:
     """Trains until the core-seconds are spent; returns the model to measure, the seconds and the updates."""
     settings, model = contestant.settings.optimization, contestant.model
+    started, spent, updates = time.process_time(), 0.0, 0
+    contestant.prepare()
     optimizer = build_optimizer(model.train(), settings)
     rates = [group["lr"] for group in optimizer.param_groups]
     averaged = None if settings.ema_decay is None else average_weights(model, settings.ema_decay)
-    started, spent, updates = time.process_time(), 0.0, 0
-    for batch in endless(contestant.batches):
+    for batch in contestant.batches.endless():
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * rate_at(settings, step=updates, progress=spent / seconds)
         contestant.loss(batch).backward()
@@ -353,13 +363,6 @@ def learn(contestant: Contestant, *, seconds: float) -> tuple[Any, float, int]:
         if spent >= seconds:
             break
     return (model if averaged is None else averaged.module), spent, updates
-
-
-def endless(batches: Batches) -> Iterator[dict[str, Any]]:
-    """Yields batches of one epoch after the other."""
-    for epoch in count():
-        batches.start_epoch(epoch)
-        yield from batches.loader
 
 
 @torch.no_grad()
