@@ -2,10 +2,12 @@
 
 import logging
 
+import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
 from detr_panoptic import DetrPanopticForSegmentation
+from detr_panoptic.backbone import Backbone
 from detr_panoptic.checkpoints import BUNDLED
 from detr_panoptic.training import model as model_building
 from detr_panoptic.training import run as training_run
@@ -68,6 +70,14 @@ def test_positions_are_learned_by_the_last_stage_and_the_projection_alone(caplog
         has_learned = id(parameter) in stage or "input_projection" in name
         assert torch.equal(parameter, before[name]) != has_learned, name
     assert model.state_dict().keys() == before.keys()
+
+
+@pytest.mark.parametrize(("name", "stage"), [("test_resnet", "body.layer4."), ("test_vit", "pyramid.")])
+def test_the_last_stage_begins_after_the_last_map_but_one(name, stage):
+    backbone = Backbone(name)
+    own = {id(parameter) for parameter in last_stage(backbone)}
+    expected = {key for key, _ in backbone.named_parameters() if key.startswith(stage)}
+    assert {key for key, parameter in backbone.named_parameters() if id(parameter) in own} == expected != set()
 
 
 def test_a_resumed_run_does_not_learn_positions_again(tmp_path, monkeypatch):

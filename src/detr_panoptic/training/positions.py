@@ -102,7 +102,9 @@ def teach_positions(
 
 
 def last_stage(backbone: Backbone) -> list[nn.Parameter]:
-    """Returns the parameters that come after the map of stride 16, or, if dilated, after the one before the last."""
+    """Returns the parameters after the last map but one; of a vision transformer, those of its pyramid."""
+    if backbone.pyramid is not None:
+        return list(backbone.pyramid.parameters())
     name = backbone.body.feature_info.module_name()[-2].replace(".", "_")  # type: ignore[operator, union-attr]
     named = list(backbone.body.named_parameters())
     earlier = [i for i, (own, _) in enumerate(named) if own.replace(".", "_").startswith(name + "_")]
