@@ -17,7 +17,7 @@ from ..data.files import check_new_folder, whole_folder
 from ..data.plain_text import markdown, one_line
 from ..data.records import segmentation_ids
 from ..data.writing import write_coco_panoptic_dataset
-from ..evaluation.results import format_table
+from ..evaluation.tables import format_table
 from ..inference import Prediction, Predictor
 from ..inference.loop import in_order
 from ..inference.pictures import Pictures
