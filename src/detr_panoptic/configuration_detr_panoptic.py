@@ -1,7 +1,7 @@
 """Configuration of DETR for panoptic segmentation: what is saved with the weights."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import field, fields
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
 logger = logging.get_logger(__name__)
 
 SIZES = ("num_channels", "hidden_size", "encoder_layers", "decoder_layers", "num_heads", "ffn_dim", "num_queries")
+SAVED_BESIDES = ("auto_map", "custom_pipelines", "torch_dtype", "attn_implementation", "experts_implementation")
 LABEL_FIELDS = ("num_labels", "id2label", "label2id", "stuff_label_ids", "category_ids")
 
 
@@ -98,15 +99,14 @@ class DetrPanopticConfig(PreTrainedConfig):
     category_ids: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Raises ValueError for a misspelled field; transformers handles its own keys."""
-        names = [f.name for f in fields(self)]
-        for key in kwargs:
-            close = difflib.get_close_matches(key, names, n=1, cutoff=0.85)
-            if close and key not in self.attribute_map and key not in dir(PreTrainedConfig):
-                raise ValueError(f"`{key}` is not a field of DetrPanopticConfig; did you mean `{close[0]}`?")
-        labels: Any = {} if self.id2label is None else self.id2label
-        if not isinstance(labels, dict) or not all(str(label).isdecimal() for label in labels):
-            raise ValueError(f"`id2label` must map whole numbers to names, got {str(self.id2label)[:80]}.")
+        """Raises ValueError for wrong labels or a misspelled field, and warns about fields that have no effect."""
+        unknown = _unknown_fields(kwargs)
+        if unknown:
+            names = ", ".join(f"`{name}`" for name in unknown)
+            logger.warning_once(f"These are not fields of DetrPanopticConfig and have no effect: {names}.")
+        if self.id2label is None and self.label2id:
+            self.id2label = {label: name for name, label in self.label2id.items()}
+        _check_names(self.id2label, kwargs.get("num_labels"))
         if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
             kwargs.pop("custom_pipelines", None)  # registered by the package; here it would need `trust_remote_code`
         super().__post_init__(**kwargs)
@@ -114,6 +114,7 @@ class DetrPanopticConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Builds a configuration from fields; labels among the keyword arguments go through `replace_labels`."""
+        _unknown_fields(kwargs)
         labels = {name: kwargs.pop(name) for name in LABEL_FIELDS if name in kwargs}
         return super().from_dict(replace_labels(config_dict, labels), **kwargs)
 
@@ -168,13 +169,15 @@ def replace_labels(config_dict: Mapping[str, Any], labels: Mapping[str, Any]) ->
     Stuff and category ids follow the names that old and new labels share, case aside; a new name is a thing, and
     category ids are dropped if there is one. A warning says what changed.
     """
+    if labels.get("label2id") and "id2label" not in labels:
+        labels = {**labels, "id2label": {label: name for name, label in labels["label2id"].items()}}
+    _check_names(labels.get("id2label"), labels.get("num_labels"))
     old = _folded_names(config_dict)
     result = {name: value for name, value in config_dict.items() if name not in ("num_labels", "label2id")}
     if labels.get("num_labels", len(old)) != len(old):
         result.pop("id2label", None)
     result |= labels
     if result.get("id2label") is not None:
-        result.pop("num_labels", None)
         result["label2id"] = {name: int(label) for label, name in result["id2label"].items()}
     new = _folded_names(result)
     if not labels or new == old:
@@ -190,6 +193,28 @@ def replace_labels(config_dict: Mapping[str, Any], labels: Mapping[str, Any]) ->
             result[field_name] = value
             logger.warning(f"The labels are new: `{field_name}` is now {value}. Pass `{field_name}` to choose others.")
     return result
+
+
+def _unknown_fields(names: Iterable[str]) -> list[str]:
+    """Returns the names that no configuration has; raises ValueError for one that looks like a field."""
+    fields_of = DetrPanopticConfig.__dataclass_fields__
+    known = {*fields_of, *DetrPanopticConfig.attribute_map, *dir(PreTrainedConfig), *SAVED_BESIDES}
+    unknown = [name for name in names if name not in known and not name.startswith("_")]
+    for name in unknown:
+        if close := difflib.get_close_matches(name, fields_of, n=1, cutoff=0.85):
+            raise ValueError(f"`{name}` is not a field of DetrPanopticConfig; did you mean `{close[0]}`?")
+    return unknown
+
+
+def _check_names(id2label: Any, num_labels: int | None) -> None:
+    """Raises ValueError unless `id2label`, if given, names the labels from 0, `num_labels` of them if that is given."""
+    if id2label is None:
+        return
+    keys = id2label if isinstance(id2label, Mapping) else ("",)
+    if not all(str(key).isdecimal() for key in keys) or sorted(map(int, keys)) != list(range(len(keys))):
+        raise ValueError(f"`id2label` must map the numbers 0, 1, 2 … to names, got {str(id2label)[:80]}.")
+    if num_labels not in (None, len(keys)):
+        raise ValueError(f"`num_labels` must be the number of names in `id2label`, {len(keys)}, got {num_labels}.")
 
 
 def _folded_names(config_dict: Mapping[str, Any]) -> dict[int, str]:

@@ -212,6 +212,9 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         Raises:
             ValueError: an image is unreadable, or a map and its `segments_info` disagree.
         """
+        _refuse_unknown(kwargs)
+        if late := sorted({"stuff_label_ids", "merging", *THRESHOLDS} & kwargs.keys()):
+            raise ValueError(f"`{late[0]}` belongs to the processor or to `post_process_panoptic_segmentation`.")
         images = list(flatten_images(self.fetch_images(images)))
         if not images:
             raise ValueError("`images` must hold at least one image, got none.")

@@ -104,6 +104,8 @@ def array_to_tensor(image: np.ndarray | Tensor, input_data_format: str | Channel
 def _eight_bits(pixels: Tensor) -> Tensor:
     """Converts integers to uint8, and floats to float32."""
     if pixels.is_floating_point():
+        if not pixels.isfinite().all():
+            raise ValueError("An image of floats must have finite values, got NaN or infinite ones.")
         return pixels.float()
     if pixels.dtype == torch.uint16:
         return _sixteen_to_eight_bits(pixels.long())

@@ -20,7 +20,7 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 from torch.utils.checkpoint import checkpoint
 
 from .box_ops import at_least_float32, cxcywh_to_xyxy, generalized_iou
-from .matcher import Labels, MatchedLayers, Matching, checked_labels, match
+from .matcher import Labels, MatchedLayers, Matching, match, moved_labels
 
 FOCAL_ALPHA = 0.25  # arXiv 1708.02002; its gamma is 2
 MASK_PIXELS_PER_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}
@@ -222,9 +222,8 @@ class Criterion:
     mask_resolution: str = "image"  # see `mask_losses`
 
     def match(self, labels: Labels, logits: Tensor, boxes: Tensor) -> MatchedLayers:
-        """Matches all layers with the targets: logits (L, B, Q, K+1) and boxes (L, B, Q, 4); see `checked_labels`."""
-        batch, num_labels = logits.shape[1], logits.shape[-1] - 1
-        labels = checked_labels(labels, batch=batch, num_labels=num_labels, device=logits.device)
+        """Matches all layers with the targets: logits (L, B, Q, K+1) and boxes (L, B, Q, 4)."""
+        labels = moved_labels(labels, logits.device)
         return MatchedLayers(labels, logits, boxes, match(logits, boxes, labels, costs=self.costs))
 
     def __call__(

@@ -21,6 +21,7 @@ except ImportError:
 
 from .box_ops import at_least_float32, cxcywh_to_xyxy, generalized_iou
 
+BOX_SLACK = 0.01  # boxes of datasets may end a pixel beyond the image
 Labels = Sequence[Mapping[str, Any]]
 """Targets of B images: `class_labels` (T,) int64, `boxes` (T, 4) cxcywh in [0, 1], and `masks` (T, H, W) if known."""
 
@@ -61,22 +62,45 @@ class MatchedLayers(NamedTuple):
         return [{"logits": logits, "pred_boxes": boxes} for logits, boxes in layers]
 
 
-def checked_labels(labels: Labels, *, batch: int, num_labels: int, device: torch.device) -> Labels:
-    """Returns targets on a device; raises ValueError if they do not fit the model, or only some have masks."""
-    if len(labels) != batch:
-        raise ValueError(f"`labels` must hold a target for each of the {batch} images, got {len(labels)}.")
-    classes = torch.cat([target["class_labels"] for target in labels])
-    if classes.is_floating_point():
-        raise ValueError(f"`class_labels` must be whole numbers, got {classes.dtype}.")
-    wrong = classes[(classes < 0) | (classes >= num_labels)]
-    if len(wrong):
-        raise ValueError(
-            f"`class_labels` must lie between 0 and {num_labels - 1} in a model with {num_labels} labels, "
-            f"got {sorted(set(wrong.tolist()))}."
-        )
+def check_labels(labels: Labels, image_sizes: Sequence[Any], canvas: tuple[int, int], *, num_labels: int) -> None:
+    """Raises ValueError unless there is a target for each image, whose classes, boxes and masks fit."""
+    count = len(image_sizes)
+    if isinstance(labels, (Tensor, Mapping)) or len(labels) != count:
+        found = f"{len(labels)} in a {type(labels).__name__}"
+        raise ValueError(f"`labels` must hold a target for each of the {count} images in a list, got {found}.")
     without = [i for i, target in enumerate(labels) if "masks" not in target]
-    if 0 < len(without) < batch:
+    if 0 < len(without) < count:
         raise ValueError(f"`labels` must have `masks` in all targets or in none; the targets {without} have none.")
+    for i, (target, size) in enumerate(zip(labels, image_sizes, strict=True)):
+        shapes = {name: tuple(x.shape) for name, x in target.items() if isinstance(x, Tensor)}
+        (number, *more), masks = shapes.get("class_labels", (0, 0)), shapes.get("masks", (0, 0, 0))
+        is_of_size = bool(without) or masks in ((number, *size), (number, *canvas))
+        if more or shapes.get("boxes") != (number, 4) or not is_of_size:
+            expected = f"tensors `class_labels` (T,), `boxes` (T, 4) and, if any, `masks` (T, {size[0]}, {size[1]})"
+            raise ValueError(f"`labels[{i}]` must have {expected}, got the shapes {shapes}.")
+    _check_values(labels, num_labels)
+
+
+def _check_values(labels: Labels, num_labels: int) -> None:
+    classes, boxes = (torch.cat([target[name] for target in labels]) for name in ("class_labels", "boxes"))
+    if len(classes) and classes.is_floating_point():
+        raise ValueError(f"`class_labels` must be whole numbers, got {classes.dtype}.")
+    no_label, no_box = (classes < 0) | (classes >= num_labels), ~((boxes - 0.5).abs() <= 0.5 + BOX_SLACK).all(1)
+    masks = [target["masks"] for target in labels if "masks" in target and target["masks"].dtype != torch.bool]
+    faults = [no_label.any(), no_box.any(), *((mask > 1).any() for mask in masks)]
+    is_no_label, is_no_box, *are_no_masks = torch.stack(faults).tolist()  # one wait for a GPU
+    if is_no_label:
+        expected = f"between 0 and {num_labels - 1} in a model with {num_labels} labels"
+        raise ValueError(f"`class_labels` must lie {expected}, got {sorted(set(classes[no_label].tolist()))}.")
+    if is_no_box:
+        expected = "center, width and height (cx, cy, w, h) as fractions of the image, from 0 to 1"
+        raise ValueError(f"`boxes` must be {expected}, got {boxes[no_box][0].tolist()}.")
+    if any(are_no_masks):
+        raise ValueError("`masks` must be booleans, or 0 and 1, got larger numbers.")
+
+
+def moved_labels(labels: Labels, device: torch.device) -> Labels:
+    """Returns targets on a device, with `class_labels` of int64."""
     moved = [{name: x.to(device) if isinstance(x, Tensor) else x for name, x in target.items()} for target in labels]
     return [target | {"class_labels": target["class_labels"].long()} for target in moved]
 

@@ -22,7 +22,7 @@ from .backbone import Backbone, FrozenNorm, check_images, image_sizes_of, resize
 from .configuration_detr_panoptic import DetrPanopticConfig, check_mask_queries
 from .losses import Criterion, LossNormalizers, MaskCanvas
 from .mask_head import MASK_STRIDE, BoxHead, MaskAttention, MaskHead, select_rows, spread_rows
-from .matcher import Labels, MatchedLayers
+from .matcher import Labels, MatchedLayers, check_labels
 from .transformer import Attention, Decoder, Encoder, FeedForwardLayer, sine_position_encoding
 
 logger = logging.get_logger(__name__)
@@ -282,6 +282,11 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         """
         if mask_queries is not None:
             check_mask_queries(mask_queries, self.config.num_queries)
+        check_images(pixel_values, pixel_mask, num_channels=self.config.num_channels)
+        image_sizes, (height, width) = image_sizes_of(pixel_values, pixel_mask), pixel_values.shape[-2:]
+        if labels is not None:
+            sizes = [(height, width)] * len(pixel_values) if pixel_mask is None else image_sizes.tolist()
+            check_labels(labels, sizes, (height, width), num_labels=self.config.num_labels)
         features = self.model(
             pixel_values, pixel_mask, output_attentions=output_attentions, output_hidden_states=output_hidden_states
         )
@@ -292,14 +297,11 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
 
         attention_maps = self.attend(features)
         rows = self._mask_rows(logits, mask_queries, matched)
-        height, width = pixel_values.shape[-2:]
         masks = self._segment(features, attention_maps, rows)
         if any(self.model.backbone.margins(pixel_values)):
             masks = masks[..., : -(-height // MASK_STRIDE), : -(-width // MASK_STRIDE)]
-        image_sizes = image_sizes_of(pixel_values, pixel_mask)
         loss, loss_dict = None, None
         if matched is not None:
-            sizes = [(height, width)] * len(logits) if pixel_mask is None else image_sizes.tolist()
             loss, loss_dict = self.criterion(matched, MaskCanvas(masks, rows, (height, width), sizes), normalizers)
         return DetrPanopticSegmentationOutput(
             loss=loss,
