@@ -207,7 +207,7 @@ def _unknown_fields(names: Iterable[str]) -> list[str]:
 
 
 def _check_names(id2label: Any, num_labels: int | None) -> None:
-    """Raises ValueError unless `id2label`, if given, names the labels from 0, `num_labels` of them if that is given."""
+    """Raises ValueError unless `id2label`, if given, names the labels from 0, as many as `num_labels` says."""
     if id2label is None:
         return
     keys = id2label if isinstance(id2label, Mapping) else ("",)

@@ -66,12 +66,13 @@ def predict(
 
     from PIL import Image
 
-    from .. import Predictor
+    from ..inference import predict as segment
 
     if results.tile is not None:
         Image.MAX_IMAGE_PIXELS = None  # Pillow refuses images above 179 million pixels
-    predictor = Predictor.from_pretrained(model, **running.loading())
     source = list(images) if data is None else data
-    done = predictor.predict(source, output, **asdict(results), **reading.arguments(), **running.steps())
+    done = segment(
+        model, source, output, **asdict(results), **reading.arguments(), **running.loading(), **running.steps()
+    )
     print(done)
     return 2 if done.failures else 0

@@ -3,6 +3,15 @@
 from .folder import PredictionFolder
 from .loading import load, model_categories
 from .prediction import Prediction, Segment, write_segmentation
-from .predictor import Predictor
+from .predictor import Predictor, predict
 
-__all__ = ["Prediction", "PredictionFolder", "Predictor", "Segment", "load", "model_categories", "write_segmentation"]
+__all__ = [
+    "Prediction",
+    "PredictionFolder",
+    "Predictor",
+    "Segment",
+    "load",
+    "model_categories",
+    "predict",
+    "write_segmentation",
+]

@@ -9,7 +9,7 @@ from datetime import timedelta
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from accelerate import PartialState
@@ -24,6 +24,7 @@ from .detections import detect
 from .folder import Layout, PredictionFolder, fingerprint
 from .loading import find_device, load, model_categories
 from .loop import Batch, load_batches, make_batch, plan_batches, run_model
+from .options import OVERLAP, Detections, OnError, Task, check_options
 from .pictures import Pictures, open_pictures
 from .prediction import Prediction, describe_segments
 from .tiling import Tiling, predict_tiles
@@ -35,11 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ImageInput = Image.Image | str | Path
-Task = Literal["panoptic", "instance", "semantic"]
-Detections = Literal["none", "box", "mask"]
-OnError = Literal["stop", "skip"]
-
-OVERLAP = 128  # pixels of neighboring tiles: most things that a border cuts are then whole in one of them
+DRAWING = ("overlay", "progress")  # options of `predict` that need no check
 MAX_WORKERS = 8  # more loading processes are faster than any GPU
 PATIENCE = timedelta(days=7)  # a process may wait for another one that has the slow images
 
@@ -146,7 +143,7 @@ class Predictor:
         Raises:
             ValueError: a file is not an image, or an argument is out of range.
         """
-        tiling = _check_options(task, threshold, tile=tile, overlap=overlap)
+        tiling = check_options(task, threshold, tile=tile, overlap=overlap)
         if isinstance(images, Image.Image | str | Path):
             return self([images], task=task, threshold=threshold, tile=tile, overlap=overlap)[0]
         records = self._single_records(images)
@@ -185,9 +182,16 @@ class Predictor:
             ValueError: an argument is out of range, or an image cannot be read.
             FloatingPointError: the model's outputs are not finite.
         """
-        _check_options(task, threshold, batch_size=batch_size, detections=detections, on_error=on_error)
-        pictures, missing = open_pictures(source)
-        _report(missing, on_error)
+        check_options(
+            task,
+            threshold,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            detections=detections,
+            on_error=on_error,
+        )
+        pictures = open_pictures(source)
+        _report(pictures.missing, on_error)
         plan = plan_batches(pictures, batch_size)
         if share:
             state = processes()
@@ -246,18 +250,20 @@ class Predictor:
                 output folder holds results of other settings.
             FloatingPointError: the model's outputs are not finite.
         """
-        tiling = _check_options(
+        tiling = check_options(
             task,
             threshold,
             batch_size=batch_size,
+            num_workers=num_workers,
+            output=output,
             tile=tile,
             overlap=overlap,
             detections=detections,
             on_error=on_error,
             to=to,
         )
-        pictures, missing = open_pictures(source, split=split, data_format=data_format, limit=limit)
-        _report(missing, on_error)
+        pictures = open_pictures(source, split=split, data_format=data_format, limit=limit)
+        _report(pictures.missing, on_error)
         state = processes()
         draws = to == "files" if overlay is None else overlay
         folder = PredictionFolder(output, pictures, self.categories, layout=to)
@@ -268,7 +274,7 @@ class Predictor:
         state.wait_for_everyone()
         plan = [batch for batch in plan_batches(pictures, batch_size) if not all(map(folder.is_done, batch))]
         own = plan[state.process_index :: state.num_processes]
-        failures = list(missing) if state.is_main_process else []  # every process found the same
+        failures = list(pictures.missing) if state.is_main_process else []  # every process found the same
         batches = self._read_batches(
             pictures, iter(own), workers=num_workers, on_error=on_error, failures=failures, whole=tiling is None
         )
@@ -391,30 +397,34 @@ def _segments_of_labels(label_map: torch.Tensor) -> dict[str, Any]:
     return {"segmentation": (segmentation + 1).int(), "segments_info": info}
 
 
-def _check_options(
-    task: str,
-    threshold: float | None,
+def predict(
+    model: Any,
+    source: Any,
+    output: str | Path,
     *,
-    batch_size: int = 1,
-    tile: int | None = None,
-    overlap: int = OVERLAP,
-    **others: str,
-) -> Tiling | None:
-    """Returns how images are cut, if they are; raises ValueError for an option that is out of range."""
-    choices = {"task": Task, "detections": Detections, "on_error": OnError, "to": Layout}
-    for name, value in {"task": task, **others}.items():
-        if value not in (allowed := get_args(choices[name])):
-            raise ValueError(f"`{name}` must be {', '.join(allowed[:-1])} or {allowed[-1]}, got {value!r}.")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"`threshold` must be between 0 and 1, got {threshold}.")
-    if threshold is not None and task == "semantic":
-        raise ValueError("`threshold` has no meaning for the semantic task: every pixel gets its best class.")
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-    if tile is None:
-        return None
-    if others.get("detections", "none") != "none":
-        raise ValueError('`detections` must be "none" with `tile`: boxes of single queries are not joined.')
-    tiling = Tiling(tile, overlap)
-    tiling.check()
-    return tiling
+    split: str | None = None,
+    data_format: str | None = None,
+    limit: int | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
+    **options: Any,
+) -> PredictionFolder:
+    """Segments a source with a model, which is loaded last: wrong options and sources are found before.
+
+    Args:
+        model: as in `Predictor.of`, as `device` and `dtype`.
+        source: as in `Predictor.predict`, as all other arguments.
+        output: folder of the results.
+        split: of the source.
+        data_format: of the source.
+        limit: number of images, from the first.
+        device: of a model that is loaded.
+        dtype: of a model that is loaded.
+        **options: the other arguments of `Predictor.predict`.
+
+    Raises:
+        ValueError: as `Predictor.predict`, or the model cannot be loaded.
+    """
+    check_options(output=output, **{name: value for name, value in options.items() if name not in DRAWING})
+    pictures = open_pictures(source, split=split, data_format=data_format, limit=limit)
+    return Predictor.of(model, device=device, dtype=dtype).predict(pictures, output, **options)

@@ -13,15 +13,15 @@ from PIL import Image
 from pycocotools import mask as rle
 from tqdm.auto import tqdm
 
-from ..data.files import check_new_folder, whole_folder
+from ..data.files import check_folder, check_new_folder, whole_folder
 from ..data.plain_text import markdown, one_line
 from ..data.records import segmentation_ids
 from ..data.writing import write_coco_panoptic_dataset
 from ..evaluation.results import format_table
 from ..inference import Prediction, Predictor
 from ..inference.loop import in_order
+from ..inference.options import OnError, check_options
 from ..inference.pictures import Pictures
-from ..inference.predictor import OnError
 from ..scenes.source import read_source
 from ..segment_ids import VOID_ID
 from ..visualization import draw_segments
@@ -177,8 +177,11 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
         >>> completion.images, completion.void_before
         (2, 0.0)
     """
+    check_options("panoptic", threshold, batch_size=batch_size, num_workers=num_workers, on_error=on_error)
     output = Path(output)
     check_new_folder(output)
+    if report is not None:
+        check_folder(report, "report")
     lenient = on_error == "skip"
     data = read_source(source, split=split, data_format=data_format, limit=limit, files_may_be_missing=lenient)
     predictor = Predictor.of(model, device=device, dtype=dtype)
