@@ -105,7 +105,7 @@ class DetrPanopticConfig(PreTrainedConfig):
             names = ", ".join(f"`{name}`" for name in unknown)
             logger.warning_once(f"These are not fields of DetrPanopticConfig and have no effect: {names}.")
         if self.id2label is None and self.label2id:
-            self.id2label = {label: name for name, label in self.label2id.items()}
+            self.id2label = {int(label): name for name, label in self.label2id.items()}
         _check_names(self.id2label, kwargs.get("num_labels"))
         if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
             kwargs.pop("custom_pipelines", None)  # registered by the package; here it would need `trust_remote_code`
@@ -170,7 +170,7 @@ def replace_labels(config_dict: Mapping[str, Any], labels: Mapping[str, Any]) ->
     category ids are dropped if there is one. A warning says what changed.
     """
     if labels.get("label2id") and "id2label" not in labels:
-        labels = {**labels, "id2label": {label: name for name, label in labels["label2id"].items()}}
+        labels = {**labels, "id2label": {int(label): name for name, label in labels["label2id"].items()}}
     _check_names(labels.get("id2label"), labels.get("num_labels"))
     old = _folded_names(config_dict)
     result = {name: value for name, value in config_dict.items() if name not in ("num_labels", "label2id")}

@@ -128,7 +128,7 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
     else:
         write_onnx(program, file, options, labels=loaded.config.id2label or {})
         if quantize is not None:
-            quantize_file(file, quantize, calibration_batches(pictures, processor, options))
+            quantize_file(file, quantize, calibration_batches(pictures or [], processor, options))
     # Not `save_pretrained`, which would write the code for the Hub as well.
     loaded.config.to_json_file(output / "config.json")
     processor.to_json_file(output / "preprocessor_config.json")

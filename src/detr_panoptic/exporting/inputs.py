@@ -63,7 +63,7 @@ def calibration_pictures(source: Any, options: GraphOptions) -> Pictures:
 
 
 def calibration_batches(
-    pictures: Pictures, processor: DetrPanopticImageProcessor, options: GraphOptions
+    pictures: Pictures | Sequence[Any], processor: DetrPanopticImageProcessor, options: GraphOptions
 ) -> Iterator[dict[str, np.ndarray]]:
     """Prepares images; an incomplete batch is left out. ValueError if one cannot be read."""
     size = options.batch_size

@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 
 from ..data.folders import IMAGE_SUFFIXES, is_picture
 from ..data.lazy_records import check_size, name_of, opened, upright_size
-from ..data.reading import PanopticData
+from ..data.reading import PanopticData, check_limit
 from ..image_reading import plain_picture, read_picture
 from ..scenes.source import SCENES, read_pictures
 
@@ -75,6 +75,7 @@ def open_pictures(source: Any, *, limit: int | None = None, **options: Any) -> P
         ValueError: the source contains no images.
         TypeError: the source is something else.
     """
+    check_limit(limit)
     if isinstance(source, Pictures):
         return source
     if isinstance(source, PanopticData):
@@ -87,6 +88,10 @@ def open_pictures(source: Any, *, limit: int | None = None, **options: Any) -> P
         source = [source]
     if not isinstance(source, Iterable):
         raise TypeError(f"`source` must be a path, a list of paths or a dataset, got {type(source).__name__}.")
+    if given := [name for name, value in options.items() if value is not None]:
+        raise ValueError(
+            f"`{given[0]}` is for datasets, got {options[given[0]]!r} with image files or folders of them."
+        )
     paths, missing = _expanded(source)
     if not paths:
         raise ValueError(f"`source` contains no images: {'; '.join(missing) or 'it is empty'}.")

@@ -94,9 +94,11 @@ class Predictor:
             device: of a model that is loaded.
             dtype: of a model that is loaded.
         """
-        if isinstance(model, Predictor):
-            return model
-        return cls(*model) if isinstance(model, tuple) else cls.from_pretrained(model, device=device, dtype=dtype)
+        if not isinstance(model, Predictor | tuple):
+            return cls.from_pretrained(model, device=device, dtype=dtype)
+        if device != "auto" or dtype is not None:
+            raise ValueError(f"`device` and `dtype` are for a model that is loaded, got {device!r} and {dtype!r}.")
+        return model if isinstance(model, Predictor) else cls(*model)
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str, but not of images
@@ -190,15 +192,24 @@ class Predictor:
             detections=detections,
             on_error=on_error,
         )
-        pictures = open_pictures(source)
-        _report(pictures.missing, on_error)
-        plan = plan_batches(pictures, batch_size)
-        if share:
-            state = processes()
-            plan = islice(plan, state.process_index, None, state.num_processes)
         failures = [] if failures is None else failures
-        batches = self._read_batches(pictures, plan, workers=num_workers, on_error=on_error, failures=failures)
+        batches = self._batches(source, batch_size, share, workers=num_workers, on_error=on_error, failures=failures)
         yield from self._segment(batches, task, threshold, detections)
+
+    def iterate_outputs(
+        self,
+        source: Any,
+        *,
+        batch_size: int = 1,
+        num_workers: int | None = None,
+        on_error: OnError = "stop",
+        failures: list[str] | None = None,
+    ) -> Iterator[tuple[Batch, Any]]:
+        """Yields batches of records with the model's raw outputs, before post-processing; arguments of `iterate`."""
+        check_options(batch_size=batch_size, num_workers=num_workers, on_error=on_error)
+        failures = [] if failures is None else failures
+        batches = self._batches(source, batch_size, workers=num_workers, on_error=on_error, failures=failures)
+        yield from run_model(self.model, batches)
 
     def predict(  # noqa: PLR0913  every option of a long run, each with a default
         self,
@@ -298,6 +309,16 @@ class Predictor:
             if not isinstance(picture, Image.Image):
                 raise TypeError(f"`images` must be PIL images or paths, got {type(image).__name__}.")
             yield {"image": plain_picture(picture), "image_id": number, "file_name": name}
+
+    def _batches(self, source: Any, batch_size: int, share: bool = False, **options: Any) -> Iterator[Batch]:
+        """Yields the batches of a source, or this process's share of them; `options` are those of `_read_batches`."""
+        pictures = open_pictures(source)
+        _report(pictures.missing, options["on_error"])
+        plan = plan_batches(pictures, batch_size)
+        if share:
+            state = processes()
+            plan = islice(plan, state.process_index, None, state.num_processes)
+        yield from self._read_batches(pictures, plan, **options)
 
     def _read_batches(
         self,
