@@ -100,13 +100,11 @@ class DetrPanopticConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Raises ValueError for wrong labels or a misspelled field, and warns about fields that have no effect."""
-        unknown = _unknown_fields(kwargs)
-        if unknown:
-            names = ", ".join(f"`{name}`" for name in unknown)
-            logger.warning_once(f"These are not fields of DetrPanopticConfig and have no effect: {names}.")
-        if self.id2label is None and self.label2id:
-            self.id2label = {int(label): name for name, label in self.label2id.items()}
+        if unknown := ", ".join(_unknown_fields(kwargs)):
+            logger.warning_once(f"These are not fields of DetrPanopticConfig and have no effect: {unknown}.")
+        self.id2label = self.id2label or {int(i): name for name, i in (self.label2id or {}).items()} or None
         _check_names(self.id2label, kwargs.get("num_labels"))
+        self.label2id = {name: int(label) for label, name in self.id2label.items()} if self.id2label else None
         if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
             kwargs.pop("custom_pipelines", None)  # registered by the package; here it would need `trust_remote_code`
         super().__post_init__(**kwargs)
@@ -169,16 +167,12 @@ def replace_labels(config_dict: Mapping[str, Any], labels: Mapping[str, Any]) ->
     Stuff and category ids follow the names that old and new labels share, case aside; a new name is a thing, and
     category ids are dropped if there is one. A warning says what changed.
     """
-    if labels.get("label2id") and "id2label" not in labels:
-        labels = {**labels, "id2label": {int(label): name for name, label in labels["label2id"].items()}}
     _check_names(labels.get("id2label"), labels.get("num_labels"))
     old = _folded_names(config_dict)
     result = {name: value for name, value in config_dict.items() if name not in ("num_labels", "label2id")}
     if labels.get("num_labels", len(old)) != len(old):
         result.pop("id2label", None)
     result |= labels
-    if result.get("id2label") is not None:
-        result["label2id"] = {name: int(label) for label, name in result["id2label"].items()}
     new = _folded_names(result)
     if not labels or new == old:
         return result if labels else dict(config_dict)
@@ -208,12 +202,10 @@ def _unknown_fields(names: Iterable[str]) -> list[str]:
 
 def _check_names(id2label: Any, num_labels: int | None) -> None:
     """Raises ValueError unless `id2label`, if given, names the labels from 0, as many as `num_labels` says."""
-    if id2label is None:
-        return
-    keys = id2label if isinstance(id2label, Mapping) else ("",)
-    if not all(str(key).isdecimal() for key in keys) or sorted(map(int, keys)) != list(range(len(keys))):
+    keys = set(map(str, id2label)) if isinstance(id2label, Mapping) else {""}
+    if id2label is not None and keys != set(map(str, range(len(keys)))):
         raise ValueError(f"`id2label` must map the numbers 0, 1, 2 … to names, got {str(id2label)[:80]}.")
-    if num_labels not in (None, len(keys)):
+    if id2label is not None and num_labels not in (None, len(keys)):
         raise ValueError(f"`num_labels` must be the number of names in `id2label`, {len(keys)}, got {num_labels}.")
 
 

@@ -140,6 +140,10 @@ def mask_losses(
     """
     focal = dice = at_least_float32(mask_logits[:0]).sum()  # 0, and connected to the graph if nothing is matched
     budget = MASK_PIXELS_PER_CHUNK.get(mask_logits.device.type, MASK_PIXELS_PER_CHUNK["cpu"])
+    for target, size in zip(labels, image_sizes, strict=True):
+        fitting = [(len(target["boxes"]), *lengths) for lengths in (size, canvas_size)]
+        if (shape := tuple(target["masks"].shape)) not in fitting:
+            raise ValueError(f"`masks` of an image must have the shape {' or '.join(map(str, fitting))}, got {shape}.")
     sizes = [tuple(canvas_size if count_padding else size) for size in image_sizes]
     for images in _images_of_one_size(sizes, labels):
         rows = torch.isin(matching.image, torch.tensor(images)).nonzero()[:, 0]
@@ -182,7 +186,7 @@ def _mask_loss_sums(
     """Sums both losses over (N, h, w) logits of the canvas and (N, ., .) masks, compared within `size`."""
     height, width = size
     logits = at_least_float32(mask_logits)
-    masks = masks[:, :height, :width]
+    masks = (masks if masks.is_floating_point() else masks.bool())[:, :height, :width]
     masks = F.pad(masks, (0, width - masks.shape[2], 0, height - masks.shape[1]))
     if resolution == "mask":
         shapes = zip(size, canvas_size, logits.shape[1:], strict=True)

@@ -62,41 +62,31 @@ class MatchedLayers(NamedTuple):
         return [{"logits": logits, "pred_boxes": boxes} for logits, boxes in layers]
 
 
-def check_labels(labels: Labels, image_sizes: Sequence[Any], canvas: tuple[int, int], *, num_labels: int) -> None:
-    """Raises ValueError unless there is a target for each image, whose classes, boxes and masks fit."""
-    count = len(image_sizes)
-    if isinstance(labels, (Tensor, Mapping)) or len(labels) != count:
-        found = f"{len(labels)} in a {type(labels).__name__}"
-        raise ValueError(f"`labels` must hold a target for each of the {count} images in a list, got {found}.")
-    without = [i for i, target in enumerate(labels) if "masks" not in target]
-    if 0 < len(without) < count:
-        raise ValueError(f"`labels` must have `masks` in all targets or in none; the targets {without} have none.")
-    for i, (target, size) in enumerate(zip(labels, image_sizes, strict=True)):
+def check_labels(labels: Labels, *, batch: int, num_labels: int) -> None:
+    """Raises ValueError unless there is a target for each image, with classes and boxes that fit the model."""
+    if isinstance(labels, (Tensor, Mapping)) or len(labels) != batch:
+        kind = type(labels).__name__
+        raise ValueError(
+            f"`labels` must be a list of {batch} targets, one for each image, got {len(labels)} ({kind})."
+        )
+    for i, target in enumerate(labels):
         shapes = {name: tuple(x.shape) for name, x in target.items() if isinstance(x, Tensor)}
-        (number, *more), masks = shapes.get("class_labels", (0, 0)), shapes.get("masks", (0, 0, 0))
-        is_of_size = bool(without) or masks in ((number, *size), (number, *canvas))
-        if more or shapes.get("boxes") != (number, 4) or not is_of_size:
-            expected = f"tensors `class_labels` (T,), `boxes` (T, 4) and, if any, `masks` (T, {size[0]}, {size[1]})"
-            raise ValueError(f"`labels[{i}]` must have {expected}, got the shapes {shapes}.")
-    _check_values(labels, num_labels)
-
-
-def _check_values(labels: Labels, num_labels: int) -> None:
-    classes, boxes = (torch.cat([target[name] for target in labels]) for name in ("class_labels", "boxes"))
-    if len(classes) and classes.is_floating_point():
-        raise ValueError(f"`class_labels` must be whole numbers, got {classes.dtype}.")
-    no_label, no_box = (classes < 0) | (classes >= num_labels), ~((boxes - 0.5).abs() <= 0.5 + BOX_SLACK).all(1)
-    masks = [target["masks"] for target in labels if "masks" in target and target["masks"].dtype != torch.bool]
-    faults = [no_label.any(), no_box.any(), *((mask > 1).any() for mask in masks)]
-    is_no_label, is_no_box, *are_no_masks = torch.stack(faults).tolist()  # one wait for a GPU
-    if is_no_label:
+        count = (*shapes.get("class_labels", ()), 0)[0]
+        if shapes.get("class_labels") != (count,) or shapes.get("boxes") != (count, 4):
+            raise ValueError(f"`labels[{i}]` must have tensors `class_labels` (T,) and `boxes` (T, 4), got {shapes}.")
+        if count and target["class_labels"].is_floating_point():
+            raise ValueError(f"`class_labels` must be whole numbers, got {target['class_labels'].dtype}.")
+    rows = [torch.cat((target["class_labels"][:, None], target["boxes"].float()), dim=1) for target in labels]
+    classes, boxes = torch.cat(rows).cpu().split((1, 4), dim=1)  # one wait for a GPU
+    if wrong := sorted({int(label) for label in classes.flatten().tolist() if not 0 <= label < num_labels}):
         expected = f"between 0 and {num_labels - 1} in a model with {num_labels} labels"
-        raise ValueError(f"`class_labels` must lie {expected}, got {sorted(set(classes[no_label].tolist()))}.")
-    if is_no_box:
-        expected = "center, width and height (cx, cy, w, h) as fractions of the image, from 0 to 1"
-        raise ValueError(f"`boxes` must be {expected}, got {boxes[no_box][0].tolist()}.")
-    if any(are_no_masks):
-        raise ValueError("`masks` must be booleans, or 0 and 1, got larger numbers.")
+        raise ValueError(f"`class_labels` must lie {expected}, got {wrong}.")
+    if len(outside := boxes[~((boxes - 0.5).abs() <= 0.5 + BOX_SLACK).all(1)]):
+        expected = "(center x, center y, width, height) as fractions of the image, from 0 to 1"
+        raise ValueError(f"`boxes` must be {expected}, got {outside[0].tolist()}.")
+    without = [i for i, target in enumerate(labels) if "masks" not in target]
+    if 0 < len(without) < batch:
+        raise ValueError(f"`labels` must have `masks` in all targets or in none; the targets {without} have none.")
 
 
 def moved_labels(labels: Labels, device: torch.device) -> Labels:
@@ -131,10 +121,7 @@ def match(logits: Tensor, boxes_cxcywh: Tensor, labels: Labels, *, costs: Mappin
     """Assigns a query to each target so that the sum of costs is minimal; the result is on the CPU.
 
     Takes logits (L, B, Q, K+1) and boxes (L, B, Q, 4). If an image has more targets than queries, some stay unmatched.
-
-    Raises:
-        ImportError: scipy is not installed.
-        FloatingPointError: a prediction or a target box is not finite.
+    Values that are not finite are a FloatingPointError.
     """
     if linear_sum_assignment is None:
         raise ImportError("Matching needs scipy: `pip install scipy`.")

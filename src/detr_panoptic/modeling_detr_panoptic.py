@@ -176,11 +176,7 @@ class DetrPanopticModel(DetrPanopticPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> DetrPanopticModelOutput:
-        """Computes the object embeddings of a batch; see `DetrPanopticForSegmentation.forward` for the arguments.
-
-        Raises:
-            ValueError: a shape or type is wrong, or the attention implementation has no weights to return.
-        """
+        """Computes the object embeddings of a batch; see `DetrPanopticForSegmentation.forward` for the arguments."""
         check_images(pixel_values, pixel_mask, num_channels=self.config.num_channels)
         with_weights = self.config.output_attentions if output_attentions is None else output_attentions
         with_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -282,11 +278,8 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         """
         if mask_queries is not None:
             check_mask_queries(mask_queries, self.config.num_queries)
-        check_images(pixel_values, pixel_mask, num_channels=self.config.num_channels)
-        image_sizes, (height, width) = image_sizes_of(pixel_values, pixel_mask), pixel_values.shape[-2:]
         if labels is not None:
-            sizes = [(height, width)] * len(pixel_values) if pixel_mask is None else image_sizes.tolist()
-            check_labels(labels, sizes, (height, width), num_labels=self.config.num_labels)
+            check_labels(labels, batch=len(pixel_values), num_labels=self.config.num_labels)
         features = self.model(
             pixel_values, pixel_mask, output_attentions=output_attentions, output_hidden_states=output_hidden_states
         )
@@ -297,11 +290,14 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
 
         attention_maps = self.attend(features)
         rows = self._mask_rows(logits, mask_queries, matched)
+        height, width = pixel_values.shape[-2:]
         masks = self._segment(features, attention_maps, rows)
         if any(self.model.backbone.margins(pixel_values)):
             masks = masks[..., : -(-height // MASK_STRIDE), : -(-width // MASK_STRIDE)]
+        image_sizes = image_sizes_of(pixel_values, pixel_mask)
         loss, loss_dict = None, None
         if matched is not None:
+            sizes = [(height, width)] * len(logits) if pixel_mask is None else image_sizes.tolist()
             loss, loss_dict = self.criterion(matched, MaskCanvas(masks, rows, (height, width), sizes), normalizers)
         return DetrPanopticSegmentationOutput(
             loss=loss,

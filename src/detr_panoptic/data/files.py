@@ -78,8 +78,8 @@ def check_folder(folder: str | Path, name: str = "output") -> None:
     folder = Path(folder).absolute()
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir():
-        where = "" if nearest == folder else "a path inside "
-        raise ValueError(f"`{name}` must be a folder, got {where}the file {str(nearest)!r}.")
+        inside = "" if nearest == folder else f" in the way of {str(folder)!r}"
+        raise ValueError(f"`{name}` must be a folder, got the file {str(nearest)!r}{inside}.")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise OSError(f"`{name}` {folder} cannot be written: nothing may be created in {nearest}.")
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Image, Value
+from PIL import ExifTags
 from PIL import Image as PILImage
 
 from ..data.folders import IMAGE_SUFFIXES, is_picture
 from ..data.lazy_records import check_size, name_of, opened, upright_size
 from ..data.reading import PanopticData, check_limit
-from ..image_reading import plain_picture, read_picture
+from ..image_reading import picture_to_tensor, read_picture
 from ..scenes.source import SCENES, read_pictures
 
 FEATURES = Features({"image": Image(), "image_id": Value("int64"), "file_name": Value("string")})
@@ -66,6 +67,13 @@ class Pictures:
     def stored(self, index: int) -> dict[str, Any]:
         """Returns `image` as its file's `path` or `bytes`, `image_id` and `file_name`, without decoding."""
         return dict(self._stored[index])
+
+
+def plain_picture(picture: PILImage.Image) -> PILImage.Image:
+    """Returns the picture as the model sees it: upright, RGB, 8 bits; errors as in `picture_to_tensor`."""
+    if picture.mode == "RGB" and picture.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+        return picture  # large ones are not copied
+    return PILImage.fromarray(picture_to_tensor(picture).permute(1, 2, 0).contiguous().numpy())
 
 
 def open_pictures(source: Any, *, limit: int | None = None, **options: Any) -> Pictures:
