@@ -23,7 +23,7 @@ class DetrPanopticConfig(PreTrainedConfig):
     Sizes default to DETR-R50 (arXiv 2005.12872, section 4). Names follow transformers' `DetrConfig`.
 
     Args:
-        backbone: a timm model that supports `features_only` and has maps of strides 4, 8, 16 and 32.
+        backbone: a timm model with maps of strides 4, 8, 16 and 32, or a vision transformer (ViT, DINOv2, DINOv3).
         use_pretrained_backbone: download timm's weights when a model is built from scratch; loading never does.
         dilation: DC5: the last stage keeps stride 16 and dilates its convolutions instead.
         num_channels: channels of the images.
@@ -102,7 +102,8 @@ class DetrPanopticConfig(PreTrainedConfig):
         """Raises ValueError for wrong labels or a misspelled field, and warns about fields that have no effect."""
         if unknown := ", ".join(_unknown_fields(kwargs)):
             logger.warning_once(f"These are not fields of DetrPanopticConfig and have no effect: {unknown}.")
-        self.id2label = self.id2label or {int(i): name for name, i in (self.label2id or {}).items()} or None
+        if self.id2label is None and self.label2id:
+            self.id2label = {int(label): name for name, label in self.label2id.items()}
         _check_names(self.id2label, kwargs.get("num_labels"))
         self.label2id = {name: int(label) for label, name in self.id2label.items()} if self.id2label else None
         if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):

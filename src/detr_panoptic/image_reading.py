@@ -13,7 +13,7 @@ from transformers.image_utils import ChannelDimension, load_image
 
 MAX_UINT16, MAX_UINT8 = 65535, 255
 # Pillow recognizes a file by its content, not its name, in fifty formats; for PostScript it runs Ghostscript.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"]
 
 
 def read_picture(source: str | os.PathLike[str], *, timeout: float | None = None) -> Image.Image:
@@ -56,9 +56,7 @@ def _floats_to_eight_bits(values: Tensor) -> Tensor:
     """Scales floats from 0 to 1, or from 0 to 255, to the nearest uint8; raises ValueError for others."""
     low, high = values.min().item(), values.max().item()
     if not (low >= 0 and high <= MAX_UINT8):  # not so for NaN either
-        raise ValueError(
-            f"A picture of floats must have values from 0 to 1 or to {MAX_UINT8}, got {low:g} to {high:g}."
-        )
+        raise ValueError(f"A picture of floats must have values from 0 to 1 or to 255, got {low:g} to {high:g}.")
     return (values * (MAX_UINT8 if high <= 1 else 1)).round().to(torch.uint8)
 
 
@@ -71,9 +69,7 @@ def array_to_tensor(image: np.ndarray | Tensor, input_data_format: str | Channel
         input_data_format: "channels_first" or "channels_last"; None infers it, last for arrays where both fit.
     """
     if not isinstance(image, (np.ndarray, Tensor)):
-        raise ValueError(
-            f"Each of `images` must be a picture, path, URL, array or tensor, got {type(image).__name__}."
-        )
+        raise ValueError(f"`images` must be pictures, paths, URLs, arrays or tensors, got {type(image).__name__}.")
     shape = tuple(image.shape)
     pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
     if pixels.ndim == 2:
@@ -86,9 +82,7 @@ def array_to_tensor(image: np.ndarray | Tensor, input_data_format: str | Channel
     if input_data_format == ChannelDimension.LAST:
         pixels = pixels.movedim(-1, 0)
     if pixels.ndim != 3 or pixels.shape[0] not in (1, 3, 4) or 0 in shape:
-        raise ValueError(
-            f"Each of `images` must be (H, W), or have 1, 3 or 4 channels first or last, got the shape {shape}."
-        )
+        raise ValueError(f"`images` must be (H, W), or have 1, 3 or 4 channels first or last, got the shape {shape}.")
     return _eight_bits(pixels[:3]).expand(3, -1, -1).contiguous()
 
 
@@ -96,7 +90,7 @@ def _eight_bits(pixels: Tensor) -> Tensor:
     """Converts integers to uint8, and floats to float32."""
     if pixels.is_floating_point():
         if not pixels.isfinite().all():
-            raise ValueError("An image of floats must have finite values, got NaN or infinite ones.")
+            raise ValueError("`images` of floats must have finite values, got NaN or infinite ones.")
         return pixels.float()
     if pixels.dtype == torch.uint16:
         return _sixteen_to_eight_bits(pixels.long())
@@ -116,11 +110,11 @@ def channels_last(pixels: Tensor) -> Tensor:
     return pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
-def flatten_images(images: Any) -> Iterator[Any]:
+def each_image(images: Any) -> Iterator[Any]:
     """Yields the single images of lists and of batches (B, C, H, W)."""
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) > 3:
         for image in images:
-            yield from flatten_images(image)
+            yield from each_image(image)
     else:
         yield images
 

@@ -1,8 +1,6 @@
 """Bipartite matching of queries and targets.
 
-Follows models/matcher.py of facebookresearch/detr (29901c5), with these differences:
-  * costs are computed in float32 or wider, whatever the precision of the model;
-  * the costs of all decoder layers and images are computed together and reach the CPU in one transfer.
+Follows models/matcher.py of facebookresearch/detr (29901c5), but in float32 or wider, with one transfer to the CPU.
 
 Legend: B images, Q queries, K labels, L decoder layers, T targets of one image, N matched pairs of the batch.
 """
@@ -65,22 +63,19 @@ class MatchedLayers(NamedTuple):
 def check_labels(labels: Labels, *, batch: int, num_labels: int) -> None:
     """Raises ValueError unless there is a target for each image, with classes and boxes that fit the model."""
     if isinstance(labels, (Tensor, Mapping)) or len(labels) != batch:
-        kind = type(labels).__name__
         raise ValueError(
-            f"`labels` must be a list of {batch} targets, one for each image, got {len(labels)} ({kind})."
+            f"`labels` must be a list of {batch} targets, got {len(labels)} in a {type(labels).__name__}."
         )
     for i, target in enumerate(labels):
         shapes = {name: tuple(x.shape) for name, x in target.items() if isinstance(x, Tensor)}
         count = (*shapes.get("class_labels", ()), 0)[0]
         if shapes.get("class_labels") != (count,) or shapes.get("boxes") != (count, 4):
             raise ValueError(f"`labels[{i}]` must have tensors `class_labels` (T,) and `boxes` (T, 4), got {shapes}.")
-        if count and target["class_labels"].is_floating_point():
-            raise ValueError(f"`class_labels` must be whole numbers, got {target['class_labels'].dtype}.")
     rows = [torch.cat((target["class_labels"][:, None], target["boxes"].float()), dim=1) for target in labels]
     classes, boxes = torch.cat(rows).cpu().split((1, 4), dim=1)  # one wait for a GPU
-    if wrong := sorted({int(label) for label in classes.flatten().tolist() if not 0 <= label < num_labels}):
-        expected = f"between 0 and {num_labels - 1} in a model with {num_labels} labels"
-        raise ValueError(f"`class_labels` must lie {expected}, got {wrong}.")
+    if wrong := {f"{label:g}" for label in classes.flatten().tolist() if label not in range(num_labels)}:
+        expected = f"whole numbers from 0 to {num_labels - 1} in a model with {num_labels} labels"
+        raise ValueError(f"`class_labels` must be {expected}, got {', '.join(sorted(wrong))}.")
     if len(outside := boxes[~((boxes - 0.5).abs() <= 0.5 + BOX_SLACK).all(1)]):
         expected = "(center x, center y, width, height) as fractions of the image, from 0 to 1"
         raise ValueError(f"`boxes` must be {expected}, got {outside[0].tolist()}.")

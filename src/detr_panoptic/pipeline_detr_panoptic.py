@@ -1,6 +1,7 @@
 """The image segmentation pipeline for DETR panoptic models.
 
-Unlike transformers' own, it pads batches of mixed sizes, and has the image processor's thresholds by default.
+Unlike transformers' own, it takes images of different sizes with `batch_size`, arrays and tensors, and its thresholds
+default to the processor's, so that a call gives what the model was measured with.
 """
 
 import os

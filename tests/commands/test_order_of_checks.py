@@ -5,7 +5,7 @@ import re
 import pytest
 
 from detr_panoptic import complete_stuff, convert_checkpoint, evaluate, explain, export, tune_thresholds
-from detr_panoptic.inference import Predictor, predict
+from detr_panoptic.inference import Predictor
 from tests.commands.bad_input.place import Place
 from tests.conftest import photo
 from tests.data_folders import coco_panoptic
@@ -29,6 +29,8 @@ COMMANDS = [
         for words in (PREDICT, EVALUATE, TRAIN)
     ),
     ((*COMPLETE, "--report", "file"), "`report` .*file"),
+    ((*PREDICT, "--tile", "0"), "`tile` .* got 0"),
+    ((*PREDICT, "--every", "0"), "`every` .* got 0"),
     ((*PREDICT, "--limit", "0"), "`limit` .* got 0"),
     ((*PREDICT, "--split", "val"), "`split` .*'val'"),
     ((*PREDICT, "--task", "semantic", "--threshold", "0.5"), "`threshold` has no meaning"),
@@ -77,7 +79,6 @@ def test_a_command_names_what_is_wrong_beside_the_model(words, message, place):
 
 BAD_OPTIONS = ({"threshold": 2}, {"threshold": "0.5"}, {"batch_size": 0}, {"num_workers": -1}, {"on_error": "ignore"})
 CALLS = [
-    *((predict, ("photo.png", "out"), options) for options in (*BAD_OPTIONS, {"task": "boxes"}, {"tile": 0})),
     *((evaluate, ("my_data",), options) for options in (*BAD_OPTIONS, {"average_precision": "boxes"})),
     *((complete_stuff, ("my_data", "out"), options) for options in BAD_OPTIONS),
     *((tune_thresholds, ("my_data",), options) for options in (*BAD_OPTIONS[2:], {"thresholds": (2,)})),

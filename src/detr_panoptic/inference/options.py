@@ -26,6 +26,7 @@ def check_options(
     output: str | Path | None = None,
     tile: int | None = None,
     overlap: int = OVERLAP,
+    every: int = 1,
     **choices: str,
 ) -> Tiling | None:
     """Returns how images are cut, if they are.
@@ -43,6 +44,7 @@ def check_options(
         raise ValueError("`threshold` has no meaning for the semantic task: every pixel gets its best class.")
     check_least("batch_size", batch_size, 1)
     check_least("num_workers", num_workers, 0)
+    check_least("every", every, 1)
     if output is not None:
         check_folder(output)
     if tile is None:

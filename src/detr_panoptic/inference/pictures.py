@@ -11,7 +11,7 @@ from datasets import Dataset, Features, Image, Value
 from PIL import ExifTags
 from PIL import Image as PILImage
 
-from ..data.folders import IMAGE_SUFFIXES, is_picture
+from ..data.folders import IMAGE_SUFFIXES, is_picture, log_left_out
 from ..data.lazy_records import check_size, name_of, opened, upright_size
 from ..data.reading import PanopticData, check_limit
 from ..image_reading import picture_to_tensor, read_picture
@@ -119,7 +119,9 @@ def _expanded(names: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
     missing = []
     for path in map(Path, names):
         if path.is_dir():
-            inside = sorted(child for child in path.iterdir() if is_picture(child.name) and child.is_file())
+            files = [child for child in path.iterdir() if child.is_file()]
+            log_left_out(path, (child.name for child in files))
+            inside = sorted(child for child in files if is_picture(child.name))
             paths += inside
             if not inside:
                 missing.append(f"no images in {path} (expected {', '.join(IMAGE_SUFFIXES)})")

@@ -28,6 +28,7 @@ from .options import OVERLAP, Detections, OnError, Task, check_options
 from .pictures import Pictures, open_pictures, plain_picture
 from .prediction import Prediction, describe_segments
 from .tiling import Tiling, predict_tiles
+from .video import Frame, Video, VideoPrediction, follow_video, write_video
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ImageInput = Image.Image | str | Path
-DRAWING = ("overlay", "progress")  # options of `predict` that need no check
 MAX_WORKERS = 8  # more loading processes are faster than any GPU
 PATIENCE = timedelta(days=7)  # a process may wait for another one that has the slow images
 
@@ -301,6 +301,53 @@ class Predictor:
         state.wait_for_everyone()
         return folder
 
+    def video(
+        self, source: str | Path, *, task: Task = "panoptic", threshold: float | None = None, every: int = 1
+    ) -> Iterator[tuple[Frame, Prediction]]:
+        """Yields each frame of a video with its prediction, in which a thing keeps its id from frame to frame.
+
+        Args:
+            source: a file, the address of a stream (`rtsp://…`, `http://…`) or a camera (`/dev/video0`).
+            task: as in `__call__`.
+            threshold: as in `__call__`.
+            every: predicts only every so many frames.
+
+        Raises:
+            ValueError: the source is not a video, or an argument is out of range.
+            ImportError: `pip install detr-panoptic[video]` is missing.
+        """
+        check_options(task, threshold, every=every)
+        with Video(source, every=every) as video:
+            yield from follow_video(video, partial(self, task=task, threshold=threshold))
+
+    def predict_video(
+        self,
+        source: str | Path,
+        output: str | Path,
+        *,
+        task: Task = "panoptic",
+        threshold: float | None = None,
+        every: int = 1,
+        progress: bool = True,
+    ) -> VideoPrediction:
+        """Writes `NAME.mp4` with drawn segments, without sound, and the segments of each frame to the folder `NAME`.
+
+        Args:
+            source: as in `video`; a stream is written until it ends or Ctrl-C.
+            output: folder of the results.
+            task: as in `__call__`.
+            threshold: as in `__call__`.
+            every: as in `video`.
+            progress: whether to show a progress bar.
+
+        Raises:
+            ValueError: as in `video`, or the output folder has results of this video.
+            ImportError: as in `video`.
+        """
+        check_options(task, threshold, every=every, output=output)
+        with Video(source, every=every) as video:
+            return write_video(video, partial(self, task=task, threshold=threshold), Path(output), progress=progress)
+
     def _single_records(self, images: Iterable[ImageInput]) -> Iterator[Mapping[str, Any]]:
         for number, image in enumerate(images, start=1):
             picture, name = image, f"image {number}"
@@ -416,36 +463,3 @@ def _segments_of_labels(label_map: torch.Tensor) -> dict[str, Any]:
         for index, (label, area) in enumerate(zip(labels.tolist(), areas.tolist(), strict=True), start=1)
     ]
     return {"segmentation": (segmentation + 1).int(), "segments_info": info}
-
-
-def predict(
-    model: Any,
-    source: Any,
-    output: str | Path,
-    *,
-    split: str | None = None,
-    data_format: str | None = None,
-    limit: int | None = None,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype | None = None,
-    **options: Any,
-) -> PredictionFolder:
-    """Segments a source with a model, which is loaded last: wrong options and sources are found before.
-
-    Args:
-        model: as in `Predictor.of`, as `device` and `dtype`.
-        source: as in `Predictor.predict`, as all other arguments.
-        output: folder of the results.
-        split: of the source.
-        data_format: of the source.
-        limit: number of images, from the first.
-        device: of a model that is loaded.
-        dtype: of a model that is loaded.
-        **options: the other arguments of `Predictor.predict`.
-
-    Raises:
-        ValueError: as `Predictor.predict`, or the model cannot be loaded.
-    """
-    check_options(output=output, **{name: value for name, value in options.items() if name not in DRAWING})
-    pictures = open_pictures(source, split=split, data_format=data_format, limit=limit)
-    return Predictor.of(model, device=device, dtype=dtype).predict(pictures, output, **options)
