@@ -35,8 +35,7 @@ class DetrPanopticConfig(PreTrainedConfig):
         num_queries: Q, the maximum number of objects in an image.
         is_encoder_decoder: always True, as for transformers' DETR.
         auxiliary_loss: sum the losses of every decoder layer. It does not change predictions.
-        class_cost, bbox_cost, giou_cost: weights in the matching of the class probability, the L1 distance and the
-            generalized IoU of boxes.
+        class_cost, bbox_cost, giou_cost: weights in the matching of class probability, L1 distance and IoU of boxes.
         ce_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient: weights of the losses of classes and boxes.
         mask_loss_coefficient, dice_loss_coefficient: weights of the focal and the Dice loss of masks.
         eos_coefficient: weight of the "no object" class in the classification loss.
@@ -122,13 +121,16 @@ class DetrPanopticConfig(PreTrainedConfig):
         return super().to_dict() | hub_code()
 
     def validate_sizes(self) -> None:
-        """Checks that sizes are positive and that the heads divide the hidden size."""
+        """Checks that sizes are positive, that the heads divide the hidden size, and the two choices."""
         for name in (*SIZES, "num_labels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         for divisor, reason in ((self.num_heads, "`num_heads`"), (16, "16, the last width of the mask head")):
             if self.hidden_size % divisor:
                 raise ValueError(f"`hidden_size` must be a multiple of {reason} ({divisor}), got {self.hidden_size}.")
+        check_mask_queries(self.mask_queries, self.num_queries)
+        if self.mask_loss_resolution not in ("image", "mask"):
+            raise ValueError(f'`mask_loss_resolution` must be "image" or "mask", got {self.mask_loss_resolution!r}.')
 
     def validate_fractions(self) -> None:
         """Checks that probabilities lie in [0, 1] and that costs and weights are not negative."""
@@ -138,12 +140,6 @@ class DetrPanopticConfig(PreTrainedConfig):
         for name in [f.name for f in fields(self) if f.name.endswith(("_cost", "_coefficient"))]:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"`{name}` must be a non-negative number, got {getattr(self, name)}.")
-
-    def validate_choices(self) -> None:
-        """Checks `mask_queries` and `mask_loss_resolution`."""
-        check_mask_queries(self.mask_queries, self.num_queries)
-        if self.mask_loss_resolution not in ("image", "mask"):
-            raise ValueError(f'`mask_loss_resolution` must be "image" or "mask", got {self.mask_loss_resolution!r}.')
 
     def validate_labels(self) -> None:
         """Checks that stuff and category ids agree with the number of labels."""

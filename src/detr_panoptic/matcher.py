@@ -63,9 +63,7 @@ class MatchedLayers(NamedTuple):
 def check_labels(labels: Labels, *, batch: int, num_labels: int) -> None:
     """Raises ValueError unless there is a target for each image, with classes and boxes that fit the model."""
     if isinstance(labels, (Tensor, Mapping)) or len(labels) != batch:
-        raise ValueError(
-            f"`labels` must be a list of {batch} targets, got {len(labels)} in a {type(labels).__name__}."
-        )
+        raise ValueError(f"`labels` must be a list of {batch} targets, got {len(labels)} in {type(labels).__name__}.")
     for i, target in enumerate(labels):
         shapes = {name: tuple(x.shape) for name, x in target.items() if isinstance(x, Tensor)}
         count = (*shapes.get("class_labels", ()), 0)[0]
@@ -73,9 +71,9 @@ def check_labels(labels: Labels, *, batch: int, num_labels: int) -> None:
             raise ValueError(f"`labels[{i}]` must have tensors `class_labels` (T,) and `boxes` (T, 4), got {shapes}.")
     rows = [torch.cat((target["class_labels"][:, None], target["boxes"].float()), dim=1) for target in labels]
     classes, boxes = torch.cat(rows).cpu().split((1, 4), dim=1)  # one wait for a GPU
-    if wrong := {f"{label:g}" for label in classes.flatten().tolist() if label not in range(num_labels)}:
-        expected = f"whole numbers from 0 to {num_labels - 1} in a model with {num_labels} labels"
-        raise ValueError(f"`class_labels` must be {expected}, got {', '.join(sorted(wrong))}.")
+    if wrong := sorted({label for label in classes.flatten().tolist() if label not in range(num_labels)}):
+        expected = f"between 0 and {num_labels - 1} in a model with {num_labels} labels"
+        raise ValueError(f"`class_labels` must lie {expected}, got [{', '.join(f'{label:g}' for label in wrong)}].")
     if len(outside := boxes[~((boxes - 0.5).abs() <= 0.5 + BOX_SLACK).all(1)]):
         expected = "(center x, center y, width, height) as fractions of the image, from 0 to 1"
         raise ValueError(f"`boxes` must be {expected}, got {outside[0].tolist()}.")
