@@ -76,10 +76,10 @@ def predict(
 
     from ..inference import PredictionFolder, Predictor, VideoPrediction, check_options, is_video, open_pictures
 
-    if results.tile is not None:
-        Image.MAX_IMAGE_PIXELS = None  # Pillow refuses images above 179 million pixels
     options = asdict(results)
     check_options(output=output, **options, **running.steps())  # before the model is loaded, as the next
+    if results.tile is not None:
+        Image.MAX_IMAGE_PIXELS = None  # Pillow refuses images above 179 million pixels
     videos = [source for source in images if is_video(source)]
     source = [source for source in images if not is_video(source)] or data
     pictures = None if source is None else open_pictures(source, **reading.arguments())
