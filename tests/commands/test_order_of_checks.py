@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from detr_panoptic import complete_stuff, convert_checkpoint, evaluate, explain, export, tune_thresholds
+from detr_panoptic import complete_stuff, convert_checkpoint, evaluate, explain, export, label, tune_thresholds
 from detr_panoptic.inference import Predictor
 from tests.commands.bad_input.place import Place
 from tests.conftest import photo
@@ -81,6 +81,7 @@ BAD_OPTIONS = ({"threshold": 2}, {"threshold": "0.5"}, {"batch_size": 0}, {"num_
 CALLS = [
     *((evaluate, ("my_data",), options) for options in (*BAD_OPTIONS, {"average_precision": "boxes"})),
     *((complete_stuff, ("my_data", "out"), options) for options in BAD_OPTIONS),
+    *((label, ("my_data", "out"), options) for options in (*BAD_OPTIONS, {"report": "file"})),
     *((tune_thresholds, ("my_data",), options) for options in (*BAD_OPTIONS[2:], {"thresholds": (2,)})),
     *((explain, ("photo.png",), options) for options in ({"threshold": 2}, {"task": "semantic"}, {"queries": [-1]})),
     *((export, ("out",), options) for options in ({"format": "tflite"}, {"quantize": "int4"}, {"size": "64"})),
@@ -90,7 +91,7 @@ CALLS = [
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(("function", "arguments", "options"), CALLS, ids=str)
 def test_a_function_names_what_is_wrong_beside_the_model(function, arguments, options):
-    places = {"model": "no_model"} if function is complete_stuff else {}
+    places = {complete_stuff: {"model": "no_model"}, label: {"teacher": "no_model"}}.get(function, {})
     leading = arguments if places else ("no_model", *arguments)
     with pytest.raises(ValueError, match=f"`{next(iter(options))}`"):
         function(*leading, **places, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from itertools import chain, islice
@@ -204,11 +204,20 @@ class Predictor:
         num_workers: int | None = None,
         on_error: OnError = "stop",
         failures: list[str] | None = None,
+        is_done: Callable[[int], bool] | None = None,
     ) -> Iterator[tuple[Batch, Any]]:
-        """Yields batches of records with the model's raw outputs, before post-processing; arguments of `iterate`."""
+        """Yields batches of records with the model's raw outputs, before post-processing.
+
+        The arguments are those of `iterate`. Batches of which each image, by its index, `is_done` are left out.
+        """
         check_options(batch_size=batch_size, num_workers=num_workers, on_error=on_error)
+        pictures = open_pictures(source)
+        report_failures(pictures.missing, on_error)
+        plan = plan_batches(pictures, batch_size)
+        if is_done is not None:
+            plan = (batch for batch in plan if not all(map(is_done, batch)))
         failures = [] if failures is None else failures
-        batches = self._batches(source, batch_size, workers=num_workers, on_error=on_error, failures=failures)
+        batches = self._read_batches(pictures, plan, workers=num_workers, on_error=on_error, failures=failures)
         yield from run_model(self.model, batches)
 
     def predict(  # noqa: PLR0913  every option of a long run, each with a default
@@ -274,7 +283,7 @@ class Predictor:
             to=to,
         )
         pictures = open_pictures(source, split=split, data_format=data_format, limit=limit)
-        _report(pictures.missing, on_error)
+        report_failures(pictures.missing, on_error)
         state = processes()
         draws = to == "files" if overlay is None else overlay
         folder = PredictionFolder(output, pictures, self.categories, layout=to)
@@ -360,7 +369,7 @@ class Predictor:
     def _batches(self, source: Any, batch_size: int, share: bool = False, **options: Any) -> Iterator[Batch]:
         """Yields the batches of a source, or this process's share of them; `options` are those of `_read_batches`."""
         pictures = open_pictures(source)
-        _report(pictures.missing, options["on_error"])
+        report_failures(pictures.missing, options["on_error"])
         plan = plan_batches(pictures, batch_size)
         if share:
             state = processes()
@@ -382,11 +391,9 @@ class Predictor:
         Images that are not taken `whole` but cut into tiles come without inputs.
         """
         processor = self.processor if whole else None
-        if workers is None:
-            on_cpu = self.model.device.type == "cpu"
-            workers = 0 if on_cpu else min((os.cpu_count() or 1) // processes().num_processes, MAX_WORKERS)
+        workers = default_workers(self.model.device) if workers is None else workers
         for batch, messages in load_batches(pictures, plan, processor, workers=workers):
-            _report(messages, on_error)
+            report_failures(messages, on_error)
             failures += messages
             if batch is not None:
                 yield batch
@@ -448,7 +455,13 @@ def processes() -> PartialState:
     return PartialState(cpu=on_cpu, timeout=PATIENCE)
 
 
-def _report(messages: Iterable[str], on_error: OnError) -> None:
+def default_workers(device: torch.device) -> int:
+    """Returns how many processes load images for a model: none on CPU, up to 8 on a GPU."""
+    return 0 if device.type == "cpu" else min((os.cpu_count() or 1) // processes().num_processes, MAX_WORKERS)
+
+
+def report_failures(messages: Iterable[str], on_error: OnError) -> None:
+    """Raises ValueError with the first message, or logs all of them to "skip" the images."""
     for message in messages:
         if on_error == "stop":
             raise ValueError(message)
