@@ -36,7 +36,7 @@ class Labeled(NamedTuple):
 
 
 def check_output(output: str | Path, report: str | Path | None = None) -> None:
-    """Raises ValueError unless a folder does not exist, is empty or holds an earlier run; also if a report cannot be."""
+    """Raises ValueError unless a folder does not exist, is empty, or holds an earlier run; also for a bad report."""
     if not (Path(output) / SETTINGS).is_file():
         check_new_folder(output)
     if report is not None:
