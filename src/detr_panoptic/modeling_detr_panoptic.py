@@ -98,7 +98,7 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
     """Readers of other projects' checkpoints, which `from_pretrained` tries first; empty in code loaded from the Hub.
 
     `reader(cls, source, **hub_arguments)` returns None if the format is another one; otherwise the arguments of
-    `DetrPanopticConfig`, a state dict for `cls`, and notes for the log.
+    `DetrPanopticConfig` and a state dict for `cls`.
     """
 
     if TYPE_CHECKING:  # transformers leaves these without types, or with types that do not fit
@@ -116,8 +116,7 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
     ) -> ModelType:
         """Loads a checkpoint, with the arguments of `PreTrainedModel.from_pretrained`.
 
-        If the package is installed, it also loads transformers' own DETR checkpoints; one for detection only gets a
-        new mask head.
+        If the package is installed, it also loads transformers' DETR; one for detection only gets a new mask head.
 
         Raises:
             ValueError: a foreign checkpoint has parameters that this model lacks, or lacks some.
@@ -126,15 +125,17 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
         for reader in cls.foreign_readers if source is not None and "state_dict" not in kwargs else ():
             foreign = reader(cls, source, **{name: kwargs[name] for name in HUB_ARGUMENTS & kwargs.keys()})
             if foreign is not None:
-                config_fields, state_dict, notes = foreign
-                for note in notes:
-                    logger.warning(note)
+                config_fields, kwargs["state_dict"] = foreign
                 if kwargs.get("config") is None:
                     given = {name: kwargs.pop(name) for name in CONFIG_FIELDS & kwargs.keys()}
                     kwargs["config"] = DetrPanopticConfig.from_dict(config_fields, **given)
-                return cls.from_pretrained(None, *args, state_dict=state_dict, **kwargs)
+                source = None
+                break
         loaded = super().from_pretrained(source, *args, **kwargs)
-        for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if source != pretrained_model_name_or_path:  # adapters are saved with the name
+            model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
+        for module in model.modules():
             if isinstance(module, Backbone):
                 module.freeze_stem()  # loaded parameters require gradients
         return loaded

@@ -28,8 +28,8 @@ def panoptic_target(
     """Returns the targets that the losses compare the predictions for one image with.
 
     Args:
-        annotation: `image_id`, `segmentation` (id map: (H, W) integers, or colors R + 256 G + 256² B as (H, W, 3) or
-            picture; 0 is void) and `segments_info` (`id`, `label_id` or `category_id`, `iscrowd` if it is one).
+        annotation: `image_id`, `segmentation` (id map: (H, W) integers, or colors R + 256 G + 256² B as (H, W, 3),
+            (3, H, W) or picture; 0 is void) and `segments_info` (`id`, `label_id` or `category_id`, `iscrowd` if it is one).
         image_size: (H, W) of the original image.
         processed_size: (h, w) of the image as the model sees it, without padding.
         category_ids: the dataset's category id of each label; None where they are the same.
@@ -83,10 +83,10 @@ def _id_map(segmentation: Image.Image | np.ndarray | Tensor, image_id: int) -> n
         modes = "RGB, or L, I, I;16 for an id map"
         raise ValueError(f"Image {image_id}: `segmentation` must have mode {modes}, got mode {segmentation.mode}.")
     ids = segmentation.cpu().numpy() if isinstance(segmentation, Tensor) else np.asarray(segmentation)
-    if ids.ndim == 3 and ids.shape[2] == 3 and ids.dtype == np.uint8:
-        ids = rgb_to_ids(ids)
+    if ids.ndim == 3 and 3 in (ids.shape[0], ids.shape[2]) and ids.dtype == np.uint8:
+        ids = rgb_to_ids(ids if ids.shape[2] == 3 else ids.transpose(1, 2, 0))
     if ids.ndim != 2 or ids.dtype.kind not in "iu":
-        expected = "an (H, W) map of integers or (H, W, 3) uint8 colors"
+        expected = "an (H, W) map of integers or (H, W, 3) or (3, H, W) uint8 colors"
         raise ValueError(f"Image {image_id}: `segmentation` must be {expected}, got {ids.shape} of {ids.dtype}.")
     return ids if ids.dtype == np.int32 else ids.astype(np.int64)
 

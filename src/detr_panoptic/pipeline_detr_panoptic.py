@@ -23,6 +23,7 @@ from transformers.utils import ModelOutput
 from .image_reading import read_picture, stack_padded
 
 TASK = "image-segmentation"
+ARGUMENTS = ("subtask", "threshold", "mask_threshold", "overlap_mask_area_threshold", "timeout")  # of a call
 
 # Pipelines log an error unless they find a model's name here. The table loads no class.
 MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES.setdefault("detr_panoptic", "DetrPanopticForSegmentation")
@@ -50,19 +51,18 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
 
     @classmethod
     def from_pretrained(cls, model: str | os.PathLike[str], **kwargs: Any) -> "DetrPanopticImageSegmentationPipeline":
-        """Builds the pipeline of one of our checkpoints, or of transformers' DETR, which is converted.
+        """Builds the pipeline of a folder or Hub repository of ours or of transformers' DETR, as `pipeline` does."""
+        from .modeling_detr_panoptic import HUB_ARGUMENTS, DetrPanopticForSegmentation
 
-        Args:
-            model: a folder, or OWNER/NAME on the Hub.
-            kwargs: other arguments of a pipeline, such as `device`.
-        """
-        from .modeling_detr_panoptic import DetrPanopticForSegmentation
-
-        processor = cls.image_processor_class.from_pretrained(model)
-        loaded = DetrPanopticForSegmentation.from_pretrained(model)
+        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS & kwargs.keys()}
+        loading = {name: kwargs.pop(name) for name in ("dtype", "device_map") if name in kwargs}
+        processor = cls.image_processor_class.from_pretrained(model, **hub)
+        loaded = DetrPanopticForSegmentation.from_pretrained(model, **hub, **loading, **kwargs.pop("model_kwargs", {}))
         return cls(model=loaded, image_processor=processor, task=TASK, **kwargs)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if unknown := sorted(kwargs.keys() - ARGUMENTS):
+            raise ValueError(f"The pipeline takes the arguments {', '.join(ARGUMENTS)}, got {', '.join(unknown)}.")
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
         if "subtask" in kwargs:
             forward = {**forward, "mask_queries": "all" if kwargs["subtask"] == "semantic" else None}
