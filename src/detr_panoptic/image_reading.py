@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from transformers.image_utils import ChannelDimension, load_image
 
@@ -50,6 +50,8 @@ def picture_to_tensor(picture: Image.Image) -> Tensor:
 
 def plain_picture(picture: Image.Image) -> Image.Image:
     """Returns the picture as the model sees it: upright, RGB, 8 bits; errors as in `picture_to_tensor`."""
+    if picture.mode == "RGB" and picture.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+        return picture  # large ones are not copied
     return Image.fromarray(picture_to_tensor(picture).permute(1, 2, 0).contiguous().numpy())
 
 

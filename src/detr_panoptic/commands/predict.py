@@ -20,6 +20,8 @@ class Results:
         Parameter(help="Things and stuff; things only; or one segment per class."),
     ] = "panoptic"
     threshold: Threshold = None
+    tile: Annotated[int | None, Parameter(help="Cut large images into squares of so many pixels.")] = None
+    overlap: Annotated[int, Parameter(help="Pixels that neighboring tiles share.")] = 128
     on_error: OnError = "skip"
 
 
@@ -56,13 +58,18 @@ def predict(
         detr-panoptic predict photo.jpg --model my_model
         detr-panoptic predict holiday/ photo.png --model my_model --batch-size 4
         detr-panoptic predict photo.jpg --model my_model --task instance
+        detr-panoptic predict city.tif --model my_model --tile 1024
         detr-panoptic predict --data coco --split unlabeled2017 --to parquet
     """
     if bool(images) == (data is not None):
         raise ValueError("Expected either images and folders, or a dataset with `--data`.")
 
+    from PIL import Image
+
     from .. import Predictor
 
+    if results.tile is not None:
+        Image.MAX_IMAGE_PIXELS = None  # Pillow refuses images above 179 million pixels
     predictor = Predictor.from_pretrained(model, **running.loading())
     source = list(images) if data is None else data
     done = predictor.predict(source, output, **asdict(results), **reading.arguments(), **running.steps())

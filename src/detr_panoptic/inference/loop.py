@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
+from transformers import BatchFeature
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    from transformers import BatchFeature
 
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
@@ -73,11 +72,12 @@ def in_order(
 
 
 def load_batches(
-    pictures: Pictures, plan: Iterator[list[int]], processor: DetrPanopticImageProcessor, *, workers: int
+    pictures: Pictures, plan: Iterator[list[int]], processor: DetrPanopticImageProcessor | None, *, workers: int
 ) -> Iterable[tuple[Batch | None, list[str]]]:
     """Loads the batches of a plan in `workers` processes, or in this one if there are none.
 
     Returns each batch of the images that could be read, records with their `index`, and messages that name the others.
+    Without a processor, batches have no inputs.
     """
     indices: Any = range(len(pictures))
     return DataLoader(indices, batch_sampler=plan, collate_fn=partial(_load, pictures, processor), num_workers=workers)
@@ -113,7 +113,7 @@ def _shape(pictures: Pictures, index: int) -> tuple[float, int]:
 
 
 def _load(
-    pictures: Pictures, processor: DetrPanopticImageProcessor, indices: Sequence[int]
+    pictures: Pictures, processor: DetrPanopticImageProcessor | None, indices: Sequence[int]
 ) -> tuple[Batch | None, list[str]]:
     records, failures = [], []
     for index in indices:
@@ -122,7 +122,9 @@ def _load(
         except Exception as error:  # broken files raise anything from SyntaxError to struct.error
             name, text = pictures.name_of(index), " ".join(str(error).split()) or type(error).__name__
             failures.append(text if name in text else f"{name}: {text}")
-    return make_batch(processor, records) if records else None, failures
+    if not records:
+        return None, failures
+    return Batch(records, BatchFeature()) if processor is None else make_batch(processor, records), failures
 
 
 def _check_finite(batch: Batch, outputs: Any) -> None:
