@@ -107,8 +107,9 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
         train: Callable[..., Any]
         to: Callable[..., Any]  # type: ignore[assignment]
 
-    def get_input_embeddings(self) -> None:  # type: ignore[override]  # there, a module
-        """Returns None: there are no tokens. Accelerate asks before it shards a model."""
+    def get_input_embeddings(self) -> nn.Module:
+        """Returns the first layer of the transformer's input, where peft begins the gradients of adapters."""
+        return self.base_model.input_projection
 
     @classmethod
     def from_pretrained(
@@ -135,9 +136,8 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if source != pretrained_model_name_or_path:  # adapters are saved with the name
             model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
-        for module in model.modules():
-            if isinstance(module, Backbone):
-                module.freeze_stem()  # loaded parameters require gradients
+        for backbone in (module for module in model.modules() if isinstance(module, Backbone)):
+            backbone.freeze_stem()  # loaded parameters require gradients
         return loaded
 
     @classmethod

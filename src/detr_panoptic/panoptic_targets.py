@@ -28,8 +28,8 @@ def panoptic_target(
     """Returns the targets that the losses compare the predictions for one image with.
 
     Args:
-        annotation: `image_id`, `segmentation` (id map: (H, W) integers, or colors R + 256 G + 256² B as (H, W, 3),
-            (3, H, W) or picture; 0 is void) and `segments_info` (`id`, `label_id` or `category_id`, `iscrowd` if it is one).
+        annotation: `image_id`, `segmentation` (id map: (H, W) integers, or colors R + 256 G + 256² B, channels last or
+            first, or a picture; 0 is void) and `segments_info` (`id`, `label_id` or `category_id`, maybe `iscrowd`).
         image_size: (H, W) of the original image.
         processed_size: (h, w) of the image as the model sees it, without padding.
         category_ids: the dataset's category id of each label; None where they are the same.

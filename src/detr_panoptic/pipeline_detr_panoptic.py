@@ -60,6 +60,11 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
         loaded = DetrPanopticForSegmentation.from_pretrained(model, **hub, **loading, **kwargs.pop("model_kwargs", {}))
         return cls(model=loaded, image_processor=processor, task=TASK, **kwargs)
 
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Segments images; a tuple of them, or a column of a dataset, is answered like a list."""
+        several = isinstance(inputs, Sequence) and not isinstance(inputs, str)
+        return super().__call__(list(inputs) if several else inputs, **kwargs)
+
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if unknown := sorted(kwargs.keys() - ARGUMENTS):
             raise ValueError(f"The pipeline takes the arguments {', '.join(ARGUMENTS)}, got {', '.join(unknown)}.")
@@ -68,7 +73,6 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
             forward = {**forward, "mask_queries": "all" if kwargs["subtask"] == "semantic" else None}
         return preprocess, forward, postprocess
 
-    # The three steps take narrower arguments than the base class's, as those of ImageSegmentationPipeline do.
     def preprocess(  # type: ignore[override]
         self,
         image: Any,
@@ -110,10 +114,7 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
         mask_threshold: float | None = None,
         overlap_mask_area_threshold: float | None = None,
     ) -> list[dict[str, Any]]:
-        """Returns `score`, `label` and `mask` of each segment of one image; None means the processor's threshold.
-
-        Raises ValueError if there is no such subtask.
-        """
+        """Returns `score`, `label` and `mask` of each segment of an image; None means the processor's threshold."""
         processor: Any = self.image_processor
         sizes = model_outputs["target_size"]
         if subtask == "semantic":
@@ -122,8 +123,7 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
         if subtask not in {None, "panoptic", "instance"}:
             raise ValueError(f"`subtask` must be panoptic, instance or semantic, got {subtask!r}.")
         merge = getattr(processor, f"post_process_{subtask or 'panoptic'}_segmentation")
-        thresholds = threshold, mask_threshold, overlap_mask_area_threshold
-        merged = merge(model_outputs, *thresholds, target_sizes=sizes)[0]
+        merged = merge(model_outputs, threshold, mask_threshold, overlap_mask_area_threshold, target_sizes=sizes)[0]
         segmentation = merged["segmentation"].numpy()
         return [
             self._result(segmentation == segment["id"], segment["label_id"], segment["score"])

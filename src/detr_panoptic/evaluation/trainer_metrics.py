@@ -31,8 +31,16 @@ class TrainerPanopticQuality:
         self.processor = processor
         self.quality = PanopticQuality(categories)
 
-    def __call__(self, batch: Any, compute_result: bool) -> dict[str, float]:
-        """Adds a batch; with `compute_result`, returns the quality of all batches in [0, 1] and starts again."""
+    def __call__(self, batch: Any, compute_result: bool | None = None) -> dict[str, float]:
+        """Adds a batch; with `compute_result`, returns the quality of all batches in [0, 1] and starts again.
+
+        Raises:
+            ValueError: the Trainer's arguments are not those that the class needs, or it has several processes.
+        """
+        if compute_result is None:
+            raise ValueError("`batch_eval_metrics` of the TrainingArguments must be True, got False.")
+        if batch.inputs is None:
+            raise ValueError('`include_for_metrics` of the TrainingArguments must be ["inputs"], got no inputs.')
         outputs = DetrPanopticSegmentationOutput(**dict(zip(self.OUTPUTS, batch.predictions, strict=True)))
         results = self.processor.post_process_panoptic_segmentation(outputs)
         for target, result in zip(batch.inputs["labels"], results, strict=True):
