@@ -50,8 +50,8 @@ def scenes():
 def make_trainer(scenes, tmp_path):
     """Builds a Trainer as notebooks do; keyword arguments are those of `TrainingArguments`."""
 
-    def make(*, model=None, model_init=None, callbacks=None, **arguments):
-        torch.manual_seed(0)
+    def make(*, model=None, model_init=None, callbacks=None, initial_seed=0, **arguments):
+        torch.manual_seed(initial_seed)
         config = tiny_config()
         processor = DetrPanopticImageProcessor.for_model(config, size={"shortest_edge": SIDE, "longest_edge": SIDE})
         if model is None and model_init is None:
@@ -157,7 +157,7 @@ def test_a_run_goes_on_from_its_checkpoint(make_trainer, tmp_path):
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
     for late in ("checkpoint-4", "checkpoint-6"):
         shutil.rmtree(tmp_path / late)
-    resumed = make_trainer(**EVERY_TWO)
+    resumed = make_trainer(**EVERY_TWO, initial_seed=1)  # other weights, until the checkpoint is loaded
     resumed.train(resume_from_checkpoint=True)
     assert losses_of(resumed) == losses_of(whole)
     expected = whole.model.state_dict()
@@ -225,17 +225,19 @@ def test_accumulation(make_trainer):
 def test_an_adapter_is_trained_and_resumed(make_trainer, tmp_path):
     peft = pytest.importorskip("peft")
 
-    def adapted():
-        config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], modules_to_save=["class_head", "mask_head"])
+    def adapted(initial_seed):
         torch.manual_seed(0)
-        return peft.get_peft_model(DetrPanopticForSegmentation(tiny_config()), config)
+        config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], modules_to_save=["class_head", "mask_head"])
+        base = DetrPanopticForSegmentation(tiny_config())
+        torch.manual_seed(initial_seed)
+        return peft.get_peft_model(base, config)
 
     saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
-    whole = make_trainer(model=adapted(), **saving)
+    whole = make_trainer(model=adapted(0), **saving)
     whole.train()
     assert not (tmp_path / "checkpoint-4" / "model.safetensors").exists()
     shutil.rmtree(tmp_path / "checkpoint-4")
-    resumed = make_trainer(model=adapted(), **saving)
+    resumed = make_trainer(model=adapted(1), **saving)  # other weights, until the checkpoint is loaded
     resumed.train(resume_from_checkpoint=True)
     assert losses_of(resumed) == losses_of(whole)
     assert "eval_pq" in resumed.evaluate()

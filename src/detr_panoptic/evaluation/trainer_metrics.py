@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -27,7 +28,14 @@ class TrainerPanopticQuality:
     OUTPUTS = ("logits", "pred_boxes", "pred_masks", "image_sizes", "canvas_sizes")
 
     def __init__(self, processor: DetrPanopticImageProcessor, categories: Categories) -> None:
-        """Starts without images."""
+        """Starts without images; raises ValueError in one of several processes.
+
+        Accelerate cannot gather targets of different sizes: it would wait forever, or the processes would crash.
+        """
+        if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
+            raise ValueError(
+                f"`compute_metrics` must be None in {count} processes: call `evaluate` after the training."
+            )
         self.processor = processor
         self.quality = PanopticQuality(categories)
 
@@ -35,7 +43,7 @@ class TrainerPanopticQuality:
         """Adds a batch; with `compute_result`, returns the quality of all batches in [0, 1] and starts again.
 
         Raises:
-            ValueError: the Trainer's arguments are not those that the class needs, or it has several processes.
+            ValueError: the Trainer's arguments are not those that the class needs.
         """
         if compute_result is None:
             raise ValueError("`batch_eval_metrics` of the TrainingArguments must be True, got False.")
