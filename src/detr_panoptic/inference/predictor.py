@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from itertools import chain, islice
@@ -19,15 +19,16 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-from ..image_reading import array_to_tensor, plain_picture, read_picture
+from ..image_reading import array_to_tensor, read_picture
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from .detections import detect
 from .folder import Layout, PredictionFolder, fingerprint
 from .loading import find_device, load, model_categories
 from .loop import Batch, load_batches, make_batch, plan_batches, run_model
-from .pictures import Pictures, open_pictures
+from .pictures import Pictures, open_pictures, plain_picture
 from .prediction import Prediction, describe_segments
 from .tiling import Tiling, predict_tiles
+from .video import Frame, Video, VideoPrediction, follow_video, write_video
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -198,11 +199,20 @@ class Predictor:
         num_workers: int | None = None,
         on_error: OnError = "stop",
         failures: list[str] | None = None,
+        is_done: Callable[[int], bool] | None = None,
     ) -> Iterator[tuple[Batch, Any]]:
-        """Yields batches of records with the model's raw outputs, before post-processing; arguments of `iterate`."""
+        """Yields batches of records with the model's raw outputs, before post-processing.
+
+        The arguments are those of `iterate`. Batches of which each image, by its index, `is_done` are left out.
+        """
         _check_options("panoptic", None, batch_size=batch_size, on_error=on_error)
+        pictures, missing = open_pictures(source)
+        report_failures(missing, on_error)
+        plan = plan_batches(pictures, batch_size)
+        if is_done is not None:
+            plan = (batch for batch in plan if not all(map(is_done, batch)))
         failures = [] if failures is None else failures
-        batches = self._batches(source, batch_size, workers=num_workers, on_error=on_error, failures=failures)
+        batches = self._read_batches(pictures, plan, workers=num_workers, on_error=on_error, failures=failures)
         yield from run_model(self.model, batches)
 
     def predict(  # noqa: PLR0913  every option of a long run, each with a default
@@ -266,7 +276,7 @@ class Predictor:
             to=to,
         )
         pictures, missing = open_pictures(source, split=split, data_format=data_format, limit=limit)
-        _report(missing, on_error)
+        report_failures(missing, on_error)
         state = processes()
         draws = to == "files" if overlay is None else overlay
         folder = PredictionFolder(output, pictures, self.categories, layout=to)
@@ -293,6 +303,53 @@ class Predictor:
         state.wait_for_everyone()
         return folder
 
+    def video(
+        self, source: str | Path, *, task: Task = "panoptic", threshold: float | None = None, every: int = 1
+    ) -> Iterator[tuple[Frame, Prediction]]:
+        """Yields each frame of a video with its prediction, in which a thing keeps its id from frame to frame.
+
+        Args:
+            source: a file, the address of a stream (`rtsp://…`, `http://…`) or a camera (`/dev/video0`).
+            task: as in `__call__`.
+            threshold: as in `__call__`.
+            every: predicts only every so many frames.
+
+        Raises:
+            ValueError: the source is not a video, or an argument is out of range.
+            ImportError: `pip install detr-panoptic[video]` is missing.
+        """
+        _check_options(task, threshold)
+        with Video(source, every=every) as video:
+            yield from follow_video(video, partial(self, task=task, threshold=threshold))
+
+    def predict_video(
+        self,
+        source: str | Path,
+        output: str | Path,
+        *,
+        task: Task = "panoptic",
+        threshold: float | None = None,
+        every: int = 1,
+        progress: bool = True,
+    ) -> VideoPrediction:
+        """Writes `NAME.mp4` with drawn segments, without sound, and the segments of each frame to the folder `NAME`.
+
+        Args:
+            source: as in `video`; a stream is written until it ends or Ctrl-C.
+            output: folder of the results.
+            task: as in `__call__`.
+            threshold: as in `__call__`.
+            every: as in `video`.
+            progress: whether to show a progress bar.
+
+        Raises:
+            ValueError: as in `video`, or the output folder has results of this video.
+            ImportError: as in `video`.
+        """
+        _check_options(task, threshold)
+        with Video(source, every=every) as video:
+            return write_video(video, partial(self, task=task, threshold=threshold), Path(output), progress=progress)
+
     def _single_records(self, images: Iterable[ImageInput]) -> Iterator[Mapping[str, Any]]:
         for number, image in enumerate(images, start=1):
             picture, name = image, f"image {number}"
@@ -308,7 +365,7 @@ class Predictor:
     def _batches(self, source: Any, batch_size: int, share: bool = False, **options: Any) -> Iterator[Batch]:
         """Yields the batches of a source, or this process's share of them; `options` are those of `_read_batches`."""
         pictures, missing = open_pictures(source)
-        _report(missing, options["on_error"])
+        report_failures(missing, options["on_error"])
         plan = plan_batches(pictures, batch_size)
         if share:
             state = processes()
@@ -330,11 +387,9 @@ class Predictor:
         Images that are not taken `whole` but cut into tiles come without inputs.
         """
         processor = self.processor if whole else None
-        if workers is None:
-            on_cpu = self.model.device.type == "cpu"
-            workers = 0 if on_cpu else min((os.cpu_count() or 1) // processes().num_processes, MAX_WORKERS)
+        workers = default_workers(self.model.device) if workers is None else workers
         for batch, messages in load_batches(pictures, plan, processor, workers=workers):
-            _report(messages, on_error)
+            report_failures(messages, on_error)
             failures += messages
             if batch is not None:
                 yield batch
@@ -396,7 +451,13 @@ def processes() -> PartialState:
     return PartialState(cpu=on_cpu, timeout=PATIENCE)
 
 
-def _report(messages: Iterable[str], on_error: OnError) -> None:
+def default_workers(device: torch.device) -> int:
+    """Returns how many processes load images for a model: none on CPU, up to 8 on a GPU."""
+    return 0 if device.type == "cpu" else min((os.cpu_count() or 1) // processes().num_processes, MAX_WORKERS)
+
+
+def report_failures(messages: Iterable[str], on_error: OnError) -> None:
+    """Raises ValueError with the first message, or logs all of them to "skip" the images."""
     for message in messages:
         if on_error == "stop":
             raise ValueError(message)
