@@ -106,7 +106,7 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
         train: Callable[..., Any]
         to: Callable[..., Any]  # type: ignore[assignment]
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> Any:
         """Returns the first layer of the transformer's input, where peft begins the gradients of adapters."""
         return self.base_model.input_projection
 

@@ -41,7 +41,8 @@ def read_foreign_model(
     Raises ValueError for an adapter of one, which transformers would put on a model with random weights.
     """
     config = _config_of(source, hub_arguments)
-    base = source if config else maybe_load_adapters(source, dict(hub_arguments))[1]
+    options: Any = dict(hub_arguments)
+    base = source if config else maybe_load_adapters(source, options)[1]
     if base != source and _config_of(base, {}).get("model_type") == FOREIGN_MODEL_TYPE:
         how = f"peft.PeftModel.from_pretrained({cls.__name__}.from_pretrained({str(base)!r}), {str(source)!r})"
         raise ValueError(f"{source} is an adapter of a checkpoint of transformers: load it as {how}.")
