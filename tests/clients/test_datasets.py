@@ -125,6 +125,7 @@ def test_map_writes_what_a_model_takes(records, prepare):
     """`map` failed when the mapped rows were read, because the reader decoded them once more."""
     columns = records.column_names
     mapped = records.select(range(3)).map(prepare, batched=True, batch_size=2, remove_columns=columns)
+    assert len(mapped[0]["labels"]["masks"]) == len(records[0]["segments_info"])
     mapped = mapped.with_format("torch")
     expected = prepare(records[:3])
     assert torch.equal(mapped["pixel_values"][:], expected["pixel_values"])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from .options import READING, RUNNING, Model, NewFolder, OnError, Reading, Report, Running, Source, Stuff, Threshold
 
@@ -31,9 +32,12 @@ def check(
         detr-panoptic data check my_data --queries 200 --limit 500
     """
     from .. import check_data
+    from ..data.files import check_folder
     from ..scenes import SCENES, read_source
     from ..visualization.data_report import save_data_sheets
 
+    if report is not None:
+        check_folder(report, "report")
     data = read_source(source, limit=reading.limit) if source == SCENES else source
     result = check_data(data, num_queries=queries, workers=workers, **reading.arguments())
     print(result)
@@ -50,7 +54,9 @@ def convert(
     *,
     to: Annotated[Literal["coco", "dataset", "parquet"], Parameter(help="Format of the output.")] = "coco",
     seed: Annotated[int, Parameter(help="Of `scenes`: another number gives other scenes.")] = 0,
-    workers: Annotated[int, Parameter(help="Processes that paint `scenes`; 0: this one.")] = 0,
+    workers: Annotated[
+        int, Parameter(help="Processes that paint `scenes`; 0: this one.", validator=Number(gte=0))
+    ] = 0,
     on_error: OnError = "stop",
     reading: Reading = READING,
 ) -> int:

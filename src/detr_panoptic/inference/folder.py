@@ -42,8 +42,6 @@ class PredictionFolder:
         self, output: str | Path, pictures: Pictures, categories: Categories, *, layout: Layout = "files"
     ) -> None:
         self.output = Path(output)
-        if self.output.is_file():
-            raise ValueError(f"`output` must be a folder, got the file {str(output)!r}.")
         self.pictures, self.categories, self.layout = pictures, categories, layout
         self.folder = self.output / ("" if layout == "files" else SEGMENTS)
         self.maps = self.output / ("" if layout == "files" else MAPS)

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from ..inference.options import OnError, check_options
 from ..inference.pictures import Pictures
-from ..inference.predictor import OnError
 from ..scenes.source import read_source
 from .classes import match_stuff
 from .folder import check_output
@@ -70,7 +70,8 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
         >>> completion.images, completion.void_before
         (2, 0.0)
     """
-    check_output(output)
+    check_options("panoptic", threshold, batch_size=batch_size, num_workers=num_workers, on_error=on_error)
+    check_output(output, report)
     lenient = on_error == "skip"
     data = read_source(source, split=split, data_format=data_format, limit=limit, files_may_be_missing=lenient)
     teacher = open_teacher(model, device=device, dtype=dtype)

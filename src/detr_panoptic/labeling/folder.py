@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..data.categories import Categories
 from ..data.contained_paths import path_inside
-from ..data.files import check_new_folder, written_whole
+from ..data.files import check_folder, check_new_folder, written_whole
 from ..data.lazy_records import name_of
 from ..data.records import segmentation_ids
 from ..data.writing import map_file, picture_file, segment_entry
@@ -35,10 +35,12 @@ class Labeled(NamedTuple):
     score: float  # void that stays void counts as 0; 1 where nothing was void
 
 
-def check_output(output: str | Path) -> None:
-    """Raises ValueError unless a folder does not exist, is empty, or holds an earlier run."""
+def check_output(output: str | Path, report: str | Path | None = None) -> None:
+    """Raises ValueError unless a folder does not exist, is empty, or holds an earlier run; also for a bad report."""
     if not (Path(output) / SETTINGS).is_file():
         check_new_folder(output)
+    if report is not None:
+        check_folder(report, "report")
 
 
 class LabelFolder:

@@ -11,8 +11,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..data.records import segmentation_ids
+from ..inference.options import OnError, check_options
 from ..inference.pictures import Pictures, open_pictures
-from ..inference.predictor import OnError, report_failures
+from ..inference.predictor import report_failures
 from ..segment_ids import VOID_ID
 from .classes import LabelMatch, match_classes
 from .filling import fill_void
@@ -86,23 +87,18 @@ def label(  # noqa: PLR0913  every option of a long run, each with a default
         >>> labels.images, labels.void_after < 0.5
         (2, True)
     """
-    _check_threshold(threshold)
-    check_output(output)
-    pictures, missing = open_pictures(photos, split=split, data_format=data_format, limit=limit)
-    report_failures(missing, on_error)
+    check_options("panoptic", threshold, batch_size=batch_size, num_workers=num_workers, on_error=on_error)
+    check_output(output, report)
+    pictures = open_pictures(photos, split=split, data_format=data_format, limit=limit)
+    report_failures(pictures.missing, on_error)
     opened = open_teacher(teacher, device=device, dtype=dtype)
     match = match_classes(opened, classes, stuff)
     run = LabelingRun(opened, match, threshold, batch_size, num_workers, on_error, progress, annotated=False)
     labels = run.fill(pictures, output)
-    labels.failures[:0] = missing
+    labels.failures[:0] = pictures.missing
     if report is not None:
         labels.save(report)
     return labels
-
-
-def _check_threshold(threshold: Any) -> None:
-    if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
-        raise ValueError(f"`threshold` must be between 0 and 1, got {threshold!r}.")
 
 
 @dataclass

@@ -26,8 +26,9 @@ from ..inference.detections import QUERIES_AT_ONCE, query_masks
 from ..inference.folder import fingerprint
 from ..inference.loading import MODEL_TYPES, find_device, quiet_transformers
 from ..inference.loop import Batch, load_batches, plan_batches
+from ..inference.options import OnError
 from ..inference.pictures import Pictures
-from ..inference.predictor import OnError, Predictor, default_workers, report_failures
+from ..inference.predictor import Predictor, default_workers, report_failures
 from ..panoptic_merging import ImageSizes, Segmentation, is_above, merge_score_weighted
 
 SAME = 0.1  # of two normalized colors; black and white differ by more than 3
