@@ -1,7 +1,7 @@
 """Image processor of DETR for panoptic segmentation: images and annotations to inputs, outputs to segments.
 
 Names and defaults follow transformers' `DetrImageProcessor`, with these differences:
-  * annotations are id maps in memory, never files beside the dataset;
+  * annotations are recognized by their keys, and id maps may be in memory;
   * boxes of targets are relative to the image, not to the padded canvas, and span whole pixels;
   * masks of targets have the size of their image, and masks of predictions are cropped to it before they are resized;
   * stuff is fused by default, thresholds are saved with the processor, ids are unique and run from 1, 0 is void;
@@ -51,7 +51,7 @@ from .panoptic_merging import (
     semantic_map,
     semantic_scores,
 )
-from .panoptic_targets import panoptic_target
+from .panoptic_targets import training_target
 from .pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline  # so that its file is saved too
 
 logger = logging.get_logger(__name__)
@@ -61,6 +61,7 @@ MERGING_MODES = ("paper", "score_weighted")
 THRESHOLDS = ("threshold", "mask_threshold", "overlap_mask_area_threshold")
 SAVED_BESIDES = {"image_processor_type", "processor_class", "feature_extractor_type", "auto_map"}  # not settings
 RGB = 3  # channels
+LONGEST_EDGE = 1333  # pixels, as in the paper
 
 
 class DetrPanopticImageProcessorKwargs(ImagesKwargs, total=False):
@@ -72,6 +73,8 @@ class DetrPanopticImageProcessorKwargs(ImagesKwargs, total=False):
     threshold: float | int | None
     mask_threshold: float | int | None
     overlap_mask_area_threshold: float | int | None
+    format: str | None
+    max_size: int | None
 
 
 class DetrPanopticImageProcessor(TorchvisionBackend):
@@ -87,6 +90,8 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         mask_threshold: probability above which a pixel belongs to a query's own mask, in the score-weighted mode and
             for instances.
         overlap_mask_area_threshold: share of its own mask that a segment must keep in these two.
+        format: "coco_panoptic" or "coco_detection", the only annotations to take; None: both.
+        max_size: the longest edge if `size` is one number, the shortest edge.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -102,7 +107,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012  as in every image processor
     default_to_square = False
     do_resize = True
-    size = {"shortest_edge": 800, "longest_edge": 1333}  # noqa: RUF012  read as a default and copied
+    size = {"shortest_edge": 800, "longest_edge": LONGEST_EDGE}  # noqa: RUF012  read as a default and copied
     resample = PILImageResampling.BILINEAR
     do_rescale = True
     do_normalize = True
@@ -115,6 +120,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     threshold = 0.85
     mask_threshold = 0.5
     overlap_mask_area_threshold = 0.8
+    format: str | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         """Checks and keeps the settings; the class's arguments."""
@@ -158,13 +164,8 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
                 settings = read(settings, pretrained_model_name_or_path, **hub_options)
         return settings, kwargs
 
-    def process_image(
-        self,
-        image: Any,
-        do_convert_rgb: bool | None = True,  # noqa: ARG002  images always become RGB
-        input_data_format: str | None = None,
-        device: torch.device | str | None = None,
-        **kwargs: Any,  # noqa: ARG002  settings of later steps
+    def process_image(  # type: ignore[override]
+        self, image: Any, *, input_data_format: str | None = None, device: Any = None, **_: Any
     ) -> Tensor:
         """Converts a picture of any mode, or an array or tensor, to (3, H, W), uint8 or the given floats.
 
@@ -192,7 +193,12 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         return super().resize(image, size, resample, antialias, **kwargs)
 
     def preprocess(
-        self, images: Any, annotations: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None, **kwargs: Any
+        self,
+        images: Any,
+        annotations: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        return_segmentation_masks: bool | None = None,
+        masks_path: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
     ) -> BatchFeature:
         """Resizes, normalizes and pads images, and makes targets from their annotations.
 
@@ -200,7 +206,9 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
             images: a picture, path, URL, array or tensor, or a list of such.
             annotations: for each image `image_id`, `segmentation` (id map: (H, W) integers, or a picture whose colors
                 are R + 256 G + 256² B; 0 is void) and `segments_info` (one entry per segment: `id`, `label_id` or
-                `category_id`, and `iscrowd`, 0 if absent).
+                `category_id`, and `iscrowd`, 0 if absent). Or `image_id` and COCO's `annotations` of instances.
+            return_segmentation_masks: whether targets have `masks`; None: if the annotations are panoptic.
+            masks_path: the folder of maps; annotations then may have a `file_name` instead of a `segmentation`.
             kwargs: settings for this call only, such as `size` or `do_resize`.
 
         Returns:
@@ -219,21 +227,45 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
             annotations = [annotations]
         if annotations is not None and len(annotations) != len(images):
             raise ValueError(f"`annotations` must be one per image, got {len(annotations)} for {len(images)} images.")
-        return super().preprocess(images, annotations, **kwargs)
+        return super().preprocess(images, annotations, return_segmentation_masks, masks_path, **kwargs)
 
     def _preprocess_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
-        (annotations,) = args
+        annotations, with_masks, masks_path = args
         tensor_type = kwargs["return_tensors"]
         images = [self.process_image(image, **kwargs) for image in images]
         processed = [self._process_pixels(image, **kwargs) for image in images]
-        batch = BatchFeature(_batched(processed, do_pad=kwargs["do_pad"], pad_size=kwargs["pad_size"]), tensor_type)
+        sizes, do_pad = [tuple(image.shape[-2:]) for image in processed], kwargs["do_pad"]
+        if not do_pad and len(set(sizes)) > 1:
+            raise ValueError(f"`do_pad` must be True for images of different sizes, got False and {sizes}.")
+        batch = self.pad(processed, kwargs["pad_size"] if do_pad else None, return_tensors=tensor_type)
+        if not do_pad:
+            del batch["pixel_mask"]
         if annotations is not None:
-            targets = [
-                panoptic_target(annotation, image.shape[-2:], small.shape[-2:], kwargs["category_ids"])
-                for annotation, image, small in zip(annotations, images, processed, strict=True)
-            ]
+            make = partial(training_target, settings=kwargs, with_masks=with_masks, masks_path=masks_path)
+            targets = map(make, annotations, images, sizes)
             batch["labels"] = [BatchFeature(target, tensor_type=tensor_type) for target in targets]
         return batch
+
+    def pad(  # type: ignore[override]  # the base class's returns a list, DETR's a batch
+        self, images: Sequence[Tensor], pad_size: Any = None, *, return_tensors: str | None = None
+    ) -> BatchFeature:
+        """Stacks images (3, h, w) as a batch, padded at the right and the bottom, with its `pixel_mask`."""
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        canvas = None if pad_size is None else (pad_size["height"], pad_size["width"])
+        if canvas is not None and any(height > canvas[0] or width > canvas[1] for height, width in sizes):
+            expected = f"`height` and `width` of at least the images' {sizes}"
+            raise ValueError(f"`pad_size` must have {expected}, got {pad_size}.")
+        masks = [torch.ones(size, dtype=torch.int64, device=images[0].device) for size in sizes]
+        data = {"pixel_values": stack_padded(images, canvas), "pixel_mask": stack_padded(masks, canvas)}
+        return BatchFeature(data, return_tensors)
+
+    def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        size, max_size = kwargs["size"], kwargs.pop("max_size", None)
+        if isinstance(size, int):
+            kwargs["size"] = {"shortest_edge": size, "longest_edge": max_size or LONGEST_EDGE}
+        elif max_size is not None:
+            raise ValueError(f"`max_size` must come with a `size` of one number, got `size` {size}.")
+        return super()._standardize_kwargs(**kwargs)
 
     def _validate_preprocess_kwargs(self, *args: Any, do_center_crop: bool | None = None, **kwargs: Any) -> None:
         data_format = kwargs.get("data_format")
@@ -376,20 +408,6 @@ def _images(outputs: Any, target_sizes: Sizes | None) -> Iterator[tuple[Tensor, 
         columns.append(sizes)
     canvas, processed, target = columns
     return zip(outputs.logits, outputs.pred_masks, map(ImageSizes, processed, canvas, target), strict=True)
-
-
-def _batched(images: list[Tensor], *, do_pad: bool, pad_size: SizeDict | None) -> dict[str, Tensor]:
-    """Returns images (3, h, w) as a batch, padded at the right and the bottom if the settings say so."""
-    sizes = [tuple(image.shape[-2:]) for image in images]
-    if not do_pad:
-        if len(set(sizes)) > 1:
-            raise ValueError(f"`do_pad` must be True for images of different sizes, got False and {sizes}.")
-        return {"pixel_values": torch.stack(images)}
-    canvas = None if pad_size is None else (pad_size.height or 0, pad_size.width or 0)
-    if canvas is not None and any(height > canvas[0] or width > canvas[1] for height, width in sizes):
-        raise ValueError(f"`pad_size` must have `height` and `width` of at least the images' {sizes}, got {pad_size}.")
-    masks = [torch.ones(size, dtype=torch.int64, device=images[0].device) for size in sizes]
-    return {"pixel_values": stack_padded(images, canvas), "pixel_mask": stack_padded(masks, canvas)}
 
 
 def _pairs(name: str, sizes: Sizes, count: int) -> list[tuple[int, int]]:
