@@ -11,7 +11,6 @@ Names and defaults follow transformers' `DetrImageProcessor`, with these differe
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -46,6 +45,7 @@ from .mask_head import MASK_STRIDE, SKIPPED_MASK_LOGIT
 from .panoptic_merging import (
     ImageSizes,
     Segmentation,
+    is_above,
     merge_paper,
     merge_score_weighted,
     semantic_map,
@@ -70,7 +70,7 @@ class DetrPanopticImageProcessorKwargs(ImagesKwargs, total=False):
     stuff_label_ids: list[int] | None
     category_ids: list[int] | None
     merging: str | None
-    threshold: float | int | None
+    threshold: float | int | list[float] | None
     mask_threshold: float | int | None
     overlap_mask_area_threshold: float | int | None
     format: str | None
@@ -86,7 +86,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         stuff_label_ids: labels of background regions, of which an image has at most one segment each.
         category_ids: the dataset's category id of each label, to read annotations; None where they are the same.
         merging: "paper" merges as the reference's evaluation does, "score_weighted" as transformers does.
-        threshold: confidence below which a query is dropped; 0.85 in the paper's evaluation.
+        threshold: confidence below which a query is dropped, or one for each label; 0.85 in the paper's evaluation.
         mask_threshold: probability above which a pixel belongs to a query's own mask, in the score-weighted mode and
             for instances.
         overlap_mask_area_threshold: share of its own mask that a segment must keep in these two.
@@ -117,7 +117,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     stuff_label_ids: list[int] = []  # noqa: RUF012  read as a default and copied
     category_ids: list[int] | None = None
     merging = "paper"
-    threshold = 0.85
+    threshold: float | list[float] = 0.85
     mask_threshold = 0.5
     overlap_mask_area_threshold = 0.8
     format: str | None = None
@@ -136,7 +136,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
             raise ValueError(f"`stuff_label_ids` must be labels from 0 to {last}, got {self.stuff_label_ids}.")
         if self.merging not in MERGING_MODES:
             raise ValueError(f"`merging` must be one of {MERGING_MODES}, got {self.merging!r}.")
-        self._thresholds(None, None, None)
+        self._thresholds(None, None, None, None)
 
     @classmethod
     def for_model(cls, config: PreTrainedConfig, **kwargs: Any) -> "DetrPanopticImageProcessor":
@@ -295,7 +295,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     def post_process_panoptic_segmentation(
         self,
         outputs: Any,  # of our model, or of any with such `logits` and `pred_masks`
-        threshold: float | None = None,
+        threshold: float | Sequence[float] | None = None,
         mask_threshold: float | None = None,
         overlap_mask_area_threshold: float | None = None,
         label_ids_to_fuse: Collection[int] | None = None,
@@ -305,7 +305,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
 
         Args:
             outputs: the model's.
-            threshold: confidence below which a query is dropped; None, here and below: the processor's own.
+            threshold: least confidence of a query, or that of each label; None, here and below: the processor's own.
             mask_threshold: used by the score-weighted mode only, as the next.
             overlap_mask_area_threshold: the share of its own mask that a segment must keep.
             label_ids_to_fuse: labels with at most one segment; None: `stuff_label_ids`.
@@ -315,18 +315,16 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
             Per image `segmentation` (H, W) int32, 0 void and ids from 1, and `segments_info` of `SegmentInfo`.
         """
         fused = self.stuff_label_ids if label_ids_to_fuse is None else label_ids_to_fuse
-        thresholds = self._thresholds(threshold, mask_threshold, overlap_mask_area_threshold)
-        merge: Callable[..., Segmentation]
+        thresholds = self._thresholds(outputs, threshold, mask_threshold, overlap_mask_area_threshold)
+        images = _images(outputs, target_sizes)
         if self.merging == "paper":
-            merge = partial(merge_paper, threshold=thresholds["threshold"], stuff_label_ids=fused)
-        else:
-            merge = partial(merge_score_weighted, label_ids_to_fuse=fused, **thresholds)
-        return [merge(*image) for image in _images(outputs, target_sizes)]
+            return [merge_paper(*i, threshold=thresholds["threshold"], stuff_label_ids=fused) for i in images]
+        return [merge_score_weighted(*i, label_ids_to_fuse=fused, **thresholds) for i in images]
 
     def post_process_instance_segmentation(
         self,
         outputs: Any,
-        threshold: float | None = None,
+        threshold: float | Sequence[float] | None = None,
         mask_threshold: float | None = None,
         overlap_mask_area_threshold: float | None = None,
         target_sizes: Sizes | None = None,
@@ -336,10 +334,9 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
 
         With `return_coco_annotation` the map is one run-length code per value in it.
         """
-        thresholds = self._thresholds(threshold, mask_threshold, overlap_mask_area_threshold)
-        merge: Callable[..., Segmentation] = partial(merge_score_weighted, label_ids_to_fuse=(), **thresholds)
-        found = [merge(*i, left_out=self.stuff_label_ids) for i in _images(outputs, target_sizes)]
-        results: list[dict[str, Any]] = [{**result} for result in found]
+        thresholds = self._thresholds(outputs, threshold, mask_threshold, overlap_mask_area_threshold)
+        things: dict[str, Any] = {**thresholds, "label_ids_to_fuse": (), "left_out": self.stuff_label_ids}
+        results = [{**merge_score_weighted(*image, **things)} for image in _images(outputs, target_sizes)]
         if not return_coco_annotation:
             return results
         return [{**result, "segmentation": convert_segmentation_to_rle(result["segmentation"])} for result in results]
@@ -347,54 +344,52 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     def post_process_semantic_segmentation(
         self, outputs: Any, target_sizes: Sizes | None = None, return_segmentation_scores: bool = False
     ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
-        """Returns the label of each pixel, per image, from outputs with `mask_queries="all"`.
+        """Returns the label of each pixel, per image; raises ValueError for outputs without `mask_queries="all"`.
 
         Returns:
             (H, W) int64 maps; or, with `return_segmentation_scores`, outputs with such a `segmentation` and
             `segmentation_scores` (K, H, W).
-
-        Raises:
-            ValueError: `outputs` lack the masks of some queries.
         """
-        skipped = (outputs.pred_masks.flatten(2).amax(-1) <= SKIPPED_MASK_LOGIT / 2).sum().item()
-        if skipped:
+        if skipped := (outputs.pred_masks.flatten(2).amax(-1) <= SKIPPED_MASK_LOGIT / 2).sum().item():
             hint = 'call the model with mask_queries="all"'
             raise ValueError(f"`outputs` must have masks of all queries, but {skipped} queries lack theirs: {hint}.")
         images = _images(outputs, target_sizes)
         if not return_segmentation_scores:
             return [semantic_map(*image) for image in images]
-        scores = [semantic_scores(*image) for image in images]
-        return [
-            SemanticSegmentationPostProcessorOutput({"segmentation": s.argmax(0), "segmentation_scores": s})
-            for s in scores
-        ]
+        scores = (semantic_scores(*image) for image in images)
+        found = ({"segmentation": s.argmax(0), "segmentation_scores": s} for s in scores)
+        return [SemanticSegmentationPostProcessorOutput(result) for result in found]
 
     @torch.no_grad()
     def post_process_object_detection(
-        self, outputs: Any, threshold: float | None = None, target_sizes: Sizes | None = None
+        self, outputs: Any, threshold: float | Sequence[float] | None = None, target_sizes: Sizes | None = None
     ) -> list[dict[str, Tensor]]:
         """Returns boxes of things and stuff, per image.
 
         Returns:
             `scores` (N,), `labels` (N,) and `boxes` (N, 4) xyxy in pixels of `target_sizes`; without these, in [0, 1].
         """
-        threshold = self._thresholds(threshold)["threshold"]
+        threshold = self._thresholds(outputs, threshold)["threshold"]
         scores, labels = outputs.logits.float().softmax(-1)[..., :-1].max(-1)  # (B, Q) each
         boxes = cxcywh_to_xyxy(outputs.pred_boxes.float())
         if target_sizes is not None:
             height, width = torch.tensor(_pairs("target_sizes", target_sizes, len(boxes)), device=boxes.device).T
             boxes = boxes * torch.stack((width, height, width, height), dim=-1)[:, None]
         return [
-            {"scores": s[s > threshold], "labels": x[s > threshold], "boxes": b[s > threshold]}
-            for s, x, b in zip(scores, labels, boxes, strict=True)
+            {"scores": s[kept], "labels": x[kept], "boxes": b[kept]}
+            for s, x, b, kept in zip(scores, labels, boxes, is_above(scores, labels, threshold), strict=True)
         ]
 
-    def _thresholds(self, *given: float | None) -> dict[str, Any]:
+    def _thresholds(self, outputs: Any, *given: float | Sequence[float] | None) -> dict[str, Any]:
         """Returns the thresholds by name, in the order of `THRESHOLDS`; the processor's own where None is given."""
-        values = {n: getattr(self, n) if v is None else v for n, v in zip(THRESHOLDS, given, strict=False)}
+        values: dict[str, Any] = {
+            n: getattr(self, n) if v is None else v for n, v in zip(THRESHOLDS, given, strict=False)
+        }
         for name, value in values.items():
-            if not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise ValueError(f"`{name}` must be a number from 0 to 1, got {value!r}.")
+            several = name == "threshold" and isinstance(value, (list, tuple))
+            good = all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in (value if several else [value]))
+            if not good or (several and outputs is not None and len(value) != outputs.logits.shape[-1] - 1):
+                raise ValueError(f"`{name}` must be a number from 0 to 1{', one per label' * several}, got {value!r}.")
         return values
 
 

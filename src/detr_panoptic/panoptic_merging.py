@@ -35,7 +35,9 @@ from .box_ops import at_least_float32
 from .segment_ids import VOID_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
+
+    Threshold = float | Sequence[float]  # for all labels, or for each
 
 MIN_SEGMENT_AREA = 4  # pixels; DETR drops segments of this size or smaller after merging
 STRIP_BYTES = 4 * 2**20  # of resized values in memory: fits a CPU cache, 2x faster than 32 MiB
@@ -84,7 +86,7 @@ class _Taps(NamedTuple):
 
 @torch.no_grad()
 def merge_paper(
-    logits: Tensor, masks: Tensor, sizes: ImageSizes, *, threshold: float, stuff_label_ids: Collection[int]
+    logits: Tensor, masks: Tensor, sizes: ImageSizes, *, threshold: Threshold, stuff_label_ids: Collection[int]
 ) -> Segmentation:
     """Merges as DETR's published PQ was measured: one argmax over the masks, stuff fused, tiny segments dropped.
 
@@ -92,7 +94,7 @@ def merge_paper(
         logits: (Q, K + 1) class logits.
         masks: (Q, h, w) mask logits of the padded canvas.
         sizes: the image's; the argmax is taken at the processed size, its nearest pixel at the target size.
-        threshold: least probability of a query's class; 0.85 in the paper's evaluation.
+        threshold: least probability of a query's class, one or one for each label; 0.85 in the paper's evaluation.
         stuff_label_ids: labels of which an image has at most one segment.
     """
     scores, labels, maps = _kept_queries(logits, crop_to_image(masks, sizes), threshold)
@@ -126,7 +128,7 @@ def merge_score_weighted(
     masks: Tensor,
     sizes: ImageSizes,
     *,
-    threshold: float = 0.5,
+    threshold: Threshold = 0.5,
     mask_threshold: float = 0.5,
     overlap_mask_area_threshold: float = 0.8,
     label_ids_to_fuse: Collection[int],
@@ -182,10 +184,15 @@ def semantic_scores(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Tensor:
     return torch.cat([values for _, values in _semantic_strips(logits, masks, sizes)]).permute(2, 0, 1)
 
 
-def _kept_queries(logits: Tensor, masks: Tensor, threshold: float, left_out: Collection[int] = ()) -> _KeptQueries:
+def is_above(scores: Tensor, labels: Tensor, threshold: Threshold) -> Tensor:
+    """Returns whether each score is above the threshold, or above that of its label; none of "no object" is."""
+    return scores > (threshold if isinstance(threshold, (int, float)) else scores.new_tensor([*threshold, 1])[labels])
+
+
+def _kept_queries(logits: Tensor, masks: Tensor, threshold: Threshold, left_out: Collection[int] = ()) -> _KeptQueries:
     """Keeps queries whose best class is an object, more probable than `threshold` and not in `left_out`."""
     scores, labels = at_least_float32(logits).softmax(-1).max(-1)
-    keep = (labels != logits.shape[-1] - 1) & (scores > threshold) & ~_is_any_of(labels, left_out)
+    keep = (labels != logits.shape[-1] - 1) & is_above(scores, labels, threshold) & ~_is_any_of(labels, left_out)
     # Queries last: a pixel's values are adjacent in memory, and resizing copies runs of them (3x faster on a CPU).
     maps = at_least_float32(masks[keep]).permute(1, 2, 0).contiguous()
     return _KeptQueries(scores[keep], labels[keep], maps)

@@ -77,8 +77,7 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
     ) -> dict[str, Tensor]:
         """Returns `pixel_values` (1, 3, h, w), `pixel_mask` (1, h, w) and `target_size` (1, 2), height first.
 
-        Raises:
-            ValueError: it cannot be read; names the file.
+        Raises ValueError, with the name of the file, if it cannot be read.
         """
         if isinstance(image, (str, os.PathLike)):
             image = read_picture(image, timeout=timeout)
@@ -107,14 +106,13 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
         self,
         model_outputs: ModelOutput,
         subtask: str | None = None,
-        threshold: float | None = None,
+        threshold: float | Sequence[float] | None = None,
         mask_threshold: float | None = None,
         overlap_mask_area_threshold: float | None = None,
     ) -> list[dict[str, Any]]:
         """Returns `score`, `label` and `mask` of each segment of one image; None means the processor's threshold.
 
-        Raises:
-            ValueError: there is no such subtask.
+        Raises ValueError if there is no such subtask.
         """
         processor: Any = self.image_processor
         sizes = model_outputs["target_size"]

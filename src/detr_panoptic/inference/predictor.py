@@ -186,15 +186,24 @@ class Predictor:
             FloatingPointError: the model's outputs are not finite.
         """
         _check_options(task, threshold, batch_size=batch_size, detections=detections, on_error=on_error)
-        pictures, missing = open_pictures(source)
-        _report(missing, on_error)
-        plan = plan_batches(pictures, batch_size)
-        if share:
-            state = processes()
-            plan = islice(plan, state.process_index, None, state.num_processes)
         failures = [] if failures is None else failures
-        batches = self._read_batches(pictures, plan, workers=num_workers, on_error=on_error, failures=failures)
+        batches = self._batches(source, batch_size, share, workers=num_workers, on_error=on_error, failures=failures)
         yield from self._segment(batches, task, threshold, detections)
+
+    def iterate_outputs(
+        self,
+        source: Any,
+        *,
+        batch_size: int = 1,
+        num_workers: int | None = None,
+        on_error: OnError = "stop",
+        failures: list[str] | None = None,
+    ) -> Iterator[tuple[Batch, Any]]:
+        """Yields batches of records with the model's raw outputs, before post-processing; arguments of `iterate`."""
+        _check_options("panoptic", None, batch_size=batch_size, on_error=on_error)
+        failures = [] if failures is None else failures
+        batches = self._batches(source, batch_size, workers=num_workers, on_error=on_error, failures=failures)
+        yield from run_model(self.model, batches)
 
     def predict(  # noqa: PLR0913  every option of a long run, each with a default
         self,
@@ -292,6 +301,16 @@ class Predictor:
             if not isinstance(picture, Image.Image):
                 raise TypeError(f"`images` must be PIL images or paths, got {type(image).__name__}.")
             yield {"image": plain_picture(picture), "image_id": number, "file_name": name}
+
+    def _batches(self, source: Any, batch_size: int, share: bool = False, **options: Any) -> Iterator[Batch]:
+        """Yields the batches of a source, or this process's share of them; `options` are those of `_read_batches`."""
+        pictures, missing = open_pictures(source)
+        _report(missing, options["on_error"])
+        plan = plan_batches(pictures, batch_size)
+        if share:
+            state = processes()
+            plan = islice(plan, state.process_index, None, state.num_processes)
+        yield from self._read_batches(pictures, plan, **options)
 
     def _read_batches(
         self,
