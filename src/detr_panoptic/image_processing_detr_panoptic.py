@@ -14,33 +14,19 @@ from difflib import get_close_matches
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import get_size_with_aspect_ratio
-from transformers.image_utils import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    ChannelDimension,
-    PILImageResampling,
-    SizeDict,
-)
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling, SizeDict
 from transformers.models.detr.image_processing_detr import convert_segmentation_to_rle
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
 from .box_ops import cxcywh_to_xyxy
-from .image_reading import (
-    array_to_tensor,
-    channels_last,
-    flatten_images,
-    picture_to_tensor,
-    read_picture,
-    stack_padded,
-)
+from .image_reading import channels_last, flatten_images, image_to_tensor, read_picture, stack_padded
 from .mask_head import MASK_STRIDE, SKIPPED_MASK_LOGIT
 from .panoptic_merging import (
     ImageSizes,
@@ -61,7 +47,6 @@ MERGING_MODES = ("paper", "score_weighted")
 THRESHOLDS = ("threshold", "mask_threshold", "overlap_mask_area_threshold")
 SAVED_BESIDES = {"image_processor_type", "processor_class", "feature_extractor_type", "auto_map"}  # not settings
 RGB = 3  # channels
-LONGEST_EDGE = 1333  # pixels, as in the paper
 
 
 class DetrPanopticImageProcessorKwargs(ImagesKwargs, total=False):
@@ -98,7 +83,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
 
     Example:
         >>> processor = DetrPanopticImageProcessor(stuff_label_ids=[2])
-        >>> list(processor(Image.new("RGB", (640, 480)), return_tensors="pt")["pixel_values"].shape)
+        >>> list(processor(torch.zeros(3, 480, 640), return_tensors="pt")["pixel_values"].shape)
         [1, 3, 800, 1066]
     """
 
@@ -107,7 +92,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012  as in every image processor
     default_to_square = False
     do_resize = True
-    size = {"shortest_edge": 800, "longest_edge": LONGEST_EDGE}  # noqa: RUF012  read as a default and copied
+    size = {"shortest_edge": 800, "longest_edge": 1333}  # noqa: RUF012  read as a default and copied
     resample = PILImageResampling.BILINEAR
     do_rescale = True
     do_normalize = True
@@ -157,23 +142,17 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Reads the settings for `from_pretrained`; those of other models are translated by `foreign_readers`."""
-        hub_options = dict(kwargs)
-        settings, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+        settings, unused = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
         if settings.get("image_processor_type") != cls.__name__:
             for read in cls.foreign_readers:
-                settings = read(settings, pretrained_model_name_or_path, **hub_options)
-        return settings, kwargs
+                settings = read(settings, pretrained_model_name_or_path, **kwargs)
+        return settings, unused
 
     def process_image(  # type: ignore[override]
         self, image: Any, *, input_data_format: str | None = None, device: Any = None, **_: Any
     ) -> Tensor:
-        """Converts a picture of any mode, or an array or tensor, to (3, H, W), uint8 or the given floats.
-
-        Arguments and errors as in `array_to_tensor`; the result is on `device`.
-        """
-        is_picture = isinstance(image, Image.Image)
-        pixels = picture_to_tensor(image) if is_picture else array_to_tensor(image, input_data_format)
-        return pixels if device is None else pixels.to(device)
+        """Returns the (3, H, W) pixels of `image_to_tensor`, whose arguments and errors it has, on `device`."""
+        return image_to_tensor(image, input_data_format).to(device)
 
     def fetch_images(self, images: Any) -> Any:
         """Opens each path, URL or base64 string; pictures and arrays are returned as they are."""
@@ -241,8 +220,8 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         if not do_pad:
             del batch["pixel_mask"]
         if annotations is not None:
-            make = partial(training_target, settings=kwargs, with_masks=with_masks, masks_path=masks_path)
-            targets = map(make, annotations, images, sizes)
+            options = {"settings": kwargs, "with_masks": with_masks, "masks_path": masks_path}
+            targets = [training_target(*each, **options) for each in zip(annotations, images, sizes, strict=True)]
             batch["labels"] = [BatchFeature(target, tensor_type=tensor_type) for target in targets]
         return batch
 
@@ -262,7 +241,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         size, max_size = kwargs["size"], kwargs.pop("max_size", None)
         if isinstance(size, int):
-            kwargs["size"] = {"shortest_edge": size, "longest_edge": max_size or LONGEST_EDGE}
+            kwargs["size"] = {"shortest_edge": size, "longest_edge": max_size or type(self).size["longest_edge"]}
         elif max_size is not None:
             raise ValueError(f"`max_size` must come with a `size` of one number, got `size` {size}.")
         return super()._standardize_kwargs(**kwargs)
@@ -271,7 +250,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         data_format = kwargs.get("data_format")
         if do_center_crop:
             raise ValueError("`do_center_crop` must be False: segments are those of the whole image, got True.")
-        if data_format not in (None, ChannelDimension.FIRST):
+        if data_format not in (None, "channels_first"):
             raise ValueError(f'`data_format` must be "channels_first", got {data_format!r}.')
         super()._validate_preprocess_kwargs(*args, **kwargs)
 
@@ -286,10 +265,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         # As the base class, to the bit, but in float32 whatever torch's default dtype is: another thread changes it
         # while it loads a model, and the base class caches what it then computes.
         scale = 1 / settings["rescale_factor"] if settings["do_rescale"] else 1
-        mean, std = (
-            torch.tensor(settings[name], dtype=torch.float32, device=image.device) * scale
-            for name in ("image_mean", "image_std")
-        )
+        mean, std = (torch.tensor(settings[n], dtype=torch.float32) * scale for n in ("image_mean", "image_std"))
         return self.normalize(image.to(torch.float32), mean, std, inplace=image.dtype != torch.float32)
 
     def post_process_panoptic_segmentation(
@@ -382,9 +358,8 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
 
     def _thresholds(self, outputs: Any, *given: float | Sequence[float] | None) -> dict[str, Any]:
         """Returns the thresholds by name, in the order of `THRESHOLDS`; the processor's own where None is given."""
-        values: dict[str, Any] = {
-            n: getattr(self, n) if v is None else v for n, v in zip(THRESHOLDS, given, strict=False)
-        }
+        pairs = zip(THRESHOLDS, given, strict=False)
+        values: dict[str, Any] = {name: getattr(self, name) if value is None else value for name, value in pairs}
         for name, value in values.items():
             several = name == "threshold" and isinstance(value, (list, tuple))
             good = all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in (value if several else [value]))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 from transformers.image_utils import ChannelDimension, load_image
 
@@ -48,13 +48,6 @@ def picture_to_tensor(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
-def plain_picture(picture: Image.Image) -> Image.Image:
-    """Returns the picture as the model sees it: upright, RGB, 8 bits; errors as in `picture_to_tensor`."""
-    if picture.mode == "RGB" and picture.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-        return picture  # large ones are not copied
-    return Image.fromarray(picture_to_tensor(picture).permute(1, 2, 0).contiguous().numpy())
-
-
 def _sixteen_to_eight_bits(values: Tensor) -> Tensor:
     """Scales integers from 0 to 65535 to the nearest uint8."""
     return ((values.clamp(0, MAX_UINT16) * MAX_UINT8 + MAX_UINT16 // 2) // MAX_UINT16).to(torch.uint8)
@@ -70,17 +63,19 @@ def _floats_to_eight_bits(values: Tensor) -> Tensor:
     return (values * (MAX_UINT8 if high <= 1 else 1)).round().to(torch.uint8)
 
 
-def array_to_tensor(image: np.ndarray | Tensor, input_data_format: str | ChannelDimension | None) -> Tensor:
-    """Converts an array or tensor to (3, H, W), uint8 or the given floats.
+def image_to_tensor(image: Any, input_data_format: str | ChannelDimension | None = None) -> Tensor:
+    """Converts a picture of any mode, an array or a tensor to (3, H, W), uint8 or the given floats.
 
     Args:
-        image: (H, W), (C, H, W) or (H, W, C), C 1, 3 or 4. uint16 is scaled to 8 bits, booleans are black and white,
-            a fourth channel (alpha) is dropped.
+        image: a picture, or (H, W), (C, H, W) or (H, W, C), C 1, 3 or 4. uint16 is scaled to 8 bits, booleans are
+            black and white, a fourth channel (alpha) is dropped.
         input_data_format: "channels_first" or "channels_last"; None infers it, last for arrays where both fit.
 
     Raises:
         ValueError: the shape or the values are not those of an image.
     """
+    if isinstance(image, Image.Image):
+        return picture_to_tensor(image)
     if not isinstance(image, (np.ndarray, Tensor)):
         raise ValueError(
             f"Each of `images` must be a picture, path, URL, array or tensor, got {type(image).__name__}."

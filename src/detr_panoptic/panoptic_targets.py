@@ -53,12 +53,15 @@ def _detection_target(
     annotation: Mapping[str, Any], image: Tensor, size: Sequence[int], category_ids: Any, with_masks: bool
 ) -> dict[str, Tensor]:
     """Returns the targets of COCO's instances without crowds."""
-    image_id, entries = annotation.get("image_id"), [e for e in annotation["annotations"] if not e.get("iscrowd")]
+    image_id, entries = annotation.get("image_id", "?"), [e for e in annotation["annotations"] if not e.get("iscrowd")]
     for entry in (annotation, *entries):
         needed = {"image_id"} if entry is annotation else {"bbox", *(("segmentation",) if with_masks else ())}
         if not needed <= set(entry):
             raise ValueError(f"Image {image_id}: COCO annotations must have {sorted(needed)}, got {sorted(entry)}.")
-    entries = [{"area": 0, **e, "category_id": _label_id(e, category_ids, image_id)} for e in entries]
+    entries = [
+        {"area": e["bbox"][2] * e["bbox"][3], **e, "category_id": _label_id(e, category_ids, image_id)}
+        for e in entries
+    ]
     target = prepare_coco_detection_annotation(image.cpu(), {**annotation, "annotations": entries}, with_masks)
     (height, width), (new_height, new_width) = image.shape[-2:], size
     target["boxes"] = xyxy_to_cxcywh(target["boxes"]) / torch.tensor([width, height, width, height])
@@ -66,7 +69,7 @@ def _detection_target(
     target["size"] = torch.tensor([new_height, new_width])
     if with_masks:
         rows, columns = nearest_positions(height, new_height), nearest_positions(width, new_width)
-        target["masks"] = target["masks"].bool()[:, rows][:, :, columns]
+        target["masks"] = target["masks"].bool()[:, rows[:, None], columns]
     return target
 
 
@@ -137,7 +140,8 @@ def _check_ids(in_map: Collection[int], listed: list[int], image_id: int) -> Non
 def _label_id(segment: Mapping[str, Any], category_ids: Sequence[int] | None, image_id: int) -> int:
     """Returns the label of a segment, checked as far as the labels are known."""
     name = f"Image {image_id}: segment {segment.get('id')}"
-    label, category = segment.get("label_id"), segment.get("category_id")
+    label: Any = segment.get("label_id")
+    category: Any = segment.get("category_id")
     if label is None and category is None:
         raise ValueError(f"{name} must have a `label_id` or a `category_id`, got {sorted(segment)}.")
     if label is None and category_ids is not None:

@@ -18,13 +18,13 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-from ..image_reading import plain_picture, read_picture
+from ..image_reading import read_picture
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from .detections import detect
 from .folder import Layout, PredictionFolder, fingerprint
 from .loading import find_device, load, model_categories
 from .loop import Batch, load_batches, make_batch, plan_batches, run_model
-from .pictures import Pictures, open_pictures
+from .pictures import Pictures, open_pictures, plain_picture
 from .prediction import Prediction, describe_segments
 from .tiling import Tiling, predict_tiles
 
