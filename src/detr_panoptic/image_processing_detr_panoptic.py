@@ -239,12 +239,12 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         return BatchFeature(data, return_tensors)
 
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        size, max_size = kwargs["size"], kwargs.pop("max_size", None)
+        size, max_size = kwargs["size"], kwargs.get("max_size")
         if isinstance(size, int):
             kwargs["size"] = {"shortest_edge": size, "longest_edge": max_size or type(self).size["longest_edge"]}
         elif max_size is not None:
             raise ValueError(f"`max_size` must come with a `size` of one number, got `size` {size}.")
-        return super()._standardize_kwargs(**kwargs)
+        return super()._standardize_kwargs(**kwargs | {"max_size": None})
 
     def _validate_preprocess_kwargs(self, *args: Any, do_center_crop: bool | None = None, **kwargs: Any) -> None:
         data_format = kwargs.get("data_format")
