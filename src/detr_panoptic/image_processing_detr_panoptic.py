@@ -1,11 +1,6 @@
 """Image processor of DETR for panoptic segmentation: images and annotations to inputs, outputs to segments.
 
-Names and defaults follow transformers' `DetrImageProcessor`, with these differences:
-  * annotations are recognized by their keys, and id maps may be in memory;
-  * boxes of targets are relative to the image, not to the padded canvas, and span whole pixels;
-  * masks of targets have the size of their image, and masks of predictions are cropped to it before they are resized;
-  * stuff is fused by default, thresholds are saved with the processor, ids are unique and run from 1, 0 is void;
-  * every PIL mode, 16-bit images and EXIF rotation are supported.
+Names and defaults follow transformers' `DetrImageProcessor`; docs/deviations.md lists the differences.
 """
 
 import os
@@ -26,7 +21,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
 from .box_ops import cxcywh_to_xyxy
-from .image_reading import channels_last, flatten_images, image_to_tensor, read_picture, stack_padded
+from .image_reading import each_image, image_to_tensor, read_picture, stack_padded
 from .mask_head import MASK_STRIDE, SKIPPED_MASK_LOGIT
 from .panoptic_merging import (
     ImageSizes,
@@ -46,7 +41,6 @@ Sizes = Sequence[Sequence[int]] | Tensor
 MERGING_MODES = ("paper", "score_weighted")
 THRESHOLDS = ("threshold", "mask_threshold", "overlap_mask_area_threshold")
 SAVED_BESIDES = {"image_processor_type", "processor_class", "feature_extractor_type", "auto_map"}  # not settings
-RGB = 3  # channels
 
 
 class DetrPanopticImageProcessorKwargs(ImagesKwargs, total=False):
@@ -77,9 +71,6 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         overlap_mask_area_threshold: share of its own mask that a segment must keep in these two.
         format: "coco_panoptic" or "coco_detection", the only annotations to take; None: both.
         max_size: the longest edge if `size` is one number, the shortest edge.
-
-    Raises:
-        ValueError: an argument is out of its range.
 
     Example:
         >>> processor = DetrPanopticImageProcessor(stuff_label_ids=[2])
@@ -126,8 +117,8 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     @classmethod
     def for_model(cls, config: PreTrainedConfig, **kwargs: Any) -> "DetrPanopticImageProcessor":
         """Returns a processor with a model's stuff, category ids and threshold; `kwargs` override them."""
-        if getattr(config, "num_channels", RGB) != RGB:
-            raise ValueError(f"`num_channels` must be {RGB}: images are read as RGB, got {config.num_channels}.")
+        if getattr(config, "num_channels", 3) != 3:
+            raise ValueError(f"`num_channels` must be 3: images are read as RGB, got {config.num_channels}.")
         names = ("stuff_label_ids", "category_ids", "threshold")
         return cls(**{name: getattr(config, name) for name in names} | kwargs)
 
@@ -167,8 +158,11 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         if size.shortest_edge and size.longest_edge:
             height, width = get_size_with_aspect_ratio(image.shape[-2:], size.shortest_edge, size.longest_edge)
             size = SizeDict(height=max(height, 1), width=max(width, 1))
-        if 1 in (size.width, size.shortest_edge):
-            image = channels_last(image)
+        if 1 in (
+            size.width,
+            size.shortest_edge,
+        ):  # else PyTorch 2.14 mixes rows and channels
+            image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
         return super().resize(image, size, resample, antialias, **kwargs)
 
     def preprocess(
@@ -199,7 +193,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         Raises:
             ValueError: an image is unreadable, or a map and its `segments_info` disagree.
         """
-        images = list(flatten_images(self.fetch_images(images)))
+        images = list(each_image(self.fetch_images(images)))
         if not images:
             raise ValueError("`images` must hold at least one image, got none.")
         if isinstance(annotations, Mapping):
@@ -232,8 +226,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         sizes = [tuple(image.shape[-2:]) for image in images]
         canvas = None if pad_size is None else (pad_size["height"], pad_size["width"])
         if canvas is not None and any(height > canvas[0] or width > canvas[1] for height, width in sizes):
-            expected = f"`height` and `width` of at least the images' {sizes}"
-            raise ValueError(f"`pad_size` must have {expected}, got {pad_size}.")
+            raise ValueError(f"`pad_size` must be as large as the images, which have {sizes}, got {pad_size}.")
         masks = [torch.ones(size, dtype=torch.int64, device=images[0].device) for size in sizes]
         data = {"pixel_values": stack_padded(images, canvas), "pixel_mask": stack_padded(masks, canvas)}
         return BatchFeature(data, return_tensors)

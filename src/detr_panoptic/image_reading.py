@@ -13,7 +13,8 @@ from transformers.image_utils import ChannelDimension, load_image
 
 MAX_UINT16, MAX_UINT8 = 65535, 255
 # Pillow recognizes a file by its content, not its name, in fifty formats; for PostScript it runs Ghostscript.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+# Pillow itself cannot read HEIF, the photographs of an iPhone; the package `pillow-heif` adds it.
+FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def read_picture(source: str | os.PathLike[str], *, timeout: float | None = None) -> Image.Image:
@@ -25,13 +26,19 @@ def read_picture(source: str | os.PathLike[str], *, timeout: float | None = None
     try:
         if isinstance(source, str) and not os.path.exists(source):  # noqa: PTH110  of a long base64 string, no error
             return load_image(source, timeout=timeout)
-        with Image.open(source, formats=FORMATS) as picture:
+        with Image.open(source, formats=known_formats()) as picture:
             picture.load()
             return picture
     except Exception as error:
         # Broken files raise anything from SyntaxError to struct.error, and few of these name the file.
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"Cannot read the image {str(source)[:200]!r}: {reason}") from error
+
+
+def known_formats() -> list[str]:
+    """Returns those of `FORMATS` that Pillow can read here."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def picture_to_tensor(picture: Image.Image) -> Tensor:
@@ -57,9 +64,7 @@ def _floats_to_eight_bits(values: Tensor) -> Tensor:
     """Scales floats from 0 to 1, or from 0 to 255, to the nearest uint8; raises ValueError for others."""
     low, high = values.min().item(), values.max().item()
     if not (low >= 0 and high <= MAX_UINT8):  # not so for NaN either
-        raise ValueError(
-            f"A picture of floats must have values from 0 to 1 or to {MAX_UINT8}, got {low:g} to {high:g}."
-        )
+        raise ValueError(f"A picture of floats must have values from 0 to 1 or {MAX_UINT8}, got {low:g} to {high:g}.")
     return (values * (MAX_UINT8 if high <= 1 else 1)).round().to(torch.uint8)
 
 
@@ -112,28 +117,17 @@ def _eight_bits(pixels: Tensor) -> Tensor:
     return pixels.to(torch.uint8)
 
 
-def channels_last(pixels: Tensor) -> Tensor:
-    """Returns the same (3, H, W) values with the channels last in memory, as a resize to a width of 1 needs them.
-
-    PyTorch 2.14 otherwise mixes rows and channels of uint8 images that become one pixel wide, or stops with an error.
-    """
-    return pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-
-
-def flatten_images(images: Any) -> Iterator[Any]:
+def each_image(images: Any) -> Iterator[Any]:
     """Yields the single images of lists and of batches (B, C, H, W)."""
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) > 3:
         for image in images:
-            yield from flatten_images(image)
+            yield from each_image(image)
     else:
         yield images
 
 
 def stack_padded(tensors: Sequence[Tensor], size: tuple[int, int] | None = None) -> Tensor:
-    """Stacks (..., h, w) tensors at the upper left of zeros (B, ..., H, W), of `size` or as large as the largest.
-
-    Every value is written once: transformers' `pad` copies three times, which took half the time of a training batch.
-    """
+    """Stacks (..., h, w) tensors at the upper left of zeros (B, ..., H, W), of `size` or as large as the largest."""
     height, width = size or (max(t.shape[-2] for t in tensors), max(t.shape[-1] for t in tensors))
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
     stacked = tensors[0].new_zeros((len(tensors), *tensors[0].shape[:-2], height, width), dtype=dtype)

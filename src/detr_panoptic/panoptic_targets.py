@@ -1,10 +1,6 @@
 """Makes targets for training from panoptic annotations, and from COCO's annotations of instances.
 
-Follows datasets/coco_panoptic.py of facebookresearch/detr (29901c5), with these differences:
-  * the id map may come in memory, and must agree with its `segments_info`;
-  * boxes span whole pixels: the box of a segment that fills the image is (0.5, 0.5, 1, 1);
-  * the map is resized by nearest pixel center (as PIL does), the reference's masks by nearest upper left corner;
-  * segments that vanish when resized are dropped.
+Follows datasets/coco_panoptic.py of facebookresearch/detr (29901c5); docs/deviations.md lists the differences.
 """
 
 import os
@@ -55,13 +51,10 @@ def _detection_target(
     """Returns the targets of COCO's instances without crowds."""
     image_id, entries = annotation.get("image_id", "?"), [e for e in annotation["annotations"] if not e.get("iscrowd")]
     for entry in (annotation, *entries):
-        needed = {"image_id"} if entry is annotation else {"bbox", *(("segmentation",) if with_masks else ())}
+        needed = {"image_id"} if entry is annotation else {"bbox", "area", *["segmentation"] * with_masks}
         if not needed <= set(entry):
             raise ValueError(f"Image {image_id}: COCO annotations must have {sorted(needed)}, got {sorted(entry)}.")
-    entries = [
-        {"area": e["bbox"][2] * e["bbox"][3], **e, "category_id": _label_id(e, category_ids, image_id)}
-        for e in entries
-    ]
+    entries = [{**e, "category_id": _label_id(e, category_ids, image_id)} for e in entries]
     target = prepare_coco_detection_annotation(image.cpu(), {**annotation, "annotations": entries}, with_masks)
     (height, width), (new_height, new_width) = image.shape[-2:], size
     target["boxes"] = xyxy_to_cxcywh(target["boxes"]) / torch.tensor([width, height, width, height])
@@ -80,8 +73,7 @@ def _panoptic_target(
     if not {"image_id", "segmentation", "segments_info"} <= set(annotation):
         wanted = "`image_id`, `segments_info` and `segmentation` (or `file_name`, with `masks_path`)"
         raise ValueError(f"An annotation must have {wanted}, got {sorted(annotation)}.")
-    image_id = annotation["image_id"]
-    segments = list(annotation["segments_info"])
+    image_id, segments = annotation["image_id"], list(annotation["segments_info"])
     ids = _id_map(annotation["segmentation"], image_id)
     if ids.shape != tuple(image_size):
         expected = f"the image's size {tuple(image_size)}"
