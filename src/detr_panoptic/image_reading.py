@@ -13,8 +13,7 @@ from transformers.image_utils import ChannelDimension, load_image
 
 MAX_UINT16, MAX_UINT8 = 65535, 255
 # Pillow recognizes a file by its content, not its name, in fifty formats; for PostScript it runs Ghostscript.
-# Pillow itself cannot read HEIF, the photographs of an iPhone; the package `pillow-heif` adds it.
-FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"]
 
 
 def read_picture(source: str | os.PathLike[str], *, timeout: float | None = None) -> Image.Image:
@@ -26,19 +25,13 @@ def read_picture(source: str | os.PathLike[str], *, timeout: float | None = None
     try:
         if isinstance(source, str) and not os.path.exists(source):  # noqa: PTH110  of a long base64 string, no error
             return load_image(source, timeout=timeout)
-        with Image.open(source, formats=known_formats()) as picture:
+        with Image.open(source, formats=FORMATS) as picture:
             picture.load()
             return picture
     except Exception as error:
         # Broken files raise anything from SyntaxError to struct.error, and few of these name the file.
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"Cannot read the image {str(source)[:200]!r}: {reason}") from error
-
-
-def known_formats() -> list[str]:
-    """Returns those of `FORMATS` that Pillow can read here."""
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def picture_to_tensor(picture: Image.Image) -> Tensor:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..checkpoints import BUNDLED
 from ..explanation import explain
-from ..image_reading import known_formats
+from ..image_reading import FORMATS
 from ..inference import Predictor
 from ..scenes import SCENE_CATEGORIES, make_scene
 from ..visualization import class_colors, shade
@@ -235,7 +235,7 @@ class _Desk:
         """Yields the uploaded file if it is not too large, and shows errors to the visitor without its folder."""
         path = Path(image["path"])
         try:
-            with Image.open(path, formats=known_formats()) as picture:
+            with Image.open(path, formats=FORMATS) as picture:
                 is_large = picture.width * picture.height > self.max_pixels
         except Image.DecompressionBombError:
             is_large = True
