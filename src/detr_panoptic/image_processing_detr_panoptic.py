@@ -189,10 +189,10 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
             image: `class_labels` (T,), `boxes` (T, 4) cxcywh relative to the image, `masks` (T, h, w) bool of the
             image's processed size, `iscrowd` (T,), `area` (T,) in processed pixels, `image_id` (1,), `size` (2,) and
             `orig_size` (2,), height first. Segments that vanish when resized are left out.
-
-        Raises:
-            ValueError: an image is unreadable, or a map and its `segments_info` disagree.
         """
+        _refuse_unknown(kwargs)
+        if late := sorted({"stuff_label_ids", "merging", *THRESHOLDS} & kwargs.keys()):
+            raise ValueError(f"`{late[0]}` belongs to the processor or to `post_process_panoptic_segmentation`.")
         images = list(each_image(self.fetch_images(images)))
         if not images:
             raise ValueError("`images` must hold at least one image, got none.")
@@ -333,10 +333,9 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     def post_process_object_detection(
         self, outputs: Any, threshold: float | Sequence[float] | None = None, target_sizes: Sizes | None = None
     ) -> list[dict[str, Tensor]]:
-        """Returns boxes of things and stuff, per image.
+        """Returns `scores` (N,), `labels` (N,) and `boxes` (N, 4) xyxy of things and stuff, per image.
 
-        Returns:
-            `scores` (N,), `labels` (N,) and `boxes` (N, 4) xyxy in pixels of `target_sizes`; without these, in [0, 1].
+        Boxes are in pixels of `target_sizes`; without these, in [0, 1].
         """
         threshold = self._thresholds(outputs, threshold)["threshold"]
         scores, labels = outputs.logits.float().softmax(-1)[..., :-1].max(-1)  # (B, Q) each

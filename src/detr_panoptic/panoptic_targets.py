@@ -41,7 +41,7 @@ def training_target(
         return _detection_target(annotation, image, size, category_ids, bool(with_masks))
     if masks_path is not None and "segmentation" not in annotation and "file_name" in annotation:
         annotation = {**annotation, "segmentation": read_picture(Path(masks_path) / annotation["file_name"])}
-    target = _panoptic_target(annotation, image.shape[-2:], size, category_ids)
+    target = _panoptic_target(annotation, tuple(image.shape[-2:]), size, category_ids)
     return {name: value for name, value in target.items() if with_masks is not False or name != "masks"}
 
 
@@ -75,9 +75,8 @@ def _panoptic_target(
         raise ValueError(f"An annotation must have {wanted}, got {sorted(annotation)}.")
     image_id, segments = annotation["image_id"], list(annotation["segments_info"])
     ids = _id_map(annotation["segmentation"], image_id)
-    if ids.shape != tuple(image_size):
-        expected = f"the image's size {tuple(image_size)}"
-        raise ValueError(f"Image {image_id}: `segmentation` must have {expected}, got {ids.shape}.")
+    if ids.shape != image_size:
+        raise ValueError(f"Image {image_id}: `segmentation` must have the image's size {image_size}, got {ids.shape}.")
     found = segment_extents(ids)
     _check_ids(found.ids.tolist(), [int(segment["id"]) for segment in segments], image_id)
     labels = [_label_id(segment, category_ids, image_id) for segment in segments]
@@ -106,8 +105,7 @@ def _panoptic_target(
 def _id_map(segmentation: Image.Image | np.ndarray | Tensor, image_id: int) -> np.ndarray:
     """Returns the (H, W) int32 or int64 map of what an annotation holds."""
     if isinstance(segmentation, Image.Image) and segmentation.mode not in ("RGB", "L", "I", "I;16"):
-        modes = "RGB, or L, I, I;16 for an id map"
-        raise ValueError(f"Image {image_id}: `segmentation` must have mode {modes}, got mode {segmentation.mode}.")
+        raise ValueError(f"Image {image_id}: `segmentation` must be RGB, L, I or I;16, got mode {segmentation.mode}.")
     ids = segmentation.cpu().numpy() if isinstance(segmentation, Tensor) else np.asarray(segmentation)
     if ids.ndim == 3 and ids.shape[2] == 3 and ids.dtype == np.uint8:
         ids = rgb_to_ids(ids)
