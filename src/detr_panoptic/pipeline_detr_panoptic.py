@@ -42,8 +42,7 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
     _load_tokenizer = False  # type: ignore[assignment]
     _load_video_processor = False  # type: ignore[assignment]
 
-    image_processor_class: ClassVar[Any] = None
-    """Set by the image processor's file, which imports this one."""
+    image_processor_class: ClassVar[Any] = None  # set by the image processor's file, which imports this one
 
     @classmethod
     def from_pretrained(cls, model: str | os.PathLike[str], **kwargs: Any) -> "DetrPanopticImageSegmentationPipeline":
@@ -83,7 +82,7 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
             image = read_picture(image, timeout=timeout)
         processor: Any = self.image_processor
         pixels = processor.process_image(image)
-        inputs = processor(pixels, return_tensors="pt").to(self.dtype)
+        inputs = processor(pixels, do_pad=True, return_tensors="pt").to(self.dtype)
         return {**inputs, "target_size": torch.tensor([pixels.shape[-2:]])}
 
     def get_iterator(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -134,16 +133,9 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
 
 def collate_padded(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Stacks preprocessed images to one batch, padded at the right and the bottom, 0 in `pixel_mask`."""
-    pixels = [item["pixel_values"][0] for item in items]
-    masks = [
-        item["pixel_mask"][0] if "pixel_mask" in item else image.new_ones(image.shape[-2:], dtype=torch.int64)
-        for item, image in zip(items, pixels, strict=True)
-    ]
-    return {
-        "pixel_values": stack_padded(pixels),
-        "pixel_mask": stack_padded(masks),
-        "target_size": torch.cat([item["target_size"] for item in items]),
-    }
+    names = ("pixel_values", "pixel_mask")
+    batch = {name: stack_padded([item[name][0] for item in items]) for name in names}
+    return batch | {"target_size": torch.cat([item["target_size"] for item in items])}
 
 
 __all__ = ["DetrPanopticImageSegmentationPipeline"]
