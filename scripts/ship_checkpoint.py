@@ -24,7 +24,7 @@ def main() -> int:
     """Reads the trained folder and writes the bundled one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", help="output of a training run")
-    parser.add_argument("--config", type=Path, help="settings of `train`: train or resume that run, and ship its model")
+    parser.add_argument("--config", type=Path, help="settings of `train`: train or resume, then ship the model")
     parser.add_argument("--merging", choices=MERGING_MODES, default="paper", help="of its image processor")
     arguments = parser.parse_args()
     if (arguments.folder is None) == (arguments.config is None):

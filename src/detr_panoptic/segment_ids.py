@@ -1,13 +1,9 @@
 """Reads segment ids from colors (COCO's panoptic PNG format, id = R + 256 G + 256² B), and measures segments."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, NDArray
 
 VOID_ID = 0  # reserved by the COCO panoptic PNG format: a pixel of no segment
 MAX_ID = 256**3 - 1  # three bytes
@@ -22,11 +18,7 @@ class SegmentExtents(NamedTuple):
 
 
 def rgb_to_ids(rgb: ArrayLike) -> NDArray[np.int32]:
-    """Reads segment ids (H, W) int32 from colors (H, W, 3) uint8, also of a PIL image of mode RGB.
-
-    Raises:
-        ValueError: the colors are not (H, W, 3) uint8.
-    """
+    """Reads segment ids (H, W) int32 from colors (H, W, 3) uint8, also of a PIL image; ValueError for others."""
     colors = np.asarray(rgb)
     if colors.ndim != 3 or colors.shape[-1] != 3 or colors.dtype != np.uint8:
         raise ValueError(f"`rgb` must be uint8 of shape (H, W, 3), got {colors.dtype} of shape {colors.shape}.")

@@ -106,11 +106,13 @@ def test_a_file_that_names_a_recipe_keeps_it(tmp_path):
     assert resolve_for_images(10, file=path).recipe == "few-photographs"
 
 
-def test_the_choice_is_logged(tmp_path, caplog, monkeypatch):
+def test_the_choice_is_logged_and_made_again_when_a_run_is_resumed(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(model_building, "load_backbone_weights", lambda *_: None)
+    settings = {"recipe": None, "limit": 2, "epochs": 1, "dilation": False, "position_updates": 0}
     with caplog.at_level(logging.INFO, logger="detr_panoptic"):
-        result = run(tmp_path, recipe=None, dry_run=True)
+        result = run(tmp_path, **settings)
     assert result.settings.recipe == "few-photographs"
+    assert run(tmp_path, **settings).is_finished  # the same call resumes it
     assert any(
-        "recipe: few-photographs, for a new transformer and 5 training images" in text for text in caplog.messages
+        "recipe: few-photographs, for a new transformer and 2 training images" in text for text in caplog.messages
     )

@@ -29,7 +29,7 @@ from .settings import (
     resolve_for_images,
     resolve_settings,
 )
-from .state import Run, has_checkpoint, open_run
+from .state import Run, check_output, has_checkpoint, open_run
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +113,9 @@ def train(
     if resolved.run.output is None:
         raise ValueError("`output` is needed: a folder for the model, checkpoints and metrics.")
     folder = Path(resolved.run.output)
+    is_settled = resolved == resolve_for_images(0, recipe, config, named)  # otherwise the images decide
+    if is_settled and not (overwrite or dry_run):
+        check_output(folder, resolved)
     with started_accelerator(resolved.run) as accelerator:
         set_seed(resolved.run.seed)
         data = read_data(resolved.data, resolved.run.seed, in_memory)
@@ -182,7 +185,7 @@ def execute(run: Run) -> TrainingResult:
             text = f"Out of memory with `batch_size` {size}: use auto, smaller images (`short_side`) or bf16."
             raise ValueError(text) from error
     if progress.is_finished and run.accelerator.is_main_process:
-        write_reports(folder, run.evaluated, settings, run.data, run.plan)
+        write_reports(folder, run.evaluated, settings, run.data, run.plan, run.best)
     done = "finished after update %d: see %s" if progress.is_finished else "stopped after update %d; %s can be resumed"
     logger.info(done, progress.step, folder)
     run.accelerator.end_training()
