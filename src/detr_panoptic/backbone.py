@@ -113,6 +113,7 @@ class Backbone(nn.Module):
         mask = torch.ones_like(pixel_values[:, 0], dtype=torch.int64) if pixel_mask is None else pixel_mask
         return F.pad(pixel_values, margins), F.pad(mask, margins)
 
+    @torch.enable_grad()  # so that no scaled weight is kept
     def _find_canvas_multiple(self, name: str, strides: tuple[int, ...], num_channels: int) -> int:
         """Returns 1 if maps of odd sizes are where they should be, otherwise the largest stride."""
         reason: Any = "its maps have other sizes"
@@ -292,10 +293,7 @@ def check_images(pixel_values: Tensor, pixel_mask: Tensor | None, *, num_channel
 
 
 def _needs_whole_strides(body: nn.Module) -> bool:
-    """Returns whether the place of a map's cells depends on the length of the image modulo the stride.
-
-    So it is with TensorFlow's "same" padding and with patches that drop the last pixels (ConvNeXt), not with ResNets.
-    """
+    """Returns whether a map's cells move with the length of the image modulo the stride, as in ConvNeXt, not ResNet."""
     strided = [m for m in body.modules() if isinstance(m, nn.Conv2d) and max(m.stride) > 1]
     return any(
         type(conv) is not nn.Conv2d
@@ -314,7 +312,6 @@ def simple_pyramid(width: int) -> nn.ModuleList:
 def _create_body(name: str, *, dilation: bool, num_channels: int, pretrained: bool = False) -> nn.Module:
     if not name.replace(".", "_").isidentifier():
         raise ValueError(f"`backbone` must be the name of a timm model, not a path or address, got {name!r}.")
-    # Not every architecture takes these options.
     options: dict[str, Any] = {"output_stride": DILATED_STRIDES[-1]} if dilation else {}
     options |= {"strict_img_size": False} if name.startswith("swin") else {}
     if _is_vit(name):
