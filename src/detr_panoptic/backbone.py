@@ -293,7 +293,7 @@ def check_images(pixel_values: Tensor, pixel_mask: Tensor | None, *, num_channel
 
 
 def _needs_whole_strides(body: nn.Module) -> bool:
-    """Returns whether a map's cells move with the length of the image modulo the stride, as in ConvNeXt, not ResNet."""
+    """Tells whether a map's cells move with the length of the image modulo the stride, as in ConvNeXt, not ResNet."""
     strided = [m for m in body.modules() if isinstance(m, nn.Conv2d) and max(m.stride) > 1]
     return any(
         type(conv) is not nn.Conv2d
