@@ -147,7 +147,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
 
     def fetch_images(self, images: Any) -> Any:
         """Opens each path, URL or base64 string; pictures and arrays are returned as they are."""
-        if isinstance(images, (list, tuple)):
+        if isinstance(images, Sequence) and not isinstance(images, str):
             return [self.fetch_images(image) for image in images]
         return read_picture(images) if isinstance(images, (str, os.PathLike)) else images
 

@@ -107,10 +107,10 @@ def _id_map(segmentation: Image.Image | np.ndarray | Tensor, image_id: int) -> n
     if isinstance(segmentation, Image.Image) and segmentation.mode not in ("RGB", "L", "I", "I;16"):
         raise ValueError(f"Image {image_id}: `segmentation` must be RGB, L, I or I;16, got mode {segmentation.mode}.")
     ids = segmentation.cpu().numpy() if isinstance(segmentation, Tensor) else np.asarray(segmentation)
-    if ids.ndim == 3 and ids.shape[2] == 3 and ids.dtype == np.uint8:
-        ids = rgb_to_ids(ids)
+    if ids.ndim == 3 and 3 in (ids.shape[0], ids.shape[2]) and ids.dtype == np.uint8:
+        ids = rgb_to_ids(ids if ids.shape[2] == 3 else ids.transpose(1, 2, 0))
     if ids.ndim != 2 or ids.dtype.kind not in "iu":
-        expected = "an (H, W) map of integers or (H, W, 3) uint8 colors"
+        expected = "an (H, W) map of integers or (H, W, 3) or (3, H, W) uint8 colors"
         raise ValueError(f"Image {image_id}: `segmentation` must be {expected}, got {ids.shape} of {ids.dtype}.")
     return ids if ids.dtype == np.int32 else ids.astype(np.int64)
 

@@ -13,7 +13,8 @@ from ..data.contained_paths import path_inside
 from ..data.files import check_folder, check_new_folder, written_whole
 from ..data.lazy_records import name_of
 from ..data.records import segmentation_ids
-from ..data.writing import map_file, picture_file, segment_entry
+from ..data.stored import map_file, picture_file
+from ..data.writing import segment_entry
 from ..inference.folder import SETTINGS, claim_folder
 from ..inference.pictures import Pictures, unique_stems
 from ..segment_ids import VOID_ID
@@ -57,7 +58,8 @@ class LabelFolder:
         paths = [pictures.path_of(index) for index in range(len(pictures))]
         names = [path.as_posix() for path in paths]
         maps = {str(PurePosixPath(name).with_suffix(MAP)).casefold() for name in names}
-        if len(maps) < len(names) or any(path.is_absolute() for path in paths):
+        is_outside = any(path.is_absolute() for path in paths) or any(path.is_file() for path in paths[:1])
+        if len(maps) < len(names) or is_outside:  # files of the user, not of a dataset
             stems = unique_stems(paths, (MAP,), output=self.output)
             names = [stem + path.suffix for stem, path in zip(stems, paths, strict=True)]
         self._names = names
