@@ -11,7 +11,6 @@ Names and defaults follow transformers' `DetrImageProcessor`, with these differe
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -46,13 +45,16 @@ from .mask_head import MASK_STRIDE, SKIPPED_MASK_LOGIT
 from .panoptic_merging import (
     ImageSizes,
     Segmentation,
-    merge_paper,
-    merge_score_weighted,
+    best_classes,
+    paper_steps,
+    run_together,
+    score_weighted_steps,
     semantic_map,
     semantic_scores,
 )
 from .panoptic_targets import panoptic_target
 from .pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline  # so that its file is saved too
+from .transfers import fetch
 
 logger = logging.get_logger(__name__)
 
@@ -284,12 +286,11 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         """
         fused = self.stuff_label_ids if label_ids_to_fuse is None else label_ids_to_fuse
         thresholds = self._thresholds(threshold, mask_threshold, overlap_mask_area_threshold)
-        merge: Callable[..., Segmentation]
+        images = _images(outputs, target_sizes)
         if self.merging == "paper":
-            merge = partial(merge_paper, threshold=thresholds["threshold"], stuff_label_ids=fused)
-        else:
-            merge = partial(merge_score_weighted, label_ids_to_fuse=fused, **thresholds)
-        return [merge(*image) for image in _images(outputs, target_sizes)]
+            options: Any = {"threshold": thresholds["threshold"], "stuff_label_ids": fused}
+            return run_together(paper_steps(*image, **options) for image in images)
+        return run_together(score_weighted_steps(*image, label_ids_to_fuse=fused, **thresholds) for image in images)
 
     def post_process_instance_segmentation(
         self,
@@ -305,8 +306,8 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         With `return_coco_annotation` the map is one run-length code per value in it.
         """
         thresholds = self._thresholds(threshold, mask_threshold, overlap_mask_area_threshold)
-        merge: Callable[..., Segmentation] = partial(merge_score_weighted, label_ids_to_fuse=(), **thresholds)
-        found = [merge(*i, left_out=self.stuff_label_ids) for i in _images(outputs, target_sizes)]
+        options: Any = {"label_ids_to_fuse": (), "left_out": self.stuff_label_ids, **thresholds}
+        found = run_together(score_weighted_steps(*image, **options) for image in _images(outputs, target_sizes))
         results: list[dict[str, Any]] = [{**result} for result in found]
         if not return_coco_annotation:
             return results
@@ -328,7 +329,8 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         if skipped:
             hint = 'call the model with mask_queries="all"'
             raise ValueError(f"`outputs` must have masks of all queries, but {skipped} queries lack theirs: {hint}.")
-        images = _images(outputs, target_sizes)
+        sizes = [image[-1] for image in _images(outputs, target_sizes)]
+        images = zip(outputs.logits, outputs.pred_masks, sizes, strict=True)
         if not return_segmentation_scores:
             return [semantic_map(*image) for image in images]
         scores = [semantic_scores(*image) for image in images]
@@ -366,16 +368,22 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         return values
 
 
-def _images(outputs: Any, target_sizes: Sizes | None) -> Iterator[tuple[Tensor, Tensor, ImageSizes]]:
-    """Yields logits (Q, K + 1), mask logits (Q, h, w) and sizes of each image of a batch."""
+def _images(outputs: Any, target_sizes: Sizes | None) -> Iterator[tuple[Sequence[Tensor], Tensor, ImageSizes]]:
+    """Yields scores and labels (Q,) on the CPU, mask logits (Q, h, w) and sizes of each image of a batch."""
     count, (height, width) = len(outputs.logits), outputs.pred_masks.shape[-2:]
-    sizes, columns = [(MASK_STRIDE * height, MASK_STRIDE * width)] * count, []
     known = {name: getattr(outputs, name, None) for name in ("canvas_sizes", "image_sizes")}
-    for name, given in (known | {"target_sizes": target_sizes}).items():
+    known["target_sizes"] = target_sizes
+    tensors = {name: given for name, given in known.items() if isinstance(given, Tensor)}
+    scores, labels, *fetched = fetch(*best_classes(outputs.logits), *tensors.values())
+    known |= dict(zip(tensors, fetched, strict=True))
+    sizes, columns = [(MASK_STRIDE * height, MASK_STRIDE * width)] * count, []
+    for name, given in known.items():
         sizes = sizes if given is None else _pairs(name, given, count)  # else those of the step before
         columns.append(sizes)
     canvas, processed, target = columns
-    return zip(outputs.logits, outputs.pred_masks, map(ImageSizes, processed, canvas, target), strict=True)
+    return zip(
+        zip(scores, labels, strict=True), outputs.pred_masks, map(ImageSizes, processed, canvas, target), strict=True
+    )
 
 
 def _batched(images: list[Tensor], *, do_pad: bool, pad_size: SizeDict | None) -> dict[str, Tensor]:

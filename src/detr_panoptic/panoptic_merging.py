@@ -19,12 +19,13 @@ every pass, so no pass lists a stuff class twice.
   * instances are things only.
 
 Maps are resized as by F.interpolate (bilinear, align_corners=False), a strip of output rows at a time; the size of the
-strips changes no value.
+strips changes no value. Pixels stay on the GPU and what concerns whole queries is decided on the CPU. The images of a
+batch are merged side by side, so that the CPU waits for each step of all of them once.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -33,12 +34,16 @@ from torch import Tensor
 
 from .box_ops import at_least_float32
 from .segment_ids import VOID_ID
+from .transfers import fetch, upload, upload_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 
 MIN_SEGMENT_AREA = 4  # pixels; DETR drops segments of this size or smaller after merging
-STRIP_BYTES = 4 * 2**20  # of resized values in memory: fits a CPU cache, 2x faster than 32 MiB
+STRIP_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
+"""Size of the resized values in memory, by device type: a CPU's cache, where 4 MiB are twice as fast as 32."""
+PASSES = {"cpu": 1, "cuda": 2}
+"""Passes of `merge_paper` between two looks at the areas: the second is rarely in vain, and a GPU waits longer."""
 
 
 class SegmentInfo(TypedDict):
@@ -66,63 +71,87 @@ class ImageSizes(NamedTuple):
     target: tuple[int, int]
 
 
-class _KeptQueries(NamedTuple):
-    """Queries above the threshold, in order: (N,) scores, (N,) labels and (h, w, N) mask logits."""
-
-    scores: Tensor
-    labels: Tensor
-    maps: Tensor
-
-
-class _Taps(NamedTuple):
-    """Linear interpolation of one axis: output = input[low] * (1 - weight) + input[high] * weight, all (n,)."""
-
-    low: Tensor
-    high: Tensor
-    weight: Tensor
+if TYPE_CHECKING:
+    Steps = Generator[tuple[Tensor, ...], list[Tensor], Segmentation]
+    """The merging of one image: yields what it needs on the CPU, is sent it, and returns the result."""
 
 
 @torch.no_grad()
-def merge_paper(
-    logits: Tensor, masks: Tensor, sizes: ImageSizes, *, threshold: float, stuff_label_ids: Collection[int]
-) -> Segmentation:
+def best_classes(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns score and label (..., Q) of each query from class logits (..., Q, K + 1); "no object" scores -1."""
+    scores, labels = at_least_float32(logits).softmax(-1).max(-1)
+    return scores.masked_fill(labels == logits.shape[-1] - 1, -1), labels
+
+
+@torch.no_grad()
+def run_together(merges: Iterable[Steps]) -> list[Segmentation]:
+    """Runs the merging of several images side by side and returns their results."""
+    running, results, answers = dict(enumerate(merges)), {}, {}
+    while running:
+        asked: dict[int, tuple[Tensor, ...]] = {}
+        for i, steps in running.items():
+            try:
+                asked[i] = steps.send(answers.get(i))  # type: ignore[arg-type]  # None starts a generator
+            except StopIteration as end:
+                results[i] = end.value
+        fetched = iter(fetch(*(tensor for tensors in asked.values() for tensor in tensors)))
+        answers = {i: [next(fetched) for _ in tensors] for i, tensors in asked.items()}
+        running = {i: running[i] for i in asked}
+    return [results[i] for i in sorted(results)]
+
+
+def merge_paper(logits: Tensor, masks: Tensor, sizes: ImageSizes, **options: Any) -> Segmentation:
+    """Merges one image as `paper_steps` does, given class logits (Q, K + 1)."""
+    return run_together([paper_steps(fetch(*best_classes(logits)), masks, sizes, **options)])[0]
+
+
+def merge_score_weighted(logits: Tensor, masks: Tensor, sizes: ImageSizes, **options: Any) -> Segmentation:
+    """Merges one image as `score_weighted_steps` does, given class logits (Q, K + 1)."""
+    return run_together([score_weighted_steps(fetch(*best_classes(logits)), masks, sizes, **options)])[0]
+
+
+def paper_steps(
+    best: Sequence[Tensor],
+    masks: Tensor,
+    sizes: ImageSizes,
+    *,
+    threshold: float,
+    stuff_label_ids: Collection[int],
+) -> Steps:
     """Merges as DETR's published PQ was measured: one argmax over the masks, stuff fused, tiny segments dropped.
 
     Args:
-        logits: (Q, K + 1) class logits.
+        best: scores and labels (Q,) of `best_classes`, on the CPU.
         masks: (Q, h, w) mask logits of the padded canvas.
         sizes: the image's; the argmax is taken at the processed size, its nearest pixel at the target size.
         threshold: least probability of a query's class; 0.85 in the paper's evaluation.
         stuff_label_ids: labels of which an image has at most one segment.
     """
-    scores, labels, maps = _kept_queries(logits, crop_to_image(masks, sizes), threshold)
-    taps = [
-        _taps(length, processed, _nearest_positions(processed, target), like=maps)
-        for length, processed, target in zip(maps.shape[:2], sizes.processed, sizes.target, strict=True)
-    ]
-    is_stuff = _is_any_of(labels, stuff_label_ids)
+    scores, labels, maps = _kept_queries(best, crop_to_image(masks, sizes), threshold)
+    device, passes = maps.device, PASSES.get(maps.device.type, 1)
+    positions = [_nearest_positions(*lengths) for lengths in zip(sizes.processed, sizes.target, strict=True)]
+    taps = _taps(maps, sizes.processed, positions)
+    is_stuff = np.isin(labels, list(stuff_label_ids))
     while len(labels):
-        owner = torch.empty(sizes.target, dtype=torch.int64, device=maps.device)
-        for strip, values in _resized_strips(maps, *taps):
-            owner[strip] = values.max(-1).indices  # twice as fast as argmax, and the first of equals too
-        owner = fuse_stuff(owner, labels, is_stuff)
-        areas = owner.flatten().bincount(minlength=len(labels))
-        large = areas > MIN_SEGMENT_AREA
-        if large.all():
-            info = _segments_info(labels, scores, areas, is_stuff)
-            return {"segmentation": (owner + 1).int(), "segments_info": info}
-        scores, labels, is_stuff, maps = scores[large], labels[large], is_stuff[large], maps[..., large]
-    return _nothing_found(sizes, maps.device)
+        same = upload(torch.from_numpy(_shares_segment(labels, is_stuff)), device)
+        seen = torch.ones(len(labels), dtype=torch.bool, device=device)
+        owner, areas = _assign(maps, taps, same.argmax(-1))
+        for _ in range(passes - 1):
+            seen = seen & (areas > MIN_SEGMENT_AREA)
+            chosen = maps.masked_fill(~seen, torch.finfo(maps.dtype).min)
+            owner, areas = _assign(chosen, taps, (same & seen).argmax(-1))
+        areas, seen = (values.numpy() for values in (yield areas, seen))
+        left = seen & (areas > MIN_SEGMENT_AREA)
+        if (seen == left).all():
+            info = _segments_info(labels[left], scores[left], areas[left], is_stuff[left])
+            return {"segmentation": _look_up(np.cumsum(left), owner), "segments_info": info}
+        scores, labels, is_stuff = scores[left], labels[left], is_stuff[left]
+        maps = maps.index_select(-1, upload(torch.from_numpy(left.nonzero()[0]), device))
+    return _nothing_found(sizes, device)
 
 
-def fuse_stuff(owner: Tensor, labels: Tensor, is_stuff: Tensor) -> Tensor:
-    """Gives every stuff pixel of `owner` (H, W) to the first query of its class; `labels`, `is_stuff` are (N,)."""
-    return _representatives(labels, is_stuff)[owner]
-
-
-@torch.no_grad()
-def merge_score_weighted(
-    logits: Tensor,
+def score_weighted_steps(
+    best: Sequence[Tensor],
     masks: Tensor,
     sizes: ImageSizes,
     *,
@@ -131,11 +160,11 @@ def merge_score_weighted(
     overlap_mask_area_threshold: float = 0.8,
     label_ids_to_fuse: Collection[int],
     left_out: Collection[int] = (),
-) -> Segmentation:
+) -> Steps:
     """Merges as transformers does: the highest score x mask probability owns a pixel, mostly hidden masks are void.
 
     Args:
-        logits: (Q, K + 1) class logits.
+        best: scores and labels (Q,) of `best_classes`, on the CPU.
         masks: (Q, h, w) mask logits of the padded canvas.
         sizes: the image's; probabilities are resized straight to the target size.
         threshold: least probability of a query's class.
@@ -144,55 +173,56 @@ def merge_score_weighted(
         label_ids_to_fuse: labels of which an image has at most one segment, with the score of its best member.
         left_out: labels whose queries are dropped: stuff, where only instances are wanted.
     """
-    scores, labels, maps = _kept_queries(logits, crop_to_image(masks, sizes), threshold, left_out)
+    scores, labels, maps = _kept_queries(best, crop_to_image(masks, sizes), threshold, left_out)
     if not len(labels):
         return _nothing_found(sizes, maps.device)
-    owner = torch.empty(sizes.target, dtype=torch.int64, device=maps.device)
-    mask_areas = torch.zeros_like(labels)
-    for strip, probs in _resized_strips(maps.sigmoid(), *_target_taps(maps, sizes)):
-        mask_areas += (probs >= mask_threshold).sum((0, 1))
-        owner[strip] = (probs * scores).max(-1).indices
-    owned_areas = owner.flatten().bincount(minlength=len(labels))
-    valid = (owned_areas > 0) & (mask_areas > 0) & (owned_areas.float() / mask_areas > overlap_mask_area_threshold)
+    weights, owners, own = upload(torch.from_numpy(scores), maps.device), [], []
+    for probs in _resized_strips(maps.sigmoid(), *_target_taps(maps, sizes)):
+        own.append((probs >= mask_threshold).sum((0, 1)))
+        owners.append((probs * weights).max(-1).indices)
+    owner = _joined(owners)
+    found = yield _areas(owner, len(labels)), torch.stack(own).sum(0)
+    owned, mask_areas = (areas.numpy() for areas in found)
+    shares = owned.astype(np.float32) / np.maximum(mask_areas, 1).astype(np.float32)
+    valid = (owned > 0) & (mask_areas > 0) & (shares > overlap_mask_area_threshold)
 
-    is_fused = _is_any_of(labels, label_ids_to_fuse)
-    representatives = _representatives(labels, is_fused & valid)
-    is_first = valid & (representatives == torch.arange(len(labels), device=labels.device))
-    ids = is_first.cumsum(0)[representatives].where(valid, VOID_ID)  # (N,), from 1
-    segmentation = ids[owner].int()
-    num_ids = int(is_first.sum()) + 1
-    best = torch.zeros(num_ids, dtype=scores.dtype, device=scores.device).scatter_reduce(0, ids, scores, "amax")
-    areas = segmentation.flatten().bincount(minlength=num_ids)
+    is_fused = np.isin(labels, list(label_ids_to_fuse))
+    representatives = _shares_segment(labels, is_fused & valid).argmax(-1)
+    is_first = valid & (representatives == np.arange(len(labels)))
+    ids = np.where(valid, is_first.cumsum()[representatives], VOID_ID)  # (N,), from 1
+    best, areas = np.zeros(is_first.sum() + 1, scores.dtype), np.zeros(is_first.sum() + 1, np.int64)
+    np.maximum.at(best, ids, scores)
+    np.add.at(areas, ids, owned)
     info = _segments_info(labels[is_first], best[1:], areas[1:], is_fused[is_first])
-    return {"segmentation": segmentation, "segments_info": info}
+    return {"segmentation": _look_up(ids, owner), "segments_info": info}
 
 
 @torch.no_grad()
 def semantic_map(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Tensor:
     """Returns the label id of each pixel, (H, W) int64: the argmax of `semantic_scores`, a strip at a time."""
-    labels = torch.empty(sizes.target, dtype=torch.int64, device=masks.device)
-    for strip, values in _semantic_strips(logits, masks, sizes):
-        labels[strip] = values.max(-1).indices
-    return labels
+    return _joined([values.max(-1).indices for values in _semantic_strips(logits, masks, sizes)])
 
 
 @torch.no_grad()
 def semantic_scores(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Tensor:
     """Returns (K, H, W): class probability x mask probability, summed over all queries and resized."""
-    return torch.cat([values for _, values in _semantic_strips(logits, masks, sizes)]).permute(2, 0, 1)
+    return _joined([*_semantic_strips(logits, masks, sizes)]).permute(2, 0, 1)
 
 
-def _kept_queries(logits: Tensor, masks: Tensor, threshold: float, left_out: Collection[int] = ()) -> _KeptQueries:
-    """Keeps queries whose best class is an object, more probable than `threshold` and not in `left_out`."""
-    scores, labels = at_least_float32(logits).softmax(-1).max(-1)
-    keep = (labels != logits.shape[-1] - 1) & (scores > threshold) & ~_is_any_of(labels, left_out)
+def _kept_queries(
+    best: Sequence[Tensor], masks: Tensor, threshold: float, left_out: Collection[int] = ()
+) -> tuple[Any, Any, Tensor]:
+    """Keeps queries more probable than `threshold` and not in `left_out`: scores and labels (N,), maps (h, w, N)."""
+    scores, labels = (values.numpy() for values in best)
+    keep = (scores > threshold) & ~np.isin(labels, list(left_out))
+    kept = upload(torch.from_numpy(keep.nonzero()[0]), masks.device)
     # Queries last: a pixel's values are adjacent in memory, and resizing copies runs of them (3x faster on a CPU).
-    maps = at_least_float32(masks[keep]).permute(1, 2, 0).contiguous()
-    return _KeptQueries(scores[keep], labels[keep], maps)
+    maps = at_least_float32(masks.index_select(0, kept)).permute(1, 2, 0).contiguous()
+    return scores[keep], labels[keep], maps
 
 
-def _semantic_strips(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Iterator[tuple[slice, Tensor]]:
-    """Yields the rows of a strip and its (r, W, K) semantic scores."""
+def _semantic_strips(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Iterator[Tensor]:
+    """Yields the (r, W, K) semantic scores of each strip."""
     class_probs = at_least_float32(logits).softmax(-1)[:, :-1]
     # Contiguous: sigmoid's last bits depend on the memory layout, which a crop changes.
     mask_probs = at_least_float32(crop_to_image(masks, sizes)).contiguous().sigmoid()
@@ -219,22 +249,31 @@ def _cropped_length(processed: int, canvas: int, length: int) -> int:
     return -(-processed * length // canvas)  # no whole stride gives this map: in proportion
 
 
-def _target_taps(maps: Tensor, sizes: ImageSizes) -> tuple[_Taps, _Taps]:
+def _target_taps(maps: Tensor, sizes: ImageSizes) -> list[Sequence[Tensor]]:
     """Returns taps that resize (h, w, N) maps to the target size."""
-    rows, cols = (_taps(n, m, torch.arange(m), like=maps) for n, m in zip(maps.shape[:2], sizes.target, strict=True))
-    return rows, cols
+    return _taps(maps, sizes.target, [np.arange(length) for length in sizes.target])
 
 
-def _taps(length: int, resized_length: int, positions: Tensor, *, like: Tensor) -> _Taps:
-    """Returns where F.interpolate (bilinear, align_corners=False) reads for some positions of a resized axis."""
+def _taps(maps: Tensor, resized: Sequence[int], positions: Sequence[Any]) -> list[Sequence[Tensor]]:
+    """Returns where F.interpolate (bilinear, align_corners=False) reads for some positions of each resized axis.
+
+    Takes maps (h, w, N), their size after the resize, and the positions (n,) of each axis. Returns two cells and their
+    two weights, (n,) each, per axis. The CPU computes them, so that every device reads the same.
+    """
     # In the maps' own type, as PyTorch computes it: in float64 the weights would be off by 1e-5 from the reference's.
-    centers = positions.to(like.device, like.dtype) + 0.5
-    source = (centers * torch.tensor(length, dtype=like.dtype, device=like.device) / resized_length - 0.5).clamp(min=0)
-    low = source.long().clamp(max=length - 1)
-    return _Taps(low, (low + 1).clamp(max=length - 1), source - low)
+    kind = np.float64 if maps.dtype == torch.float64 else np.float32
+    cells, weights = [], []
+    for length, resized_length, places in zip(maps.shape[:2], resized, positions, strict=True):
+        source = np.maximum((places.astype(kind) + kind(0.5)) * kind(length) / kind(resized_length) - kind(0.5), 0)
+        low = np.minimum(source.astype(np.int64), length - 1)
+        high_weight = (source - low).astype(kind)
+        cells += [low, np.minimum(low + 1, length - 1)]
+        weights += [1 - high_weight, high_weight]
+    (*rows, a, b), (*row_weights, c, d) = (upload_rows(lines, maps.device) for lines in (cells, weights))
+    return [(*rows, *row_weights), (a, b, c, d)]
 
 
-def _nearest_positions(length: int, resized_length: int) -> Tensor:
+def _nearest_positions(length: int, resized_length: int) -> Any:
     """Returns the position that PIL's nearest resize reads for each of `resized_length` positions, int64.
 
     PIL adds up its step in floating point, so it rounds ties neither as floor((i + 0.5) * scale) nor as "nearest" of
@@ -242,40 +281,56 @@ def _nearest_positions(length: int, resized_length: int) -> Tensor:
     """
     line = Image.fromarray(np.arange(length, dtype=np.int32)[None])
     resized = line.resize((resized_length, 1), Image.Resampling.NEAREST)
-    return torch.from_numpy(np.array(resized)[0]).long()
+    return np.array(resized)[0]
 
 
-def _resized_strips(maps: Tensor, rows: _Taps, cols: _Taps) -> Iterator[tuple[slice, Tensor]]:
-    """Resizes (h, w, N) maps, yielding the output rows of a strip and their (r, W, N) values."""
-    row_bytes = max(maps.shape[1], len(cols.low)) * maps.shape[2] * maps.element_size()
-    num_rows = max(1, STRIP_BYTES // row_bytes)
-    col_weight = cols.weight[:, None]
-    for start in range(0, len(rows.low), num_rows):
-        strip = slice(start, start + num_rows)
-        row_weight = rows.weight[strip, None, None]
-        values = _mix(maps, rows.low[strip], rows.high[strip], row_weight, dim=0)  # (r, w, N)
-        yield strip, _mix(values, cols.low, cols.high, col_weight, dim=1)
+def _resized_strips(maps: Tensor, rows: Sequence[Tensor], cols: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Resizes (h, w, N) maps, yielding the (r, W, N) values of each strip of output rows."""
+    row_bytes = max(maps.shape[1], len(cols[0])) * maps.shape[2] * maps.element_size()
+    num_rows = max(1, STRIP_BYTES.get(maps.device.type, STRIP_BYTES["cpu"]) // row_bytes)
+    for strip in zip(*(line.split(num_rows) for line in rows), strict=True):
+        yield _mix(_mix(maps, *strip, dim=0), *cols, dim=1)
 
 
-def _mix(values: Tensor, low: Tensor, high: Tensor, weight: Tensor, *, dim: int) -> Tensor:
-    """Returns values[low] * (1 - weight) + values[high] * weight along `dim`."""
-    return values.index_select(dim, low).mul_(1 - weight).add_(values.index_select(dim, high).mul_(weight))
+def _mix(values: Tensor, low: Tensor, high: Tensor, low_weight: Tensor, high_weight: Tensor, *, dim: int) -> Tensor:
+    """Returns values[low] * low_weight + values[high] * high_weight along `dim` of (h, w, N)."""
+    shape = (-1, 1, 1) if dim == 0 else (-1, 1)
+    upper = values.index_select(dim, high).mul_(high_weight.view(shape))
+    return values.index_select(dim, low).mul_(low_weight.view(shape)).add_(upper)
 
 
-def _representatives(labels: Tensor, is_fused: Tensor) -> Tensor:
-    """Returns the first query that each of N is fused with, (N,) int64; itself where it is not fused."""
-    same = is_fused & (labels[:, None] == labels)  # (N, N)
-    own = torch.arange(len(labels), device=labels.device)
-    return same.byte().argmax(-1).where(is_fused, own)
+def _joined(strips: Sequence[Tensor]) -> Tensor:
+    """Joins strips to a map."""
+    return strips[0] if len(strips) == 1 else torch.cat([*strips])
 
 
-def _is_any_of(labels: Tensor, wanted: Collection[int]) -> Tensor:
-    """Returns whether each label is in `wanted`, (N,) bool."""
-    return torch.isin(labels, torch.tensor(sorted(wanted), dtype=labels.dtype, device=labels.device))
+def _assign(maps: Tensor, taps: Sequence[Sequence[Tensor]], first: Tensor) -> tuple[Tensor, Tensor]:
+    """Gives each pixel to its best query, or the `first` (N,) that shares its segment: (H, W), and areas (N,)."""
+    owner = _joined([first[values.max(-1).indices] for values in _resized_strips(maps, *taps)])
+    return owner, _areas(owner, len(first))
 
 
-def _segments_info(labels: Tensor, scores: Tensor, areas: Tensor, is_fused: Tensor) -> list[SegmentInfo]:
-    """Returns entries for ids 1, 2, … from (N,) tensors; scores have 6 digits, as in transformers."""
+def _areas(owner: Tensor, count: int) -> Tensor:
+    """Counts the pixels of each of `count` owners; `bincount` would wait for a GPU."""
+    if owner.device.type == "cpu":
+        return owner.flatten().bincount(minlength=count)
+    pixels = owner.flatten()
+    return owner.new_zeros(count).scatter_add_(0, pixels, torch.ones_like(pixels))
+
+
+def _look_up(ids: Any, owner: Tensor) -> Tensor:
+    """Returns the id (N,) of each pixel's owner: (H, W) int32."""
+    return upload(torch.from_numpy(ids.astype(np.int32)), owner.device)[owner]
+
+
+def _shares_segment(labels: Any, is_fused: Any) -> Any:
+    """Returns which of N queries form one segment with each, (N, N) uint8: itself, and those it is fused with."""
+    same = is_fused[:, None] & is_fused & (labels[:, None] == labels)
+    return (same | np.eye(len(labels), dtype=bool)).view(np.uint8)
+
+
+def _segments_info(labels: Any, scores: Any, areas: Any, is_fused: Any) -> list[SegmentInfo]:
+    """Returns entries for ids 1, 2, … from (N,) arrays; scores have 6 digits, as in transformers."""
     columns = (labels.tolist(), scores.tolist(), areas.tolist(), is_fused.tolist())
     return [
         {"id": i, "label_id": label, "score": round(score, 6), "area": area, "was_fused": fused}
