@@ -10,6 +10,7 @@ Legend: B images, Q queries, K labels, L decoder layers, T targets of one image,
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -20,9 +21,11 @@ except ImportError:
     linear_sum_assignment = None  # type: ignore[assignment]
 
 from .box_ops import at_least_float32, cxcywh_to_xyxy, generalized_iou
+from .transfers import fetch, upload
 
 Labels = Sequence[Mapping[str, Any]]
-"""Targets of B images: `class_labels` (T,) int64, `boxes` (T, 4) cxcywh in [0, 1], and `masks` (T, H, W) if known."""
+"""Targets of B images: `class_labels` (T,) int64, `boxes` (T, 4) cxcywh in [0, 1], and if they are known `masks`
+(T, H, W), or instead `segment_map` (H, W) with 1 + t on the pixels of target t and 0 elsewhere."""
 
 
 class Matching(NamedTuple):
@@ -34,7 +37,9 @@ class Matching(NamedTuple):
 
     def to(self, device: torch.device) -> "Matching":
         """Returns the matching on another device."""
-        return Matching(*(index.to(device) for index in self))
+        layers = len(self.query)
+        together = upload(torch.cat((self.image[None], self.query, self.target)), device)
+        return Matching(together[0], together[1 : layers + 1], together[layers + 1 :])
 
 
 class MatchedLayers(NamedTuple):
@@ -48,17 +53,30 @@ class MatchedLayers(NamedTuple):
     @property
     def has_masks(self) -> bool:
         """Whether every target has masks."""
-        return all("masks" in target for target in self.labels)
+        return all(map(has_masks, self.labels))
 
     def rows(self) -> Tensor:
         """Returns the last layer's queries with matched masks, as indices into the batch's B*Q: int64, ascending."""
         rows = self.matching.image * self.logits.shape[2] + self.matching.query[-1]
-        return rows[: len(rows) if self.has_masks else 0].to(self.logits.device)
+        return upload(rows[: len(rows) if self.has_masks else 0], self.logits.device)
 
     def auxiliary_outputs(self) -> list[dict[str, Tensor]]:
         """Returns the predictions of each layer but the last."""
         layers = zip(self.logits[:-1], self.boxes[:-1], strict=True)
         return [{"logits": logits, "pred_boxes": boxes} for logits, boxes in layers]
+
+
+def has_masks(target: Mapping[str, Any]) -> bool:
+    """Returns whether the masks of a target are known."""
+    return "masks" in target or "segment_map" in target
+
+
+def target_masks(target: Mapping[str, Any], chosen: Tensor) -> Tensor:
+    """Returns the masks (N, H, W) of some segments (N,) of a target."""
+    if "masks" in target:
+        return target["masks"][chosen]
+    segment_map = target["segment_map"]
+    return segment_map == (chosen + 1).to(segment_map.dtype)[:, None, None]
 
 
 def checked_labels(labels: Labels, *, batch: int, num_labels: int, device: torch.device) -> Labels:
@@ -74,11 +92,16 @@ def checked_labels(labels: Labels, *, batch: int, num_labels: int, device: torch
             f"`class_labels` must lie between 0 and {num_labels - 1} in a model with {num_labels} labels, "
             f"got {sorted(set(wrong.tolist()))}."
         )
-    without = [i for i, target in enumerate(labels) if "masks" not in target]
+    without = [i for i, target in enumerate(labels) if not has_masks(target)]
     if 0 < len(without) < batch:
         raise ValueError(f"`labels` must have `masks` in all targets or in none; the targets {without} have none.")
-    moved = [{name: x.to(device) if isinstance(x, Tensor) else x for name, x in target.items()} for target in labels]
-    return [target | {"class_labels": target["class_labels"].long()} for target in moved]
+    counts = [len(target["class_labels"]) for target in labels]
+    boxes = torch.cat([target["boxes"] for target in labels])
+    columns = [upload(column, device).split(counts) for column in (classes.long(), boxes)]
+    moved = [{"class_labels": own, "boxes": own_boxes} for own, own_boxes in zip(*columns, strict=True)]
+    for i, target in enumerate(labels):
+        moved[i] |= {n: upload(target[n], device) for n in ("masks", "segment_map") if n in target}
+    return moved
 
 
 def matching_costs(
@@ -118,21 +141,22 @@ def match(logits: Tensor, boxes_cxcywh: Tensor, labels: Labels, *, costs: Mappin
         "class_labels": pad_sequence([target["class_labels"] for target in labels], batch_first=True),
         "boxes": pad_sequence([target["boxes"] for target in labels], batch_first=True, padding_value=0.5),
     }
-    cost = matching_costs(logits, boxes_cxcywh, padded, costs=costs).cpu()  # (L, B, Q, T)
-    if not cost.isfinite().all():
+    (on_cpu,) = fetch(matching_costs(logits, boxes_cxcywh, padded, costs=costs))
+    cost = on_cpu.numpy()  # (L, B, Q, T); one array, so that PyTorch's work does not grow with the layers
+    if not np.isfinite(cost).all():
         raise FloatingPointError("Matching met logits or boxes that are not finite, in predictions or targets.")
     counts = [len(target["class_labels"]) for target in labels]
     layers = [_assign(layer, counts) for layer in cost]
-    image = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts).clamp(max=logits.shape[2]))
-    return Matching(image, *(torch.stack(indices) for indices in zip(*layers, strict=True)))
+    image = np.arange(len(counts)).repeat(np.minimum(counts, logits.shape[2]))
+    return Matching(*(torch.from_numpy(index) for index in (image, *map(np.stack, zip(*layers, strict=True)))))
 
 
-def _assign(costs: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _assign(costs: Any, counts: Sequence[int]) -> tuple[Any, Any]:
     """Solves one layer: costs (B, Q, T) and the number of targets per image to queries and targets, (N,) each."""
     queries, targets, first = [], [], 0
     for image_costs, count in zip(costs, counts, strict=True):
-        query, target = (torch.as_tensor(index) for index in linear_sum_assignment(image_costs[:, :count]))
+        query, target = linear_sum_assignment(image_costs[:, :count])
         queries.append(query)
         targets.append(target + first)
         first += count
-    return torch.cat(queries), torch.cat(targets)
+    return np.concatenate(queries), np.concatenate(targets)

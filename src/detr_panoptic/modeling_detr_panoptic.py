@@ -270,7 +270,8 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
             pixel_values: (B, 3, H, W) normalized images.
             pixel_mask: (B, H, W), 1 on the image, 0 on padding; None without padding.
             labels: B targets with `class_labels` (T,), `boxes` (T, 4) cxcywh in [0, 1] of the unpadded image, and
-                `masks` (T, H_i, W_i), without which there are no mask losses.
+                `masks` (T, H_i, W_i), or instead `segment_map` (H_i, W_i) with 1 + t on the pixels of target t and 0
+                elsewhere; without either there are no mask losses.
             mask_queries: which queries get masks beside those matched with labels; None: none in training, the
                 configuration's otherwise.
             normalizers: what the losses are divided by; None: computed from this batch.
@@ -288,6 +289,8 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         # Auxiliary losses run the heads for the earlier layers separately, so they change no bit of the predictions.
         logits, boxes = self._detect(features.last_hidden_state)
         earlier_states = features.intermediate_hidden_states[:-1]
+        image_sizes = image_sizes_of(pixel_values, pixel_mask)
+        on_cpu = None if labels is None else image_sizes.to("cpu", non_blocking=True)  # complete once all are matched
         matched = None if labels is None else self._match(labels, earlier_states, logits, boxes)
 
         attention_maps = self.attend(features)
@@ -296,11 +299,10 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         masks = self._segment(features, attention_maps, rows)
         if any(self.model.backbone.margins(pixel_values)):
             masks = masks[..., : -(-height // MASK_STRIDE), : -(-width // MASK_STRIDE)]
-        image_sizes = image_sizes_of(pixel_values, pixel_mask)
         loss, loss_dict = None, None
-        if matched is not None:
-            sizes = [(height, width)] * len(logits) if pixel_mask is None else image_sizes.tolist()
-            loss, loss_dict = self.criterion(matched, MaskCanvas(masks, rows, (height, width), sizes), normalizers)
+        if matched is not None and on_cpu is not None:
+            canvas = MaskCanvas(masks, rows, (height, width), on_cpu.tolist())
+            loss, loss_dict = self.criterion(matched, canvas, normalizers)
         return DetrPanopticSegmentationOutput(
             loss=loss,
             loss_dict=loss_dict,
@@ -333,7 +335,8 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         """Selects the rows among the batch's B*Q queries that get masks: (N,) int64, ascending."""
         if self.training and mask_queries is None and matched is not None:
             # Without matched masks one row still runs, so that every parameter has a gradient in every process.
-            return matched.rows() if len(matched.rows()) else matched.rows().new_zeros(1)
+            matched_rows = matched.rows()
+            return matched_rows if len(matched_rows) else matched_rows.new_zeros(1)
         rows = select_rows(logits, self.config.mask_queries if mask_queries is None else mask_queries)
         return rows if matched is None else torch.cat((rows, matched.rows())).unique()
 

@@ -86,7 +86,8 @@ def best_classes(logits: Tensor) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def run_together(merges: Iterable[Steps]) -> list[Segmentation]:
     """Runs the merging of several images side by side and returns their results."""
-    running, results, answers = dict(enumerate(merges)), {}, {}
+    running, results = dict(enumerate(merges)), {}
+    answers: dict[int, list[Tensor]] = {}
     while running:
         asked: dict[int, tuple[Tensor, ...]] = {}
         for i, steps in running.items():
@@ -140,10 +141,10 @@ def paper_steps(
             seen = seen & (areas > MIN_SEGMENT_AREA)
             chosen = maps.masked_fill(~seen, torch.finfo(maps.dtype).min)
             owner, areas = _assign(chosen, taps, (same & seen).argmax(-1))
-        areas, seen = (values.numpy() for values in (yield areas, seen))
-        left = seen & (areas > MIN_SEGMENT_AREA)
-        if (seen == left).all():
-            info = _segments_info(labels[left], scores[left], areas[left], is_stuff[left])
+        counted, was_seen = (values.numpy() for values in (yield areas, seen))
+        left = was_seen & (counted > MIN_SEGMENT_AREA)
+        if (was_seen == left).all():
+            info = _segments_info(labels[left], scores[left], counted[left], is_stuff[left])
             return {"segmentation": _look_up(np.cumsum(left), owner), "segments_info": info}
         scores, labels, is_stuff = scores[left], labels[left], is_stuff[left]
         maps = maps.index_select(-1, upload(torch.from_numpy(left.nonzero()[0]), device))
@@ -190,10 +191,10 @@ def score_weighted_steps(
     representatives = _shares_segment(labels, is_fused & valid).argmax(-1)
     is_first = valid & (representatives == np.arange(len(labels)))
     ids = np.where(valid, is_first.cumsum()[representatives], VOID_ID)  # (N,), from 1
-    best, areas = np.zeros(is_first.sum() + 1, scores.dtype), np.zeros(is_first.sum() + 1, np.int64)
-    np.maximum.at(best, ids, scores)
+    highest, areas = np.zeros(is_first.sum() + 1, scores.dtype), np.zeros(is_first.sum() + 1, np.int64)
+    np.maximum.at(highest, ids, scores)
     np.add.at(areas, ids, owned)
-    info = _segments_info(labels[is_first], best[1:], areas[1:], is_fused[is_first])
+    info = _segments_info(labels[is_first], highest[1:], areas[1:], is_fused[is_first])
     return {"segmentation": _look_up(ids, owner), "segments_info": info}
 
 

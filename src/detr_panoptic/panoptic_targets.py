@@ -24,6 +24,8 @@ def panoptic_target(
     image_size: Sequence[int],
     processed_size: Sequence[int],
     category_ids: Sequence[int] | None = None,
+    *,
+    as_map: bool = False,
 ) -> dict[str, Tensor]:
     """Returns the targets that the losses compare the predictions for one image with.
 
@@ -33,6 +35,7 @@ def panoptic_target(
         image_size: (H, W) of the original image.
         processed_size: (h, w) of the image as the model sees it, without padding.
         category_ids: the dataset's category id of each label; None where they are the same.
+        as_map: return `segment_map` (h, w) uint8 or int32, 1 + t on target t and 0 elsewhere, instead of `masks`.
 
     Returns:
         `class_labels` (T,) int64, `boxes` (T, 4) float32 cxcywh relative to the image, `masks` (T, h, w) bool, `area`
@@ -65,10 +68,18 @@ def panoptic_target(
     where = [places[int(segments[i]["id"])] for i in kept]
     x, y, box_width, box_height = torch.from_numpy(found.boxes[where]).float().unbind(-1)
     boxes_xyxy = torch.stack((x, y, x + box_width, y + box_height), dim=-1)
+    numbers = np.zeros(len(found.ids), dtype=np.uint8 if len(kept) < 2**8 else np.int32)
+    numbers[where] = np.arange(1, len(kept) + 1)
+    segment_map = torch.from_numpy(numbers[np.searchsorted(found.ids, ids)])
+    masks = (
+        {"segment_map": segment_map}
+        if as_map
+        else {"masks": segment_map == torch.from_numpy(numbers[where])[:, None, None]}
+    )
     return {
         "class_labels": torch.tensor([labels[i] for i in kept], dtype=torch.int64),
         "boxes": xyxy_to_cxcywh(boxes_xyxy) / torch.tensor([width, height, width, height]),
-        "masks": torch.from_numpy(ids == found.ids[where][:, None, None]),
+        **masks,
         "area": torch.from_numpy(found.areas[where]).float(),
         "iscrowd": torch.tensor([int(segments[i].get("iscrowd", 0)) for i in kept], dtype=torch.int64),
         "image_id": torch.tensor([int(image_id)]),

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..image_reading import plain_picture, read_picture
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+from ..transfers import fetch
 from .detections import detect
 from .folder import Layout, PredictionFolder, fingerprint
 from .loading import find_device, load, model_categories
@@ -278,8 +279,9 @@ class Predictor:
         id2label = self.categories.id2label
         for batch, outputs in run_model(self.model, batches, mask_queries=mask_queries):
             results = self._merge(outputs, batch.sizes, task, threshold)
+            maps = fetch(*(result["segmentation"] for result in results))
             for index, (record, result) in enumerate(zip(batch.records, results, strict=True)):
-                segmentation = result["segmentation"].cpu().numpy()
+                segmentation = maps[index].numpy()
                 segments = describe_segments(segmentation, result["segments_info"], self.categories)
                 name = str(record.get("file_name") or f"{record['image_id']:012d}.png")
                 prediction = Prediction(record["image"], segmentation, segments, id2label, name)

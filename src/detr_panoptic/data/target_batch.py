@@ -1,0 +1,68 @@
+"""Targets of a batch that travel from the workers to the GPU as few tensors: one map instead of a mask per segment."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from ..image_reading import stack_padded
+
+Target = dict[str, Tensor]
+
+
+class TargetBatch(Sequence[Target]):
+    """The targets of B images, each a dict with a `segment_map` in place of `masks`; the model takes it as `labels`.
+
+    Only the map moves to a device. The rest is small: the model checks it on the CPU and copies what it needs.
+
+    Args:
+        targets: of `panoptic_target(..., as_map=True)`.
+
+    Example:
+        >>> targets = [{"class_labels": torch.tensor([2]), "segment_map": torch.ones(2, n)} for n in (3, 5)]
+        >>> batch = TargetBatch(targets)
+        >>> len(batch), batch.maps.shape, batch[0]["segment_map"].shape
+        (2, torch.Size([2, 2, 5]), torch.Size([2, 3]))
+    """
+
+    def __init__(self, targets: Sequence[Mapping[str, Tensor]]) -> None:
+        names = [name for name in targets[0] if name != "segment_map"]
+        self._columns = {name: torch.cat([target[name] for target in targets]) for name in names}
+        self._lengths = {name: [len(target[name]) for target in targets] for name in names}
+        self._sizes = [tuple(target["segment_map"].shape) for target in targets]
+        self.maps = stack_padded([target["segment_map"] for target in targets])
+        """(B, H, W)"""
+
+    def __len__(self) -> int:
+        """Returns B."""
+        return len(self._sizes)
+
+    @overload
+    def __getitem__(self, index: int) -> Target: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Target]: ...
+    def __getitem__(self, index: int | slice) -> Target | Sequence[Target]:
+        """Returns the target of an image, of views."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        values = {name: column.split(self._lengths[name])[index] for name, column in self._columns.items()}
+        height, width = self._sizes[index]
+        return values | {"segment_map": self.maps[index, :height, :width]}
+
+    def to(self, device: Any, non_blocking: bool = False) -> "TargetBatch":
+        """Returns the batch with its map on a device."""
+        return self._with(self.maps.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "TargetBatch":
+        """Returns the batch with its map in pinned memory, for `DataLoader`."""
+        return self._with(self.maps.pin_memory())
+
+    def without_masks(self) -> list[Target]:
+        """Returns the targets without their maps."""
+        return [{name: value for name, value in target.items() if name != "segment_map"} for target in self]
+
+    def _with(self, maps: Tensor) -> "TargetBatch":
+        other = object.__new__(TargetBatch)
+        other.__dict__.update(self.__dict__, maps=maps)
+        return other
