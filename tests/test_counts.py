@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 
 from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation, DetrPanopticImageProcessor, panoptic_merging
 from detr_panoptic.data import PanopticCollator
-from detr_panoptic.inference import Predictor
+from detr_panoptic.inference import Predictor, load
 from detr_panoptic.mask_head import CHUNK_BYTES
 from detr_panoptic.scenes import make_scene
 from detr_panoptic.training.loop import train_step
@@ -197,7 +197,7 @@ def test_a_batch_reaches_the_gpu_as_few_tensors(monkeypatch):
 @pytest.mark.usefixtures("like_cuda")
 def test_a_picture_waits_for_its_input_and_four_times(model_folder, monkeypatch):
     """For the queries that are kept, the check that all is finite, two steps of merging, and the map."""
-    predictor = Predictor.from_pretrained(model_folder, device="cpu")
+    predictor = Predictor(*load(model_folder, device="cpu"))
     picture = make_scene(1, height=64, width=88)["image"]
     expected = predictor(picture)
     to_gpu(predictor.model)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .evaluation.model_evaluation import evaluate
     from .evaluation.panoptic_quality import PanopticQuality
     from .evaluation.results import Evaluation, PanopticQualityResult
+    from .evaluation.tuning import Tuning, tune_thresholds
     from .explanation import Explanation, explain
     from .exporting import export
     from .image_processing_detr_panoptic import DetrPanopticImageProcessor
@@ -49,6 +50,7 @@ __all__ = [
     "PredictionFolder",
     "Predictor",
     "TrainingResult",
+    "Tuning",
     "check_data",
     "complete_stuff",
     "convert_checkpoint",
@@ -59,6 +61,7 @@ __all__ = [
     "push",
     "read_panoptic",
     "train",
+    "tune_thresholds",
 ]
 
 _NAMES = {
@@ -74,6 +77,7 @@ _NAMES = {
     "evaluation.model_evaluation": ("evaluate",),
     "evaluation.panoptic_quality": ("PanopticQuality",),
     "evaluation.results": ("Evaluation", "PanopticQualityResult"),
+    "evaluation.tuning": ("Tuning", "tune_thresholds"),
     "checkpoints.conversion": ("convert_checkpoint",),
     "training.run": ("TrainingResult", "train"),
     "exporting": ("export",),

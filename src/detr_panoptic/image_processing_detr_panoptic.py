@@ -1,11 +1,6 @@
 """Image processor of DETR for panoptic segmentation: images and annotations to inputs, outputs to segments.
 
-Names and defaults follow transformers' `DetrImageProcessor`, with these differences:
-  * annotations are id maps in memory, never files beside the dataset;
-  * boxes of targets are relative to the image, not to the padded canvas, and span whole pixels;
-  * masks of targets have the size of their image, and masks of predictions are cropped to it before they are resized;
-  * stuff is fused by default, thresholds are saved with the processor, ids are unique and run from 1, 0 is void;
-  * every PIL mode, 16-bit images and EXIF rotation are supported.
+Names and defaults follow transformers' `DetrImageProcessor`; docs/deviations.md lists the differences.
 """
 
 import os
@@ -33,19 +28,13 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
 from .box_ops import cxcywh_to_xyxy
-from .image_reading import (
-    array_to_tensor,
-    channels_last,
-    flatten_images,
-    picture_to_tensor,
-    read_picture,
-    stack_padded,
-)
+from .image_reading import array_to_tensor, channels_last, each_image, picture_to_tensor, read_picture, stack_padded
 from .mask_head import MASK_STRIDE, SKIPPED_MASK_LOGIT
 from .panoptic_merging import (
     ImageSizes,
     Segmentation,
     best_classes,
+    is_above,
     paper_steps,
     run_together,
     score_weighted_steps,
@@ -71,7 +60,7 @@ class DetrPanopticImageProcessorKwargs(ImagesKwargs, total=False):
     stuff_label_ids: list[int] | None
     category_ids: list[int] | None
     merging: str | None
-    threshold: float | int | None
+    threshold: float | int | list[float] | None
     mask_threshold: float | int | None
     overlap_mask_area_threshold: float | int | None
 
@@ -85,7 +74,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         stuff_label_ids: labels of background regions, of which an image has at most one segment each.
         category_ids: the dataset's category id of each label, to read annotations; None where they are the same.
         merging: "paper" merges as the reference's evaluation does, "score_weighted" as transformers does.
-        threshold: confidence below which a query is dropped; 0.85 in the paper's evaluation.
+        threshold: confidence below which a query is dropped, or one for each label; 0.85 in the paper's evaluation.
         mask_threshold: probability above which a pixel belongs to a query's own mask, in the score-weighted mode and
             for instances.
         overlap_mask_area_threshold: share of its own mask that a segment must keep in these two.
@@ -114,7 +103,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     stuff_label_ids: list[int] = []  # noqa: RUF012  read as a default and copied
     category_ids: list[int] | None = None
     merging = "paper"
-    threshold = 0.85
+    threshold: float | list[float] = 0.85
     mask_threshold = 0.5
     overlap_mask_area_threshold = 0.8
 
@@ -132,7 +121,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
             raise ValueError(f"`stuff_label_ids` must be labels from 0 to {last}, got {self.stuff_label_ids}.")
         if self.merging not in MERGING_MODES:
             raise ValueError(f"`merging` must be one of {MERGING_MODES}, got {self.merging!r}.")
-        self._thresholds(None, None, None)
+        self._thresholds(None, None, None, None)
 
     @classmethod
     def for_model(cls, config: PreTrainedConfig, **kwargs: Any) -> "DetrPanopticImageProcessor":
@@ -214,7 +203,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         Raises:
             ValueError: an image is unreadable, or a map and its `segments_info` disagree.
         """
-        images = list(flatten_images(self.fetch_images(images)))
+        images = list(each_image(self.fetch_images(images)))
         if not images:
             raise ValueError("`images` must hold at least one image, got none.")
         if isinstance(annotations, Mapping):
@@ -265,7 +254,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     def post_process_panoptic_segmentation(
         self,
         outputs: Any,  # of our model, or of any with such `logits` and `pred_masks`
-        threshold: float | None = None,
+        threshold: float | Sequence[float] | None = None,
         mask_threshold: float | None = None,
         overlap_mask_area_threshold: float | None = None,
         label_ids_to_fuse: Collection[int] | None = None,
@@ -275,7 +264,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
 
         Args:
             outputs: the model's.
-            threshold: confidence below which a query is dropped; None, here and below: the processor's own.
+            threshold: least confidence of a query, or that of each label; None, here and below: the processor's own.
             mask_threshold: used by the score-weighted mode only, as the next.
             overlap_mask_area_threshold: the share of its own mask that a segment must keep.
             label_ids_to_fuse: labels with at most one segment; None: `stuff_label_ids`.
@@ -285,7 +274,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
             Per image `segmentation` (H, W) int32, 0 void and ids from 1, and `segments_info` of `SegmentInfo`.
         """
         fused = self.stuff_label_ids if label_ids_to_fuse is None else label_ids_to_fuse
-        thresholds = self._thresholds(threshold, mask_threshold, overlap_mask_area_threshold)
+        thresholds = self._thresholds(outputs, threshold, mask_threshold, overlap_mask_area_threshold)
         images = _images(outputs, target_sizes)
         if self.merging == "paper":
             options: Any = {"threshold": thresholds["threshold"], "stuff_label_ids": fused}
@@ -295,7 +284,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     def post_process_instance_segmentation(
         self,
         outputs: Any,
-        threshold: float | None = None,
+        threshold: float | Sequence[float] | None = None,
         mask_threshold: float | None = None,
         overlap_mask_area_threshold: float | None = None,
         target_sizes: Sizes | None = None,
@@ -305,7 +294,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
 
         With `return_coco_annotation` the map is one run-length code per value in it.
         """
-        thresholds = self._thresholds(threshold, mask_threshold, overlap_mask_area_threshold)
+        thresholds = self._thresholds(outputs, threshold, mask_threshold, overlap_mask_area_threshold)
         options: Any = {"label_ids_to_fuse": (), "left_out": self.stuff_label_ids, **thresholds}
         found = run_together(score_weighted_steps(*image, **options) for image in _images(outputs, target_sizes))
         results: list[dict[str, Any]] = [{**result} for result in found]
@@ -316,55 +305,53 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     def post_process_semantic_segmentation(
         self, outputs: Any, target_sizes: Sizes | None = None, return_segmentation_scores: bool = False
     ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
-        """Returns the label of each pixel, per image, from outputs with `mask_queries="all"`.
+        """Returns the label of each pixel, per image; raises ValueError for outputs without `mask_queries="all"`.
 
         Returns:
             (H, W) int64 maps; or, with `return_segmentation_scores`, outputs with such a `segmentation` and
             `segmentation_scores` (K, H, W).
-
-        Raises:
-            ValueError: `outputs` lack the masks of some queries.
         """
-        skipped = (outputs.pred_masks.flatten(2).amax(-1) <= SKIPPED_MASK_LOGIT / 2).sum().item()
-        if skipped:
+        if skipped := (outputs.pred_masks.flatten(2).amax(-1) <= SKIPPED_MASK_LOGIT / 2).sum().item():
             hint = 'call the model with mask_queries="all"'
             raise ValueError(f"`outputs` must have masks of all queries, but {skipped} queries lack theirs: {hint}.")
         sizes = [image[-1] for image in _images(outputs, target_sizes)]
         images = zip(outputs.logits, outputs.pred_masks, sizes, strict=True)
         if not return_segmentation_scores:
             return [semantic_map(*image) for image in images]
-        scores = [semantic_scores(*image) for image in images]
-        return [
-            SemanticSegmentationPostProcessorOutput({"segmentation": s.argmax(0), "segmentation_scores": s})
-            for s in scores
-        ]
+        scores = (semantic_scores(*image) for image in images)
+        found = ({"segmentation": s.argmax(0), "segmentation_scores": s} for s in scores)
+        return [SemanticSegmentationPostProcessorOutput(result) for result in found]
 
     @torch.no_grad()
     def post_process_object_detection(
-        self, outputs: Any, threshold: float | None = None, target_sizes: Sizes | None = None
+        self, outputs: Any, threshold: float | Sequence[float] | None = None, target_sizes: Sizes | None = None
     ) -> list[dict[str, Tensor]]:
         """Returns boxes of things and stuff, per image.
 
         Returns:
             `scores` (N,), `labels` (N,) and `boxes` (N, 4) xyxy in pixels of `target_sizes`; without these, in [0, 1].
         """
-        threshold = self._thresholds(threshold)["threshold"]
+        threshold = self._thresholds(outputs, threshold)["threshold"]
         scores, labels = outputs.logits.float().softmax(-1)[..., :-1].max(-1)  # (B, Q) each
         boxes = cxcywh_to_xyxy(outputs.pred_boxes.float())
         if target_sizes is not None:
             height, width = torch.tensor(_pairs("target_sizes", target_sizes, len(boxes)), device=boxes.device).T
             boxes = boxes * torch.stack((width, height, width, height), dim=-1)[:, None]
         return [
-            {"scores": s[s > threshold], "labels": x[s > threshold], "boxes": b[s > threshold]}
-            for s, x, b in zip(scores, labels, boxes, strict=True)
+            {"scores": s[kept], "labels": x[kept], "boxes": b[kept]}
+            for s, x, b, kept in zip(scores, labels, boxes, is_above(scores, labels, threshold), strict=True)
         ]
 
-    def _thresholds(self, *given: float | None) -> dict[str, Any]:
+    def _thresholds(self, outputs: Any, *given: float | Sequence[float] | None) -> dict[str, Any]:
         """Returns the thresholds by name, in the order of `THRESHOLDS`; the processor's own where None is given."""
-        values = {n: getattr(self, n) if v is None else v for n, v in zip(THRESHOLDS, given, strict=False)}
+        values: dict[str, Any] = {
+            n: getattr(self, n) if v is None else v for n, v in zip(THRESHOLDS, given, strict=False)
+        }
         for name, value in values.items():
-            if not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise ValueError(f"`{name}` must be a number from 0 to 1, got {value!r}.")
+            several = name == "threshold" and isinstance(value, (list, tuple))
+            good = all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in (value if several else [value]))
+            if not good or (several and outputs is not None and len(value) != outputs.logits.shape[-1] - 1):
+                raise ValueError(f"`{name}` must be a number from 0 to 1{', one per label' * several}, got {value!r}.")
         return values
 
 

@@ -13,7 +13,8 @@ from transformers.image_utils import ChannelDimension, load_image
 
 MAX_UINT16, MAX_UINT8 = 65535, 255
 # Pillow recognizes a file by its content, not its name, in fifty formats; for PostScript it runs Ghostscript.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+# Pillow itself cannot read HEIF, the photographs of an iPhone; the package `pillow-heif` adds it.
+FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def read_picture(source: str | os.PathLike[str], *, timeout: float | None = None) -> Image.Image:
@@ -25,13 +26,19 @@ def read_picture(source: str | os.PathLike[str], *, timeout: float | None = None
     try:
         if isinstance(source, str) and not os.path.exists(source):  # noqa: PTH110  of a long base64 string, no error
             return load_image(source, timeout=timeout)
-        with Image.open(source, formats=FORMATS) as picture:
+        with Image.open(source, formats=known_formats()) as picture:
             picture.load()
             return picture
     except Exception as error:
         # Broken files raise anything from SyntaxError to struct.error, and few of these name the file.
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"Cannot read the image {str(source)[:200]!r}: {reason}") from error
+
+
+def known_formats() -> list[str]:
+    """Returns those of `FORMATS` that Pillow can read here."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def picture_to_tensor(picture: Image.Image) -> Tensor:
@@ -46,11 +53,6 @@ def picture_to_tensor(picture: Image.Image) -> Tensor:
     if picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")  # else PIL warns
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
-
-
-def plain_picture(picture: Image.Image) -> Image.Image:
-    """Returns the picture as the model sees it: upright, RGB, 8 bits; errors as in `picture_to_tensor`."""
-    return Image.fromarray(picture_to_tensor(picture).permute(1, 2, 0).contiguous().numpy())
 
 
 def _sixteen_to_eight_bits(values: Tensor) -> Tensor:
@@ -123,11 +125,11 @@ def channels_last(pixels: Tensor) -> Tensor:
     return pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
-def flatten_images(images: Any) -> Iterator[Any]:
+def each_image(images: Any) -> Iterator[Any]:
     """Yields the single images of lists and of batches (B, C, H, W)."""
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) > 3:
         for image in images:
-            yield from flatten_images(image)
+            yield from each_image(image)
     else:
         yield images
 

@@ -2,21 +2,12 @@
 
 Letters: Q queries, N kept queries, K labels (class K of the logits is "no object"), (h, w) mask map, (H, W) target.
 
-`merge_paper` follows PostProcessPanoptic of facebookresearch/detr (29901c5), with these differences:
-  * ids start at 1 and 0 is void; the reference counts from 0, so an image without a kept query is one segment 0;
-  * masks of a padded batch are cropped to the image before they are resized; the reference stretches the padded map;
-  * only the pixels that the nearest resize to the target size reads are computed, and mask logits are compared, not
-    their softmax over the queries: the same owner but for ties made by rounding, without (N, H, W) floats.
-As in the reference (the goldens show it), a stuff query that was fused into the first of its class has area 0, so it
-is dropped as too small, and the next pass gives the pixels that only it covered to other queries. Fusion is part of
-every pass, so no pass lists a stuff class twice.
-
-`merge_score_weighted` follows `compute_segments` of transformers 5.23 (`DetrImageProcessor`), with these differences:
-  * the mask threshold applies to the mask's probability, not to score x probability;
-  * ids are unique; there, they can repeat after stuff was fused;
-  * a fused class has one entry, with the highest score among its members; there, one entry per member;
-  * an empty result is an int32 map of 0, like any other; there, a float map of -1;
-  * instances are things only.
+`merge_paper` follows PostProcessPanoptic of facebookresearch/detr (29901c5), `merge_score_weighted` follows
+`compute_segments` of transformers 5.23; docs/deviations.md lists the differences. In the paper's way only the pixels
+that the nearest resize to the target size reads are computed, and mask logits are compared, not their softmax over the
+queries: the same owner but for ties made by rounding, without (N, H, W) floats. As in the reference (the goldens show
+it), a stuff query that was fused into the first of its class has area 0, so it is dropped as too small, and the next
+pass gives the pixels that only it covered to other queries.
 
 Maps are resized as by F.interpolate (bilinear, align_corners=False), a strip of output rows at a time; the size of the
 strips changes no value. Pixels stay on the GPU and what concerns whole queries is decided on the CPU. The images of a
@@ -38,6 +29,8 @@ from .transfers import fetch, upload, upload_rows
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+
+    Threshold = float | Sequence[float]  # for all labels, or for each
 
 MIN_SEGMENT_AREA = 4  # pixels; DETR drops segments of this size or smaller after merging
 STRIP_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
@@ -116,7 +109,7 @@ def paper_steps(
     masks: Tensor,
     sizes: ImageSizes,
     *,
-    threshold: float,
+    threshold: Threshold,
     stuff_label_ids: Collection[int],
 ) -> Steps:
     """Merges as DETR's published PQ was measured: one argmax over the masks, stuff fused, tiny segments dropped.
@@ -125,7 +118,7 @@ def paper_steps(
         best: scores and labels (Q,) of `best_classes`, on the CPU.
         masks: (Q, h, w) mask logits of the padded canvas.
         sizes: the image's; the argmax is taken at the processed size, its nearest pixel at the target size.
-        threshold: least probability of a query's class; 0.85 in the paper's evaluation.
+        threshold: least probability of a query's class, one or one for each label; 0.85 in the paper's evaluation.
         stuff_label_ids: labels of which an image has at most one segment.
     """
     scores, labels, maps = _kept_queries(best, crop_to_image(masks, sizes), threshold)
@@ -156,7 +149,7 @@ def score_weighted_steps(
     masks: Tensor,
     sizes: ImageSizes,
     *,
-    threshold: float = 0.5,
+    threshold: Threshold = 0.5,
     mask_threshold: float = 0.5,
     overlap_mask_area_threshold: float = 0.8,
     label_ids_to_fuse: Collection[int],
@@ -210,12 +203,17 @@ def semantic_scores(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Tensor:
     return _joined([*_semantic_strips(logits, masks, sizes)]).permute(2, 0, 1)
 
 
+def is_above(scores: Tensor, labels: Tensor, threshold: Threshold) -> Tensor:
+    """Returns whether each score is above the threshold, or above that of its label; none of "no object" is."""
+    return scores > (threshold if isinstance(threshold, (int, float)) else scores.new_tensor([*threshold, 1])[labels])
+
+
 def _kept_queries(
-    best: Sequence[Tensor], masks: Tensor, threshold: float, left_out: Collection[int] = ()
+    best: Sequence[Tensor], masks: Tensor, threshold: Threshold, left_out: Collection[int] = ()
 ) -> tuple[Any, Any, Tensor]:
-    """Keeps queries more probable than `threshold` and not in `left_out`: scores and labels (N,), maps (h, w, N)."""
+    """Keeps queries above the threshold and not in `left_out`: their scores and labels (N,), and maps (h, w, N)."""
     scores, labels = (values.numpy() for values in best)
-    keep = (scores > threshold) & ~np.isin(labels, list(left_out))
+    keep = is_above(*best, threshold).numpy() & ~np.isin(labels, list(left_out))
     kept = upload(torch.from_numpy(keep.nonzero()[0]), masks.device)
     # Queries last: a pixel's values are adjacent in memory, and resizing copies runs of them (3x faster on a CPU).
     maps = at_least_float32(masks.index_select(0, kept)).permute(1, 2, 0).contiguous()

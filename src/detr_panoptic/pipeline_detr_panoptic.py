@@ -1,11 +1,7 @@
 """The image segmentation pipeline for DETR panoptic models.
 
-Differences from transformers' own `ImageSegmentationPipeline`:
-  * `batch_size` works for images of different sizes: a batch is padded, and each result is that of the image alone as
-    far as the backbone's convolutions at the padding's border allow;
-  * a semantic map is made from the masks of all queries, also of those that see no object;
-  * thresholds default to the processor's, so that a call gives what the model was measured with;
-  * arrays and tensors are images too, and the error about a broken file names it.
+Unlike transformers' own, it takes images of different sizes with `batch_size`, arrays and tensors, and its thresholds
+default to the processor's, so that a call gives what the model was measured with.
 """
 
 import os
@@ -77,8 +73,7 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
     ) -> dict[str, Tensor]:
         """Returns `pixel_values` (1, 3, h, w), `pixel_mask` (1, h, w) and `target_size` (1, 2), height first.
 
-        Raises:
-            ValueError: it cannot be read; names the file.
+        Raises ValueError, with the name of the file, if it cannot be read.
         """
         if isinstance(image, (str, os.PathLike)):
             image = read_picture(image, timeout=timeout)
@@ -107,14 +102,13 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
         self,
         model_outputs: ModelOutput,
         subtask: str | None = None,
-        threshold: float | None = None,
+        threshold: float | Sequence[float] | None = None,
         mask_threshold: float | None = None,
         overlap_mask_area_threshold: float | None = None,
     ) -> list[dict[str, Any]]:
         """Returns `score`, `label` and `mask` of each segment of one image; None means the processor's threshold.
 
-        Raises:
-            ValueError: there is no such subtask.
+        Raises ValueError if there is no such subtask.
         """
         processor: Any = self.image_processor
         sizes = model_outputs["target_size"]

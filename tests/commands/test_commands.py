@@ -189,3 +189,16 @@ def test_without_gradio_the_page_names_what_to_install(monkeypatch, capsys):
 
 def test_the_bundled_checkpoint_fits_in_a_wheel():
     assert sum(path.stat().st_size for path in BUNDLED.iterdir()) < 12 * 2**20
+
+
+def test_tuning_is_printed_and_saved_with_the_model(monkeypatch, tmp_path, capsys):
+    saved = []
+    called = Called(monkeypatch, "tune_thresholds", failures=[], save=lambda _, folder: saved.append(folder))
+    words = ["--data", "d", "--tune", "per-class", "--limit", 9]
+    assert run("evaluate", "--model", tmp_path, *words) == 0
+    assert called.arguments == (str(tmp_path), "d")
+    assert called.options["per_class"] is True
+    assert called.options["limit"] == 9
+    assert run("evaluate", "--model", "OWNER/NAME", *words, "--output", tmp_path / "out") == 0
+    assert saved == [str(tmp_path), tmp_path / "out"]
+    assert "the result" in capsys.readouterr().out

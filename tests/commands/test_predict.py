@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from detr_panoptic.commands import main
 from tests.conftest import photo
@@ -80,3 +81,15 @@ def test_a_mistake_is_exit_code_2_and_names_the_argument(tmp_path, model_folder,
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("detr-panoptic: error: ")
     assert named in last
+
+
+def test_tiles_open_images_that_are_too_large_otherwise(tmp_path, model_folder, photos, capsys, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    words = ["predict", photos[0], "--model", model_folder, "--output", tmp_path / "out"]
+    assert run(*words) == 2
+    assert "exceeds limit" in capsys.readouterr().err
+    assert run(*words, "--tile", 32, "--overlap", 33) == 2
+    assert "`overlap`" in capsys.readouterr().err
+    words[-1] = tmp_path / "tiled"
+    assert run(*words, "--tile", 40, "--overlap", 8) == 0
+    assert (tmp_path / "tiled" / "0.png").is_file()

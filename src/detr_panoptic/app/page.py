@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..checkpoints import BUNDLED
 from ..explanation import explain
-from ..image_reading import FORMATS
+from ..image_reading import known_formats
 from ..inference import Predictor
 from ..scenes import SCENE_CATEGORIES, make_scene
 from ..visualization import class_colors, shade
@@ -141,8 +141,7 @@ def build_page(predictor: Predictor, *, max_pixels: int = MAX_PIXELS) -> gr.Bloc
                     gr.Examples(desk.examples(), image, label="Generated scenes", cache_examples=False)
                 tasks = [(f"{name}: {meaning}", name) for name, meaning in TASKS.items()]
                 task = gr.Radio(tasks, value="panoptic", label="Task")
-                least = predictor.processor.threshold
-                threshold = gr.Slider(0, 1, least, step=0.01, label="Threshold", info="Minimum score of a segment")
+                threshold = gr.Slider(0, 1, desk.threshold, step=0.01, label="Threshold", info=desk.threshold_info)
                 table = gr.Dataframe(headers=["segment", "score", "area"], interactive=False, max_height=300)
                 files = gr.File(label="Segment ids (PNG), segments (JSON), overlay", interactive=False)
             with gr.Column(scale=3, min_width=280):
@@ -177,6 +176,10 @@ class _Desk:
         self.max_pixels = max_pixels
         self.cache = cache
         self.cache.mkdir(parents=True, exist_ok=True)
+        own = predictor.processor.threshold
+        self.threshold = own if isinstance(own, float | int) else round(sum(own) / len(own), 2)
+        several = "" if self.threshold == own else "; until it is moved, each class has a tuned one"
+        self.threshold_info = f"Minimum score of a segment{several}"
 
     def examples(self) -> list[str]:
         """Writes generated scenes that the bundled model has not seen, and returns the files."""
@@ -200,7 +203,7 @@ class _Desk:
         if image is None:
             return None, None, None, None
         with self._checked(image) as path:
-            prediction = self.predictor(path, task=task, threshold=None if task == "semantic" else threshold)
+            prediction = self.predictor(path, task=task, threshold=self._least(task, threshold))
         folder = Path(tempfile.mkdtemp(dir=self.cache))
         prediction.save(folder)
         shown = prediction.image.copy()
@@ -219,14 +222,20 @@ class _Desk:
         """Returns the sheet of the selected segment; segments are listed in the order of their ids, from 1."""
         with self._checked(image) as path:
             ids = [selected.index + 1]
-            return explain(self.predictor, path, threshold=threshold, segments=ids, task=task).draw()
+            return explain(
+                self.predictor, path, threshold=self._least(task, threshold), segments=ids, task=task
+            ).draw()
+
+    def _least(self, task: str, threshold: float) -> float | None:
+        """Returns the threshold that a visitor chose, or None for the model's own."""
+        return None if task == "semantic" or threshold == self.threshold else threshold
 
     @contextmanager
     def _checked(self, image: Any) -> Iterator[Path]:
         """Yields the uploaded file if it is not too large, and shows errors to the visitor without its folder."""
         path = Path(image["path"])
         try:
-            with Image.open(path, formats=FORMATS) as picture:
+            with Image.open(path, formats=known_formats()) as picture:
                 is_large = picture.width * picture.height > self.max_pixels
         except Image.DecompressionBombError:
             is_large = True

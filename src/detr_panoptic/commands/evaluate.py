@@ -1,5 +1,6 @@
 """`detr-panoptic evaluate`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,16 +11,31 @@ from .options import READING, RUNNING, Model, OnError, Output, Reading, Running,
 KINDS: dict[str, bool | Literal["box"]] = {"none": False, "box": "box", "mask": True}
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """What is measured."""
+
+    threshold: Threshold = None
+    average_precision: Annotated[
+        Literal["none", "box", "mask"],
+        Parameter(help="box costs next to nothing; mask is box and mask AP, for which every query needs a mask."),
+    ] = "mask"
+    tune: Annotated[
+        Literal["common", "per-class"] | None,
+        Parameter(help="Find the threshold and the merging with the best PQ on these images, and save them."),
+    ] = None
+
+
+MEASURES = Measures()
+
+
 def evaluate(
     *,
     model: Model,
     data: Source,
     output: Output = Path("evaluation"),
-    threshold: Threshold = None,
-    average_precision: Annotated[
-        Literal["none", "box", "mask"],
-        Parameter(help="box costs next to nothing; mask is box and mask AP, for which every query needs a mask."),
-    ] = "mask",
+    measures: Measures = MEASURES,
     on_error: OnError = "stop",
     reading: Reading = READING,
     running: Running = RUNNING,
@@ -37,24 +53,33 @@ def evaluate(
     started again. On several processes: accelerate launch scripts/evaluate.py
     with the same options.
 
+    --tune does not write a report: it tries score thresholds, one for all classes
+    or also one for each, and both ways of merging, prints the panoptic quality
+    before and after, and writes the best settings into the model's image
+    processor. Tune on images that the model is not tested on.
+
     For example:
 
         detr-panoptic evaluate --model my_model --data my_data
         detr-panoptic evaluate --model my_model --data coco --split val2017
-        detr-panoptic evaluate --model my_model --data my_data --limit 200
+        detr-panoptic evaluate --model my_model --data my_data --tune per-class
     """
     from .. import evaluate as measure
+    from .. import tune_thresholds
 
+    options = {**reading.arguments(), **running.loading(), **running.steps(), "on_error": on_error}
+    if measures.tune is not None:
+        tuning = tune_thresholds(model, data, per_class=measures.tune == "per-class", **options)
+        print(tuning)
+        print(f"The settings are in {tuning.save(model if Path(model).is_dir() else output)}")
+        return 2 if tuning.failures else 0
     result = measure(
         model,
         data,
         output=output,
-        threshold=threshold,
-        average_precision=KINDS[average_precision],
-        on_error=on_error,
-        **reading.arguments(),
-        **running.loading(),
-        **running.steps(),
+        threshold=measures.threshold,
+        average_precision=KINDS[measures.average_precision],
+        **options,
     )
     print(result)
     print(f"The report is in {output}")

@@ -94,7 +94,7 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
     may_skip = on_error == "skip"
     data = read_source(source, split=split, data_format=data_format, limit=limit, files_may_be_missing=may_skip)
     predictor = Predictor.of(model, device=device, dtype=dtype)
-    comparison = _Comparison(data.categories, _match_classes(data.categories, predictor.categories.id2label), kinds)
+    comparison = _Comparison(data.categories, match_classes(data.categories, predictor.categories.id2label), kinds)
     options: dict[str, Any] = {
         "threshold": threshold,
         "batch_size": batch_size,
@@ -124,7 +124,7 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
     return evaluation
 
 
-def _match_classes(categories: Categories, id2label: Mapping[int, str]) -> dict[int, int]:
+def match_classes(categories: Categories, id2label: Mapping[int, str]) -> dict[int, int]:
     """Returns the dataset's label id of each label id of the model; ValueError if the model lacks a class."""
     labels = match_labels(categories, id2label)
     lacking = [repr(name) for label, name in enumerate(categories.names) if label not in labels.values()]
@@ -156,7 +156,7 @@ class _Comparison:
         disable = None if progress and processes().is_main_process else True
         for record, prediction in tqdm(results, desc="evaluating", unit="image", disable=disable):
             truth = {"segmentation": truth_ids(record), "segments_info": record["segments_info"]}
-            predicted = relabel(prediction, self.labels)
+            predicted = relabel(prediction.segmentation, prediction.segments_info, self.labels)
             quality = PanopticQuality(self.categories)
             quality.update(truth, predicted)
             true = true_instances(**truth, is_thing=self.categories.is_thing) if self.kinds else []

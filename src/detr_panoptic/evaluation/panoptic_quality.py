@@ -85,7 +85,8 @@ class PanopticQuality:
                 ids.
         """
         if not isinstance(prediction, Mapping):
-            prediction = relabel(prediction, match_labels(self.categories, prediction.id2label))
+            labels = match_labels(self.categories, prediction.id2label)
+            prediction = relabel(prediction.segmentation, prediction.segments_info, labels)
         self._images.append(_count(truth, prediction, self.categories.category_ids))
 
     def __len__(self) -> int:
@@ -135,16 +136,18 @@ class PanopticQuality:
         )
 
 
-def relabel(prediction: Prediction, labels: Mapping[int, int]) -> dict[str, Any]:
-    """Returns a prediction in the labels of a dataset, given the dataset's label of each label of the model.
+def relabel(
+    ids: NDArray[np.int32], segments_info: Sequence[Mapping[str, Any]], labels: Mapping[int, int]
+) -> dict[str, Any]:
+    """Returns a predicted map in the labels of a dataset, given the dataset's label of each label of the model.
 
     Segments of classes that the dataset does not have become void: it cannot judge them.
     """
-    known = [segment for segment in prediction.segments if segment.label_id in labels]
-    ids = prediction.segmentation
-    if len(known) < len(prediction.segments):
-        ids = np.where(np.isin(ids, [segment.id for segment in known]), ids, 0)
-    segments = [{"id": s.id, "label_id": labels[s.label_id], "score": s.score, "area": s.area} for s in known]
+    known = [segment for segment in segments_info if segment["label_id"] in labels]
+    if len(known) < len(segments_info):
+        ids = np.where(np.isin(ids, [segment["id"] for segment in known]), ids, 0)
+    same = ("id", "score", "area")
+    segments = [{"label_id": labels[s["label_id"]], **{key: s[key] for key in same}} for s in known]
     return {"segmentation": ids, "segments_info": segments}
 
 

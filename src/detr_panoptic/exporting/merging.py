@@ -9,13 +9,13 @@ since another pass does not change a settled image.
 Legend: B images, N queries with a mask, K labels, (h, w) map of the masks, (H, W) canvas.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..panoptic_merging import MIN_SEGMENT_AREA
+from ..panoptic_merging import MIN_SEGMENT_AREA, is_above
 
 MASK_STRIDE = 4  # canvas pixels per mask cell
 NO_SEGMENT = -1  # label id of empty table entries
@@ -31,7 +31,12 @@ class SegmentTables(NamedTuple):
 
 
 def merge_batch(
-    logits: Tensor, masks: Tensor, pixel_mask: Tensor, *, threshold: float, stuff_label_ids: Collection[int]
+    logits: Tensor,
+    masks: Tensor,
+    pixel_mask: Tensor,
+    *,
+    threshold: float | Sequence[float],
+    stuff_label_ids: Collection[int],
 ) -> SegmentTables:
     """Merges the masks of each image at its processed size.
 
@@ -39,11 +44,12 @@ def merge_batch(
         logits: (B, N, K + 1), the last class is "no object".
         masks: (B, N, h, w) mask logits of the canvas, stride 4.
         pixel_mask: (B, H, W), 1 on the image, which is at the top left.
-        threshold: a query is kept if its best class is not "no object" and its probability is above this.
+        threshold: a query is kept if its best class is not "no object" and its probability is above this, or above
+            the threshold of that class.
         stuff_label_ids: labels with at most one segment per image.
     """
     scores, labels = logits.softmax(-1).max(-1)  # (B, N)
-    kept = (labels != logits.shape[-1] - 1) & (scores > threshold)
+    kept = (labels != logits.shape[-1] - 1) & is_above(scores, labels, threshold)
     is_stuff = torch.tensor([label in stuff_label_ids for label in range(logits.shape[-1])], device=labels.device)[
         labels
     ]

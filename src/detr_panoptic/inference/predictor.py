@@ -6,9 +6,10 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import torch
 from accelerate import PartialState
@@ -17,15 +18,22 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-from ..image_reading import plain_picture, read_picture
+from ..image_reading import read_picture
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from ..transfers import fetch
 from .detections import detect
+from .fast_form import fast_form
 from .folder import Layout, PredictionFolder, fingerprint
 from .loading import find_device, load, model_categories
 from .loop import Batch, load_batches, make_batch, plan_batches, run_model
-from .pictures import Pictures, open_pictures
+from .pictures import Pictures, open_pictures, plain_picture
 from .prediction import Prediction, describe_segments
+from .tiling import Tiling, predict_tiles
+from .video import Frame, Video, VideoPrediction, follow_video, write_video
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +42,7 @@ Task = Literal["panoptic", "instance", "semantic"]
 Detections = Literal["none", "box", "mask"]
 OnError = Literal["stop", "skip"]
 
+OVERLAP = 128  # pixels of neighboring tiles: most things that a border cuts are then whole in one of them
 MAX_WORKERS = 8  # more loading processes are faster than any GPU
 PATIENCE = timedelta(days=7)  # a process may wait for another one that has the slow images
 
@@ -46,6 +55,7 @@ class Predictor:
     Args:
         model: on its device.
         processor: its image processor.
+        network: what is called in place of the model, of `fast_form`; None: the model.
 
     Example:
         >>> from detr_panoptic import Predictor
@@ -57,28 +67,38 @@ class Predictor:
         (256, 256)
     """
 
-    def __init__(self, model: DetrPanopticForSegmentation, processor: DetrPanopticImageProcessor) -> None:
+    def __init__(
+        self, model: DetrPanopticForSegmentation, processor: DetrPanopticImageProcessor, *, network: Any = None
+    ) -> None:
         self.model = model
+        self.network = network
         self.processor = processor
         self.categories = model_categories(model.config)
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path, *, device: str | torch.device = "auto", dtype: str | torch.dtype | None = None
+        cls,
+        model: str | Path,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype | None = None,
+        compile: str | None = None,
     ) -> Predictor:
-        """Loads a model and its image processor.
+        """Loads a model and its image processor. The predictor runs a faster form of the model: see `fast_form`.
 
         Args:
             model: a folder, or the name of a repository on the Hub.
             device: "auto" takes a GPU if there is one; under `accelerate launch`, each process takes its own.
             dtype: of the computation, such as "bfloat16"; None: float32.
+            compile: "cudagraph" captures a CUDA graph for each size of the images, for many images of few sizes.
 
         Raises:
-            ValueError: there is no such model or device, or the checkpoint is broken.
+            ValueError: there is no such model or device, the checkpoint is broken, or `compile` needs a GPU.
         """
         if device == "auto" and (state := processes()).num_processes > 1:
             device = state.device
-        return cls(*load(model, device=device, dtype=dtype))
+        loaded, processor = load(model, device=device, dtype=dtype)
+        return cls(loaded, processor, network=fast_form(loaded, compile))
 
     @classmethod
     def of(
@@ -97,11 +117,23 @@ class Predictor:
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str, but not of images
-        self, images: ImageInput, *, task: Task = ..., threshold: float | None = ...
+        self,
+        images: ImageInput,
+        *,
+        task: Task = ...,
+        threshold: float | None = ...,
+        tile: int | None = ...,
+        overlap: int = ...,
     ) -> Prediction: ...
     @overload
     def __call__(
-        self, images: Sequence[ImageInput], *, task: Task = ..., threshold: float | None = ...
+        self,
+        images: Sequence[ImageInput],
+        *,
+        task: Task = ...,
+        threshold: float | None = ...,
+        tile: int | None = ...,
+        overlap: int = ...,
     ) -> list[Prediction]: ...
 
     def __call__(
@@ -110,6 +142,8 @@ class Predictor:
         *,
         task: Task = "panoptic",
         threshold: float | None = None,
+        tile: int | None = None,
+        overlap: int = OVERLAP,
     ) -> Prediction | list[Prediction]:
         """Segments one image or several; each goes through the model on its own, so none affects another.
 
@@ -118,14 +152,22 @@ class Predictor:
             task: "panoptic": things and stuff; "instance": things only; "semantic": one segment for each class.
             threshold: least score of a segment, in [0, 1]; None: the image processor's. Without meaning for the
                 semantic task.
+            tile: side in pixels of the squares into which larger images are cut, each of which goes through the model
+                on its own; None: images are not cut. Memory then does not grow with the image, apart from the image
+                and its map.
+            overlap: least number of pixels that neighboring tiles share; things that agree there are joined.
 
         Raises:
             ValueError: a file is not an image, or an argument is out of range.
         """
-        _check_options(task, threshold)
+        tiling = _check_options(task, threshold, tile=tile, overlap=overlap)
         if isinstance(images, Image.Image | str | Path):
-            return self([images], task=task, threshold=threshold)[0]
-        return [prediction for _, prediction in self._segment(self._single_batches(images), task, threshold)]
+            return self([images], task=task, threshold=threshold, tile=tile, overlap=overlap)[0]
+        records = self._single_records(images)
+        if tiling is not None:
+            return [self._segment_tiles(record, task, threshold, tiling) for record in records]
+        batches = (make_batch(self.processor, [record]) for record in records)
+        return [prediction for _, prediction in self._segment(batches, task, threshold)]
 
     def iterate(  # noqa: PLR0913  every option of a long run, each with a default
         self,
@@ -158,15 +200,24 @@ class Predictor:
             FloatingPointError: the model's outputs are not finite.
         """
         _check_options(task, threshold, batch_size=batch_size, detections=detections, on_error=on_error)
-        pictures, missing = open_pictures(source)
-        _report(missing, on_error)
-        plan = plan_batches(pictures, batch_size)
-        if share:
-            state = processes()
-            plan = islice(plan, state.process_index, None, state.num_processes)
         failures = [] if failures is None else failures
-        batches = self._read_batches(pictures, plan, workers=num_workers, on_error=on_error, failures=failures)
+        batches = self._batches(source, batch_size, share, workers=num_workers, on_error=on_error, failures=failures)
         yield from self._segment(batches, task, threshold, detections)
+
+    def iterate_outputs(
+        self,
+        source: Any,
+        *,
+        batch_size: int = 1,
+        num_workers: int | None = None,
+        on_error: OnError = "stop",
+        failures: list[str] | None = None,
+    ) -> Iterator[tuple[Batch, Any]]:
+        """Yields batches of records with the model's raw outputs, before post-processing; arguments of `iterate`."""
+        _check_options("panoptic", None, batch_size=batch_size, on_error=on_error)
+        failures = [] if failures is None else failures
+        batches = self._batches(source, batch_size, workers=num_workers, on_error=on_error, failures=failures)
+        yield from run_model(self.model, batches, network=self.network)
 
     def predict(  # noqa: PLR0913  every option of a long run, each with a default
         self,
@@ -182,6 +233,8 @@ class Predictor:
         batch_size: int = 1,
         num_workers: int | None = None,
         detections: Detections = "none",
+        tile: int | None = None,
+        overlap: int = OVERLAP,
         overlay: bool | None = None,
         on_error: OnError = "stop",
         progress: bool = True,
@@ -205,6 +258,8 @@ class Predictor:
             batch_size: images of similar shape that share a forward; their padding changes results slightly.
             num_workers: processes that load images; None: none on CPU, up to 8 on a GPU.
             detections: "box" or "mask" adds every query to the JSON files, for average precision.
+            tile: as in `__call__`.
+            overlap: as in `__call__`.
             overlay: whether to draw overlays; None: with "files" only.
             on_error: for an image that cannot be read, "stop" raises its error and "skip" logs it and continues.
             progress: whether to show a progress bar.
@@ -214,7 +269,16 @@ class Predictor:
                 output folder holds results of other settings.
             FloatingPointError: the model's outputs are not finite.
         """
-        _check_options(task, threshold, batch_size=batch_size, detections=detections, on_error=on_error, to=to)
+        tiling = _check_options(
+            task,
+            threshold,
+            batch_size=batch_size,
+            tile=tile,
+            overlap=overlap,
+            detections=detections,
+            on_error=on_error,
+            to=to,
+        )
         pictures, missing = open_pictures(source, split=split, data_format=data_format, limit=limit)
         _report(missing, on_error)
         state = processes()
@@ -223,15 +287,17 @@ class Predictor:
         if state.is_main_process:
             options = {"task": task, "threshold": threshold, "detections": detections, "batch_size": batch_size}
             model = {"model": fingerprint(self.model, self.processor), "dtype": str(self.model.dtype)}
-            folder.open({**options, **model})
+            folder.open({**options, **model, "tile": tiling})
         state.wait_for_everyone()
         plan = [batch for batch in plan_batches(pictures, batch_size) if not all(map(folder.is_done, batch))]
         own = plan[state.process_index :: state.num_processes]
         failures = list(missing) if state.is_main_process else []  # every process found the same
-        batches = self._read_batches(pictures, iter(own), workers=num_workers, on_error=on_error, failures=failures)
+        batches = self._read_batches(
+            pictures, iter(own), workers=num_workers, on_error=on_error, failures=failures, whole=tiling is None
+        )
         bar = tqdm(total=sum(map(len, own)), unit="image", disable=not (progress and state.is_main_process) or None)
         with bar:
-            for record, prediction in self._segment(batches, task, threshold, detections):
+            for record, prediction in self._segment(batches, task, threshold, detections, tiling):
                 folder.write(record, prediction, overlay=draws)
                 bar.update()
         state.wait_for_everyone()
@@ -241,15 +307,71 @@ class Predictor:
         state.wait_for_everyone()
         return folder
 
-    def _single_batches(self, images: Iterable[ImageInput]) -> Iterator[Batch]:
+    def video(
+        self, source: str | Path, *, task: Task = "panoptic", threshold: float | None = None, every: int = 1
+    ) -> Iterator[tuple[Frame, Prediction]]:
+        """Yields each frame of a video with its prediction, in which a thing keeps its id from frame to frame.
+
+        Args:
+            source: a file, the address of a stream (`rtsp://…`, `http://…`) or a camera (`/dev/video0`).
+            task: as in `__call__`.
+            threshold: as in `__call__`.
+            every: predicts only every so many frames.
+
+        Raises:
+            ValueError: the source is not a video, or an argument is out of range.
+            ImportError: `pip install detr-panoptic[video]` is missing.
+        """
+        _check_options(task, threshold)
+        with Video(source, every=every) as video:
+            yield from follow_video(video, partial(self, task=task, threshold=threshold))
+
+    def predict_video(
+        self,
+        source: str | Path,
+        output: str | Path,
+        *,
+        task: Task = "panoptic",
+        threshold: float | None = None,
+        every: int = 1,
+        progress: bool = True,
+    ) -> VideoPrediction:
+        """Writes `NAME.mp4` with drawn segments, without sound, and the segments of each frame to the folder `NAME`.
+
+        Args:
+            source: as in `video`; a stream is written until it ends or Ctrl-C.
+            output: folder of the results.
+            task: as in `__call__`.
+            threshold: as in `__call__`.
+            every: as in `video`.
+            progress: whether to show a progress bar.
+
+        Raises:
+            ValueError: as in `video`, or the output folder has results of this video.
+            ImportError: as in `video`.
+        """
+        _check_options(task, threshold)
+        with Video(source, every=every) as video:
+            return write_video(video, partial(self, task=task, threshold=threshold), Path(output), progress=progress)
+
+    def _single_records(self, images: Iterable[ImageInput]) -> Iterator[Mapping[str, Any]]:
         for number, image in enumerate(images, start=1):
             picture, name = image, f"image {number}"
             if isinstance(image, str | Path):
                 picture, name = read_picture(image), Path(image).name
             if not isinstance(picture, Image.Image):
                 raise TypeError(f"`images` must be PIL images or paths, got {type(image).__name__}.")
-            record = {"image": plain_picture(picture), "image_id": number, "file_name": name}
-            yield make_batch(self.processor, [record])
+            yield {"image": plain_picture(picture), "image_id": number, "file_name": name}
+
+    def _batches(self, source: Any, batch_size: int, share: bool = False, **options: Any) -> Iterator[Batch]:
+        """Yields the batches of a source, or this process's share of them; `options` are those of `_read_batches`."""
+        pictures, missing = open_pictures(source)
+        _report(missing, options["on_error"])
+        plan = plan_batches(pictures, batch_size)
+        if share:
+            state = processes()
+            plan = islice(plan, state.process_index, None, state.num_processes)
+        yield from self._read_batches(pictures, plan, **options)
 
     def _read_batches(
         self,
@@ -259,36 +381,59 @@ class Predictor:
         workers: int | None,
         on_error: OnError,
         failures: list[str],
+        whole: bool = True,
     ) -> Iterator[Batch]:
-        """Yields the batches of images that can be read; messages about others go to `failures`."""
+        """Yields the batches of images that can be read; messages about others go to `failures`.
+
+        Images that are not taken `whole` but cut into tiles come without inputs.
+        """
+        processor = self.processor if whole else None
         if workers is None:
             on_cpu = self.model.device.type == "cpu"
             workers = 0 if on_cpu else min((os.cpu_count() or 1) // processes().num_processes, MAX_WORKERS)
-        for batch, messages in load_batches(pictures, plan, self.processor, workers=workers):
+        for batch, messages in load_batches(pictures, plan, processor, workers=workers):
             _report(messages, on_error)
             failures += messages
             if batch is not None:
                 yield batch
 
     def _segment(
-        self, batches: Iterable[Batch], task: Task, threshold: float | None, detections: Detections = "none"
+        self,
+        batches: Iterable[Batch],
+        task: Task,
+        threshold: float | None,
+        detections: Detections = "none",
+        tiling: Tiling | None = None,
     ) -> Iterator[tuple[Mapping[str, Any], Prediction]]:
         """Yields each record of the batches with its prediction."""
+        if tiling is not None:
+            for record in chain.from_iterable(batch.records for batch in batches):
+                yield record, self._segment_tiles(record, task, threshold, tiling)
+            return
         # A semantic map adds up all queries, also those whose best class is "no object".
         mask_queries = "all" if task == "semantic" or detections == "mask" else None
-        id2label = self.categories.id2label
-        for batch, outputs in run_model(self.model, batches, mask_queries=mask_queries):
+        for batch, outputs in run_model(self.model, batches, mask_queries=mask_queries, network=self.network):
             results = self._merge(outputs, batch.sizes, task, threshold)
             maps = fetch(*(result["segmentation"] for result in results))
             for index, (record, result) in enumerate(zip(batch.records, results, strict=True)):
-                segmentation = maps[index].numpy()
-                segments = describe_segments(segmentation, result["segments_info"], self.categories)
-                name = str(record.get("file_name") or f"{record['image_id']:012d}.png")
-                prediction = Prediction(record["image"], segmentation, segments, id2label, name)
+                prediction = self._describe(record, maps[index].numpy(), result["segments_info"])
                 if detections != "none":
                     with_masks = detections == "mask"
                     prediction.detections = detect(outputs, index, batch.sizes[index], with_masks=with_masks)
                 yield record, prediction
+
+    def _segment_tiles(
+        self, record: Mapping[str, Any], task: Task, threshold: float | None, tiling: Tiling
+    ) -> Prediction:
+        predict = partial(self, task=task, threshold=threshold)
+        return self._describe(record, *predict_tiles(record["image"], tiling, predict))
+
+    def _describe(
+        self, record: Mapping[str, Any], segmentation: NDArray[np.int32], info: Sequence[Mapping[str, Any]]
+    ) -> Prediction:
+        segments = describe_segments(segmentation, info, self.categories)
+        name = str(record.get("file_name") or f"{record['image_id']:012d}.png")
+        return Prediction(record["image"], segmentation, segments, self.categories.id2label, name)
 
     def _merge(
         self, outputs: Any, sizes: list[tuple[int, int]], task: Task, threshold: float | None
@@ -327,8 +472,16 @@ def _segments_of_labels(label_map: torch.Tensor) -> dict[str, Any]:
     return {"segmentation": (segmentation + 1).int(), "segments_info": info}
 
 
-def _check_options(task: str, threshold: float | None, *, batch_size: int = 1, **others: str) -> None:
-    """Raises ValueError for an option that is out of range."""
+def _check_options(
+    task: str,
+    threshold: float | None,
+    *,
+    batch_size: int = 1,
+    tile: int | None = None,
+    overlap: int = OVERLAP,
+    **others: str,
+) -> Tiling | None:
+    """Returns how images are cut, if they are; raises ValueError for an option that is out of range."""
     choices = {"task": Task, "detections": Detections, "on_error": OnError, "to": Layout}
     for name, value in {"task": task, **others}.items():
         if value not in (allowed := get_args(choices[name])):
@@ -339,3 +492,10 @@ def _check_options(task: str, threshold: float | None, *, batch_size: int = 1, *
         raise ValueError("`threshold` has no meaning for the semantic task: every pixel gets its best class.")
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    if tile is None:
+        return None
+    if others.get("detections", "none") != "none":
+        raise ValueError('`detections` must be "none" with `tile`: boxes of single queries are not joined.')
+    tiling = Tiling(tile, overlap)
+    tiling.check()
+    return tiling

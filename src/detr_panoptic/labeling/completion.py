@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,7 +95,9 @@ class Completion:
             parts.append(f"![before and after](sheet_{number}.png)")
         (folder / "completion.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
-    def complete(self, record: Mapping[str, Any], prediction: Prediction, threshold: float) -> dict[str, Any]:
+    def complete(
+        self, record: Mapping[str, Any], prediction: Prediction, threshold: float | list[float]
+    ) -> dict[str, Any]:
         """Returns a record with its void filled, and counts what was added."""
         ids = segmentation_ids(record["segmentation"])
         seen = np.where(claimed_pixels(prediction, threshold), prediction.segmentation, VOID_ID)
@@ -212,11 +214,14 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
     return completion
 
 
-def claimed_pixels(prediction: Prediction, threshold: float) -> np.ndarray:
-    """Returns where a query above the threshold has a mask probability of at least one half: (H, W) bool."""
+def claimed_pixels(prediction: Prediction, threshold: float | list[float]) -> np.ndarray:
+    """Returns where a query above its label's threshold has a mask probability of at least one half: (H, W) bool."""
     size = list(prediction.segmentation.shape)
+    limits = dict(enumerate(threshold)) if isinstance(threshold, list) else defaultdict(lambda: threshold)
     codes = [
-        {"size": size, "counts": mask["counts"]} for mask in prediction.detections or () if mask["score"] > threshold
+        {"size": size, "counts": mask["counts"]}
+        for mask in prediction.detections or ()
+        if mask["score"] > limits[mask["label_id"]]
     ]
     if not codes:
         return np.zeros(size, dtype=bool)

@@ -70,10 +70,12 @@ class MeasuredQuality:
             else:
                 metrics = evaluation.metrics
             skipped = f", {len(metrics['skipped'])} unreadable ones left out" if metrics["skipped"] else ""
+            least = metrics["settings"]["threshold"]
+            threshold = "a threshold for each class" if isinstance(least, list) else f"threshold {least}"
             groups = metrics["panoptic_quality"].items()
             fields = {
                 "dataset": metrics["dataset"],
-                "how": f"{metrics['images']} images, threshold {metrics['settings']['threshold']}{skipped}",
+                "how": f"{metrics['images']} images, {threshold}{skipped}",
                 "groups": {name: (row["pq"], row["sq"], row["rq"]) for name, row in groups if row["n"]},
                 "classes": {
                     row["name"]: row["pq"] for row in metrics["per_class"] if row["tp"] + row["fp"] + row["fn"]
