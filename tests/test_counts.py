@@ -103,10 +103,12 @@ def test_merging_is_few_operations_and_two_waits_for_a_batch(merging, num_querie
 # ------ training
 
 
-def training_batch(dtype=torch.float32):
+def training_batch():
     generator = torch.Generator().manual_seed(1)
-    labels = tiny_labels(generator)
-    return {"pixel_values": torch.randn(2, 3, 65, 97, generator=generator).to(dtype), "labels": labels}
+    labels, pixel_mask = tiny_labels(generator), torch.zeros(2, 65, 97, dtype=torch.int64)
+    pixel_mask[0], pixel_mask[1, :49, :64] = 1, 1
+    images = torch.randn(2, 3, 65, 97, generator=generator) * pixel_mask[:, None]
+    return {"pixel_values": images, "pixel_mask": pixel_mask, "labels": labels}
 
 
 def losses_on_gpu(monkeypatch, *, layers=2):
@@ -132,25 +134,16 @@ def test_losses_take_as_many_operations_for_six_layers_as_for_two(monkeypatch):
     assert few.waits == many.waits == {"fetch": 1}
 
 
-def as_map(target):
-    """The target with a map in place of masks."""
-    masks = target["masks"]
-    numbers = torch.arange(1, len(masks) + 1, dtype=torch.uint8)[:, None, None]
-    rest = {name: value for name, value in target.items() if name != "masks"}
-    return rest | {"segment_map": (masks * numbers).sum(0, dtype=torch.uint8)}
-
-
-@pytest.mark.parametrize("auxiliary_loss", [True, False])
-def test_maps_give_the_losses_and_gradients_of_masks(auxiliary_loss):
-    results = []
-    for convert in (dict, as_map):
-        model, batch = build_tiny(auxiliary_loss=auxiliary_loss).train(), training_batch()
-        output = model(batch["pixel_values"], labels=[convert(target) for target in batch["labels"]])
-        output.loss.backward()
-        results.append((output.loss_dict, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
-    for one, other in zip(*results, strict=True):
+def test_a_map_becomes_the_masks_that_it_was_made_of():
+    records = [make_scene(seed, height=64, width=width) for seed, width in ((3, 96), (4, 80))]
+    maps, masks = (
+        PanopticCollator(DetrPanopticImageProcessor(do_resize=False), as_maps=as_maps)(records)["labels"]
+        for as_maps in (True, False)
+    )
+    for one, other in zip(maps.with_masks(), masks, strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not any("masks" in target or "segment_map" in target for target in maps.without_masks())
 
 
 class Pretending(Accelerator):
@@ -167,11 +160,11 @@ def test_a_training_step_waits_twice_or_three_times(moved_before, monkeypatch):
     """For the matching and for whether all is finite; and where labels are on the GPU already, for their classes."""
     model = to_gpu(build_tiny(decoder_layers=3).train())
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    batch = to_gpu(training_batch()) if moved_before else {**training_batch()}
-    batch["pixel_values"] = to_gpu(training_batch()["pixel_values"])
+    batch = training_batch()
+    batch = {name: to_gpu(value) if moved_before or name != "labels" else value for name, value in batch.items()}
     with pretended_gpu(monkeypatch) as gpu:
         terms = train_step(model, [batch], optimizer, Pretending(cpu=True), max_grad_norm=0.1)
-    waits = {"fetch": 2} | ({"index": 1} if moved_before else {})
+    waits = {"fetch": 2} | ({"_to_copy from the GPU": 1} if moved_before else {})
     assert gpu.waits == waits
     assert terms["loss"].held.isfinite()
 

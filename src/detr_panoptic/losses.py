@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 from torch.utils.checkpoint import checkpoint
 
 from .box_ops import at_least_float32, cxcywh_to_xyxy, generalized_iou
-from .matcher import Labels, MatchedLayers, Matching, checked_labels, match, target_masks
+from .matcher import Labels, MatchedLayers, Matching, match, moved_labels
 from .transfers import upload
 
 FOCAL_ALPHA = 0.25  # arXiv 1708.02002; its gamma is 2
@@ -138,6 +138,10 @@ def mask_losses(
     """
     focal = dice = at_least_float32(mask_logits[:0]).sum()  # 0, and connected to the graph if nothing is matched
     budget = MASK_PIXELS_PER_CHUNK.get(mask_logits.device.type, MASK_PIXELS_PER_CHUNK["cpu"])
+    for target, size in zip(labels, image_sizes, strict=True):
+        fitting = [(len(target["class_labels"]), *lengths) for lengths in (size, canvas_size)]
+        if (shape := tuple(target["masks"].shape)) not in fitting:
+            raise ValueError(f"`masks` of an image must have the shape {' or '.join(map(str, fitting))}, got {shape}.")
     sizes = [tuple(canvas_size if count_padding else size) for size in image_sizes]
     for images in _images_of_one_size(sizes, labels):
         rows = torch.isin(matching.image, torch.tensor(images)).nonzero()[:, 0]
@@ -161,8 +165,7 @@ def _images_of_one_size(sizes: Sequence[tuple[int, ...]], labels: Labels) -> lis
     """Groups the numbers of the images whose masks can be compared together."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, (size, target) in enumerate(zip(sizes, labels, strict=True)):
-        shape = target["masks"].shape[1:] if "masks" in target else target["segment_map"].shape
-        groups.setdefault((*size, *shape), []).append(i)
+        groups.setdefault((*size, *target["masks"].shape[1:]), []).append(i)
     return list(groups.values())
 
 
@@ -172,7 +175,7 @@ def _matched_masks(labels: Labels, matching: Matching, rows: Tensor) -> Tensor:
     images, counts = matching.image[rows].unique_consecutive(return_counts=True)
     own = matching.target[-1][rows] - firsts[matching.image[rows]]
     of_images = upload(own, labels[0]["class_labels"].device).split(counts.tolist())
-    return torch.cat([target_masks(labels[i], own) for i, own in zip(images.tolist(), of_images, strict=True)])
+    return torch.cat([labels[i]["masks"][own] for i, own in zip(images.tolist(), of_images, strict=True)])
 
 
 def _mask_loss_sums(
@@ -181,7 +184,7 @@ def _mask_loss_sums(
     """Sums both losses over (N, h, w) logits of the canvas and (N, ., .) masks, compared within `size`."""
     height, width = size
     logits = at_least_float32(mask_logits)
-    masks = masks[:, :height, :width]
+    masks = (masks if masks.is_floating_point() else masks.bool())[:, :height, :width]
     masks = F.pad(masks, (0, width - masks.shape[2], 0, height - masks.shape[1]))
     if resolution == "mask":
         shapes = zip(size, canvas_size, logits.shape[1:], strict=True)
@@ -221,9 +224,8 @@ class Criterion:
     mask_resolution: str = "image"  # see `mask_losses`
 
     def match(self, labels: Labels, logits: Tensor, boxes: Tensor) -> MatchedLayers:
-        """Matches all layers with the targets: logits (L, B, Q, K+1) and boxes (L, B, Q, 4); see `checked_labels`."""
-        batch, num_labels = logits.shape[1], logits.shape[-1] - 1
-        labels = checked_labels(labels, batch=batch, num_labels=num_labels, device=logits.device)
+        """Matches all layers with the targets: logits (L, B, Q, K+1) and boxes (L, B, Q, 4)."""
+        labels = moved_labels(labels, logits.device)
         return MatchedLayers(labels, logits, boxes, match(logits, boxes, labels, costs=self.costs))
 
     def __call__(
@@ -253,10 +255,8 @@ class Criterion:
                 num_targets=normalizers.num_targets,
                 resolution=self.mask_resolution,
             )
-        values, names = (
-            torch.stack([*terms.values()]),
-            [*columns] * len(logits) + [*terms][len(columns) * len(logits) :],
-        )
+        values, of_detection = torch.stack([*terms.values()]), [*columns] * len(logits)
+        names = of_detection + [*terms][len(of_detection) :]
         weights = torch.tensor([self.weights[name] for name in names], dtype=values.dtype)
         total = (upload(weights, values.device) * values).sum()
         # Without masks the mask head still gets a gradient, of zero: no process waits for one that never comes.

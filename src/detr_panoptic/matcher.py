@@ -21,9 +21,9 @@ except ImportError:
 from .box_ops import at_least_float32, cxcywh_to_xyxy, generalized_iou
 from .transfers import fetch, upload
 
+BOX_SLACK = 0.01  # boxes of datasets may end a pixel beyond the image
 Labels = Sequence[Mapping[str, Any]]
-"""Targets of B images: `class_labels` (T,) int64, `boxes` (T, 4) cxcywh in [0, 1], and if they are known `masks`
-(T, H, W), or instead `segment_map` (H, W) with 1 + t on the pixels of target t and 0 elsewhere."""
+"""Targets of B images: `class_labels` (T,) int64, `boxes` (T, 4) cxcywh in [0, 1], and `masks` (T, H, W) if known."""
 
 
 class Matching(NamedTuple):
@@ -51,7 +51,7 @@ class MatchedLayers(NamedTuple):
     @property
     def has_masks(self) -> bool:
         """Whether every target has masks."""
-        return all(map(has_masks, self.labels))
+        return all("masks" in target for target in self.labels)
 
     def rows(self) -> Tensor:
         """Returns the last layer's queries with matched masks, as indices into the batch's B*Q: int64, ascending."""
@@ -64,42 +64,33 @@ class MatchedLayers(NamedTuple):
         return [{"logits": logits, "pred_boxes": boxes} for logits, boxes in layers]
 
 
-def has_masks(target: Mapping[str, Any]) -> bool:
-    """Returns whether the masks of a target are known."""
-    return "masks" in target or "segment_map" in target
-
-
-def target_masks(target: Mapping[str, Any], chosen: Tensor) -> Tensor:
-    """Returns the masks (N, H, W) of some segments (N,) of a target."""
-    if "masks" in target:
-        return target["masks"][chosen]
-    segment_map = target["segment_map"]
-    return segment_map == (chosen + 1).to(segment_map.dtype)[:, None, None]
-
-
-def checked_labels(labels: Labels, *, batch: int, num_labels: int, device: torch.device) -> Labels:
-    """Returns targets on a device; raises ValueError if they do not fit the model, or only some have masks."""
-    if len(labels) != batch:
-        raise ValueError(f"`labels` must hold a target for each of the {batch} images, got {len(labels)}.")
-    classes = torch.cat([target["class_labels"] for target in labels])
-    if classes.is_floating_point():
-        raise ValueError(f"`class_labels` must be whole numbers, got {classes.dtype}.")
-    wrong = classes[(classes < 0) | (classes >= num_labels)]
-    if len(wrong):
-        raise ValueError(
-            f"`class_labels` must lie between 0 and {num_labels - 1} in a model with {num_labels} labels, "
-            f"got {sorted(set(wrong.tolist()))}."
-        )
-    without = [i for i, target in enumerate(labels) if not has_masks(target)]
+def check_labels(labels: Labels, *, batch: int, num_labels: int) -> None:
+    """Raises ValueError unless there is a target for each image, with classes and boxes that fit the model."""
+    if isinstance(labels, (Tensor, Mapping)) or len(labels) != batch:
+        raise ValueError(f"`labels` must be a list of {batch} targets, got {len(labels)} in {type(labels).__name__}.")
+    for i, target in enumerate(labels):
+        shapes = {name: tuple(x.shape) for name, x in target.items() if isinstance(x, Tensor)}
+        count = (*shapes.get("class_labels", ()), 0)[0]
+        if shapes.get("class_labels") != (count,) or shapes.get("boxes") != (count, 4):
+            raise ValueError(f"`labels[{i}]` must have tensors `class_labels` (T,) and `boxes` (T, 4), got {shapes}.")
+    rows = [torch.cat((target["class_labels"][:, None], target["boxes"].float()), dim=1) for target in labels]
+    classes, boxes = torch.cat(rows).cpu().split((1, 4), dim=1)  # one wait for a GPU
+    if wrong := sorted({label for label in classes.flatten().tolist() if label not in range(num_labels)}):
+        expected = f"between 0 and {num_labels - 1} in a model with {num_labels} labels"
+        raise ValueError(f"`class_labels` must lie {expected}, got [{', '.join(f'{label:g}' for label in wrong)}].")
+    if len(outside := boxes[~((boxes - 0.5).abs() <= 0.5 + BOX_SLACK).all(1)]):
+        expected = "(center x, center y, width, height) as fractions of the image, from 0 to 1"
+        raise ValueError(f"`boxes` must be {expected}, got {outside[0].tolist()}.")
+    without = [i for i, target in enumerate(labels) if "masks" not in target]
     if 0 < len(without) < batch:
         raise ValueError(f"`labels` must have `masks` in all targets or in none; the targets {without} have none.")
-    counts = [len(target["class_labels"]) for target in labels]
-    boxes = torch.cat([target["boxes"] for target in labels])
-    columns = [upload(column, device).split(counts) for column in (classes.long(), boxes)]
-    moved = [{"class_labels": own, "boxes": own_boxes} for own, own_boxes in zip(*columns, strict=True)]
-    for i, target in enumerate(labels):
-        moved[i] |= {n: upload(target[n], device) for n in ("masks", "segment_map") if n in target}
-    return moved
+
+
+def moved_labels(labels: Labels, device: torch.device) -> Labels:
+    """Returns targets on a device, with `class_labels` of int64."""
+    names = ("class_labels", "boxes", "masks")
+    moved = [{name: upload(target[name], device) for name in names if name in target} for target in labels]
+    return [target | {"class_labels": target["class_labels"].long()} for target in moved]
 
 
 def matching_costs(
@@ -128,10 +119,7 @@ def match(logits: Tensor, boxes_cxcywh: Tensor, labels: Labels, *, costs: Mappin
     """Assigns a query to each target so that the sum of costs is minimal; the result is on the CPU.
 
     Takes logits (L, B, Q, K+1) and boxes (L, B, Q, 4). If an image has more targets than queries, some stay unmatched.
-
-    Raises:
-        ImportError: scipy is not installed.
-        FloatingPointError: a prediction or a target box is not finite.
+    Values that are not finite are a FloatingPointError.
     """
     if linear_sum_assignment is None:
         raise ImportError("Matching needs scipy: `pip install scipy`.")

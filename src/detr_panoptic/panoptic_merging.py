@@ -94,23 +94,13 @@ def run_together(merges: Iterable[Steps]) -> list[Segmentation]:
     return [results[i] for i in sorted(results)]
 
 
-def merge_paper(logits: Tensor, masks: Tensor, sizes: ImageSizes, **options: Any) -> Segmentation:
-    """Merges one image as `paper_steps` does, given class logits (Q, K + 1)."""
-    return run_together([paper_steps(fetch(*best_classes(logits)), masks, sizes, **options)])[0]
-
-
-def merge_score_weighted(logits: Tensor, masks: Tensor, sizes: ImageSizes, **options: Any) -> Segmentation:
-    """Merges one image as `score_weighted_steps` does, given class logits (Q, K + 1)."""
-    return run_together([score_weighted_steps(fetch(*best_classes(logits)), masks, sizes, **options)])[0]
+def merge_image(steps: Any, logits: Tensor, masks: Tensor, sizes: ImageSizes, **options: Any) -> Segmentation:
+    """Merges one image by `paper_steps` or `score_weighted_steps`, given its class logits (Q, K + 1)."""
+    return run_together([steps(fetch(*best_classes(logits)), masks, sizes, **options)])[0]
 
 
 def paper_steps(
-    best: Sequence[Tensor],
-    masks: Tensor,
-    sizes: ImageSizes,
-    *,
-    threshold: Threshold,
-    stuff_label_ids: Collection[int],
+    best: Sequence[Tensor], masks: Tensor, sizes: ImageSizes, *, threshold: Threshold, stuff_label_ids: Collection[int]
 ) -> Steps:
     """Merges as DETR's published PQ was measured: one argmax over the masks, stuff fused, tiny segments dropped.
 
@@ -123,8 +113,9 @@ def paper_steps(
     """
     scores, labels, maps = _kept_queries(best, crop_to_image(masks, sizes), threshold)
     device, passes = maps.device, PASSES.get(maps.device.type, 1)
-    positions = [_nearest_positions(*lengths) for lengths in zip(sizes.processed, sizes.target, strict=True)]
-    taps = _taps(maps, sizes.processed, positions)
+    taps = _taps(
+        maps, sizes.processed, [_nearest_positions(*n) for n in zip(sizes.processed, sizes.target, strict=True)]
+    )
     is_stuff = np.isin(labels, list(stuff_label_ids))
     while len(labels):
         same = upload(torch.from_numpy(_shares_segment(labels, is_stuff)), device)
@@ -158,8 +149,8 @@ def score_weighted_steps(
     """Merges as transformers does: the highest score x mask probability owns a pixel, mostly hidden masks are void.
 
     Args:
-        best: scores and labels (Q,) of `best_classes`, on the CPU.
-        masks: (Q, h, w) mask logits of the padded canvas.
+        best: as in `paper_steps`.
+        masks: as in `paper_steps`.
         sizes: the image's; probabilities are resized straight to the target size.
         threshold: least probability of a query's class.
         mask_threshold: the mask probability from which on a pixel counts as the query's own.
@@ -171,10 +162,10 @@ def score_weighted_steps(
     if not len(labels):
         return _nothing_found(sizes, maps.device)
     weights, owners, own = upload(torch.from_numpy(scores), maps.device), [], []
-    for probs in _resized_strips(maps.sigmoid(), *_target_taps(maps, sizes)):
+    for probs in _resized_strips(maps.sigmoid(), *_taps(maps, sizes.target)):
         own.append((probs >= mask_threshold).sum((0, 1)))
         owners.append((probs * weights).max(-1).indices)
-    owner = _joined(owners)
+    owner = torch.cat(owners)
     found = yield _areas(owner, len(labels)), torch.stack(own).sum(0)
     owned, mask_areas = (areas.numpy() for areas in found)
     shares = owned.astype(np.float32) / np.maximum(mask_areas, 1).astype(np.float32)
@@ -194,13 +185,13 @@ def score_weighted_steps(
 @torch.no_grad()
 def semantic_map(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Tensor:
     """Returns the label id of each pixel, (H, W) int64: the argmax of `semantic_scores`, a strip at a time."""
-    return _joined([values.max(-1).indices for values in _semantic_strips(logits, masks, sizes)])
+    return torch.cat([values.max(-1).indices for values in _semantic_strips(logits, masks, sizes)])
 
 
 @torch.no_grad()
 def semantic_scores(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Tensor:
     """Returns (K, H, W): class probability x mask probability, summed over all queries and resized."""
-    return _joined([*_semantic_strips(logits, masks, sizes)]).permute(2, 0, 1)
+    return torch.cat([*_semantic_strips(logits, masks, sizes)]).permute(2, 0, 1)
 
 
 def is_above(scores: Tensor, labels: Tensor, threshold: Threshold) -> Tensor:
@@ -213,7 +204,7 @@ def _kept_queries(
 ) -> tuple[Any, Any, Tensor]:
     """Keeps queries above the threshold and not in `left_out`: their scores and labels (N,), and maps (h, w, N)."""
     scores, labels = (values.numpy() for values in best)
-    keep = is_above(*best, threshold).numpy() & ~np.isin(labels, list(left_out))
+    keep = is_above(best[0], best[1], threshold).numpy() & ~np.isin(labels, list(left_out))
     kept = upload(torch.from_numpy(keep.nonzero()[0]), masks.device)
     # Queries last: a pixel's values are adjacent in memory, and resizing copies runs of them (3x faster on a CPU).
     maps = at_least_float32(masks.index_select(0, kept)).permute(1, 2, 0).contiguous()
@@ -227,7 +218,7 @@ def _semantic_strips(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Iterat
     mask_probs = at_least_float32(crop_to_image(masks, sizes)).contiguous().sigmoid()
     with torch.autocast(masks.device.type, enabled=False):  # sums in float32
         maps = torch.einsum("qk,qhw->hwk", class_probs, mask_probs).contiguous()
-    return _resized_strips(maps, *_target_taps(maps, sizes))
+    return _resized_strips(maps, *_taps(maps, sizes.target))
 
 
 def crop_to_image(masks: Tensor, sizes: ImageSizes) -> Tensor:
@@ -248,21 +239,16 @@ def _cropped_length(processed: int, canvas: int, length: int) -> int:
     return -(-processed * length // canvas)  # no whole stride gives this map: in proportion
 
 
-def _target_taps(maps: Tensor, sizes: ImageSizes) -> list[Sequence[Tensor]]:
-    """Returns taps that resize (h, w, N) maps to the target size."""
-    return _taps(maps, sizes.target, [np.arange(length) for length in sizes.target])
-
-
-def _taps(maps: Tensor, resized: Sequence[int], positions: Sequence[Any]) -> list[Sequence[Tensor]]:
+def _taps(maps: Tensor, resized: Sequence[int], positions: Sequence[Any] = ()) -> list[Sequence[Tensor]]:
     """Returns where F.interpolate (bilinear, align_corners=False) reads for some positions of each resized axis.
 
-    Takes maps (h, w, N), their size after the resize, and the positions (n,) of each axis. Returns two cells and their
-    two weights, (n,) each, per axis. The CPU computes them, so that every device reads the same.
+    Takes maps (h, w, N), their size after the resize, and the positions (n,) of each axis, by default all. Returns two
+    cells and their two weights, (n,) each, per axis. The CPU computes them, so that every device reads the same.
     """
     # In the maps' own type, as PyTorch computes it: in float64 the weights would be off by 1e-5 from the reference's.
     kind = np.float64 if maps.dtype == torch.float64 else np.float32
     cells, weights = [], []
-    for length, resized_length, places in zip(maps.shape[:2], resized, positions, strict=True):
+    for length, resized_length, places in zip(maps.shape, resized, positions or map(np.arange, resized), strict=False):
         source = np.maximum((places.astype(kind) + kind(0.5)) * kind(length) / kind(resized_length) - kind(0.5), 0)
         low = np.minimum(source.astype(np.int64), length - 1)
         high_weight = (source - low).astype(kind)
@@ -298,21 +284,14 @@ def _mix(values: Tensor, low: Tensor, high: Tensor, low_weight: Tensor, high_wei
     return values.index_select(dim, low).mul_(low_weight.view(shape)).add_(upper)
 
 
-def _joined(strips: Sequence[Tensor]) -> Tensor:
-    """Joins strips to a map."""
-    return strips[0] if len(strips) == 1 else torch.cat([*strips])
-
-
 def _assign(maps: Tensor, taps: Sequence[Sequence[Tensor]], first: Tensor) -> tuple[Tensor, Tensor]:
     """Gives each pixel to its best query, or the `first` (N,) that shares its segment: (H, W), and areas (N,)."""
-    owner = _joined([first[values.max(-1).indices] for values in _resized_strips(maps, *taps)])
+    owner = torch.cat([first[values.max(-1).indices] for values in _resized_strips(maps, *taps)])
     return owner, _areas(owner, len(first))
 
 
 def _areas(owner: Tensor, count: int) -> Tensor:
     """Counts the pixels of each of `count` owners; `bincount` would wait for a GPU."""
-    if owner.device.type == "cpu":
-        return owner.flatten().bincount(minlength=count)
     pixels = owner.flatten()
     return owner.new_zeros(count).scatter_add_(0, pixels, torch.ones_like(pixels))
 

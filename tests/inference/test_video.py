@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from detr_panoptic.checkpoints import BUNDLED
-from detr_panoptic.commands import main
 from detr_panoptic.inference import Prediction, Predictor, Segment
 from detr_panoptic.inference.video import Tracking, is_video
 from detr_panoptic.scenes import make_scene
@@ -98,19 +97,18 @@ def test_frames_come_with_number_time_and_prediction(predictor, clip):
     assert all(stuff[0][name] == other[name] for other in stuff for name in stuff[0].keys() & other.keys())
 
 
-def test_the_command_writes_a_video_and_the_segments_of_each_frame(clip, tmp_path, capsys):
-    assert main(["predict", str(clip), "--model", str(BUNDLED), "--output", str(tmp_path), "--every", "2"]) == 0
-    assert "4 frames" in capsys.readouterr().out
+def test_a_drawn_video_and_the_segments_of_each_frame_are_written(predictor, clip, tmp_path):
+    result = predictor.predict_video(clip, tmp_path, every=2, progress=False)
+    assert result.num_frames == 4
     with av.open(str(tmp_path / "clip.mp4")) as container:
-        stream = container.streams.video[0]
-        drawn = list(container.decode(stream))
+        drawn = list(container.decode(video=0))
     assert [round(float(frame.time), 3) for frame in drawn] == [0, 0.2, 0.4, 0.6]
     assert (drawn[0].width, drawn[0].height) == (SIDE, SIDE)
     contents = [json.loads(path.read_text()) for path in sorted((tmp_path / "clip").glob("*.json"))]
     assert [content["frame"] for content in contents] == [0, 2, 4, 6]
     assert all((tmp_path / "clip" / content["segmentation"]).is_file() for content in contents)
-    assert main(["predict", str(clip), "--model", str(BUNDLED), "--output", str(tmp_path)]) == 2
-    assert "clip.mp4" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="`output`"):
+        predictor.predict_video(clip, tmp_path, progress=False)
 
 
 def test_a_stream_is_read_by_its_address(predictor, clip):

@@ -348,7 +348,7 @@ def test_a_backbone_without_four_maps_is_refused():
         ),
         ({"pixel_mask": torch.ones(2, 65, 96)}, r"`pixel_mask` must have shape \(2, 65, 97\).*\(2, 65, 96\)"),
         ({"mask_queries": 6}, "`mask_queries` must be .* a number from 0 to 5, got 6"),
-        ({"labels": []}, "`labels` must hold a target for each of the 2 images, got 0"),
+        ({"labels": []}, "`labels` must be a list of 2 targets, got 0 in list"),
     ],
 )
 def test_wrong_arguments_are_named(tiny_model, tiny_batch, change, message):

@@ -10,13 +10,8 @@ from torch.nn.functional import interpolate
 from transformers.models.detr.image_processing_detr import compute_segments
 
 from detr_panoptic import panoptic_merging
-from detr_panoptic.panoptic_merging import (
-    ImageSizes,
-    merge_paper,
-    merge_score_weighted,
-    semantic_map,
-    semantic_scores,
-)
+from detr_panoptic.panoptic_merging import ImageSizes, semantic_map, semantic_scores
+from tests.merging import merge_paper, merge_score_weighted
 
 NUM_LABELS = 5  # 0 to 2 are things
 STUFF = (3, 4)

@@ -16,6 +16,10 @@ Report = Annotated[Path | None, Parameter(help="Folder for a report with picture
 Threshold = Annotated[
     float | None, Parameter(help="Drop segments with a lower score, 0 to 1; by default the model's own.")
 ]
+Stuff = Annotated[
+    list[str] | None,
+    Parameter(consume_multiple=True, help="Names of the classes that are stuff; the others are then things."),
+]
 Device = Annotated[str, Parameter(help="cpu, cuda, cuda:1, mps …; auto uses a GPU if there is one.")]
 OnError = Annotated[
     Literal["stop", "skip"],

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..image_reading import FORMATS
 from .categories import Categories
 from .findings import Report, raising
 
@@ -17,6 +18,7 @@ except ImportError:
     HEIF_SUFFIXES: tuple[str, ...] = ()
 else:
     register_heif_opener()
+    FORMATS.append("HEIF")
     HEIF_SUFFIXES = (".heic", ".heif")
 
 IMAGE_SUFFIXES = (

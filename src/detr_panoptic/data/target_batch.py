@@ -12,9 +12,10 @@ Target = dict[str, Tensor]
 
 
 class TargetBatch(Sequence[Target]):
-    """The targets of B images, each a dict with a `segment_map` in place of `masks`; the model takes it as `labels`.
+    """The targets of B images, each a dict with a `segment_map` in place of `masks`.
 
     Only the map moves to a device. The rest is small: the model checks it on the CPU and copies what it needs.
+    `with_masks` makes the model's `labels` where the map is.
 
     Args:
         targets: of `panoptic_target(..., as_map=True)`.
@@ -57,6 +58,16 @@ class TargetBatch(Sequence[Target]):
     def pin_memory(self) -> "TargetBatch":
         """Returns the batch with its map in pinned memory, for `DataLoader`."""
         return self._with(self.maps.pin_memory())
+
+    def with_masks(self) -> list[Target]:
+        """Returns the targets with `masks` (T, H_i, W_i) bool, on the map's device."""
+        labels = []
+        for target in self:
+            segment_map = target.pop("segment_map")
+            last = len(target["class_labels"]) + 1
+            numbers = torch.arange(1, last, dtype=segment_map.dtype, device=segment_map.device)
+            labels.append(target | {"masks": segment_map == numbers[:, None, None]})
+        return labels
 
     def without_masks(self) -> list[Target]:
         """Returns the targets without their maps."""

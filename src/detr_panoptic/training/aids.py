@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..box_ops import at_least_float32
 from ..losses import loss_normalizers
-from ..matcher import Labels, checked_labels, has_masks, target_masks
+from ..matcher import Labels, moved_labels
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
 AIDS = "training_aids"
@@ -44,10 +44,7 @@ class TrainingAids(nn.Module):
         self, features: Any, labels: Labels, *, canvas_size: tuple[int, int], num_targets: Tensor
     ) -> dict[str, Tensor]:
         """Computes the unweighted terms from the model's output and B targets with masks on a canvas (H, W)."""
-        masks = [
-            target_masks(target, torch.arange(len(target["boxes"]), device=num_targets.device)) for target in labels
-        ]
-        shares = [cell_shares(own, canvas_size, features.projected.shape[-2:]) for own in masks]
+        shares = [cell_shares(target["masks"], canvas_size, features.projected.shape[-2:]) for target in labels]
         terms = {name: num_targets.new_zeros(()) for name in self.weights}
         maps = (features.projected.flatten(2).transpose(1, 2), features.encoder_last_hidden_state)
         for head, cells in zip(self.heads, maps, strict=True):
@@ -97,9 +94,9 @@ def attach_training_aids(model: DetrPanopticForSegmentation) -> None:
 def _add_aid_losses(model: Any, _args: Any, given: dict[str, Any], output: Any) -> Any:
     """Adds the terms of a model's aids to its output in training, if the targets have masks; a forward hook."""
     labels, logits = given.get("labels"), output.logits
-    if not model.training or labels is None or not has_masks(labels[0]):
+    if not model.training or labels is None or "masks" not in labels[0]:
         return output
-    labels = checked_labels(labels, batch=len(logits), num_labels=logits.shape[-1] - 1, device=logits.device)
+    labels = moved_labels(labels, logits.device)
     coefficients = {name: getattr(model.config, name) for name in ("num_queries", "eos_coefficient")}
     normalizers = given.get("normalizers") or loss_normalizers(labels, **coefficients, device=logits.device)
     aids, canvas_size = getattr(model, AIDS), given["pixel_values"].shape[-2:]

@@ -26,11 +26,12 @@ from torch.optim import Optimizer
 from ..data import NamedRecords, PanopticCollator, PanopticData
 from ..data.files import whole_files
 from ..data.records import segmentation_ids
+from ..data.target_batch import TargetBatch
 from ..evaluation import evaluate
 from ..inference import Predictor
 from ..inference.loading import quiet_transformers
 from ..losses import LossNormalizers, loss_normalizers
-from ..matcher import Labels, checked_labels, match
+from ..matcher import Labels, match, moved_labels
 from ..transfers import fetch
 from ..visualization import draw_side_by_side, stack
 from .data import Batch, collate
@@ -143,6 +144,9 @@ def window_normalizers(window: Sequence[Batch], model: nn.Module, accelerator: A
 
 def matched_output(model: nn.Module, batch: Batch, normalizers: LossNormalizers) -> Any:
     """Returns the model's output; raises FloatingPointError if the matching's input is not finite."""
+    labels = batch["labels"]
+    if isinstance(labels, TargetBatch):
+        batch = batch | {"labels": labels.with_masks()}
     try:
         return model(**batch, normalizers=normalizers)
     except FloatingPointError as error:
@@ -173,7 +177,7 @@ def prediction_errors(logits: Tensor, boxes: Tensor, labels: Labels, *, costs: d
     Returns `class_error`, the percentage of matched queries whose best class is wrong, and `cardinality_error`, the
     mean difference between the numbers of predicted and true objects of an image.
     """
-    labels = checked_labels(labels, batch=len(logits), num_labels=logits.shape[-1] - 1, device=logits.device)
+    labels = moved_labels(labels, logits.device)
     matching = match(logits[None], boxes[None], labels, costs=costs).to(logits.device)
     classes = torch.cat([target["class_labels"] for target in labels])
     best = logits.argmax(-1)
