@@ -14,9 +14,8 @@ strips changes no value. Pixels stay on the GPU and what concerns whole queries 
 batch are merged side by side, so that the CPU waits for each step of all of them once.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -25,13 +24,9 @@ from torch import Tensor
 
 from .box_ops import at_least_float32
 from .segment_ids import VOID_ID
-from .transfers import fetch, upload, upload_rows
+from .transfers import fetch, upload
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
-
-    Threshold = float | Sequence[float]  # for all labels, or for each
-
+Threshold = float | Sequence[float]  # for all labels, or for each
 MIN_SEGMENT_AREA = 4  # pixels; DETR drops segments of this size or smaller after merging
 STRIP_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
 """Size of the resized values in memory, by device type: a CPU's cache, where 4 MiB are twice as fast as 32."""
@@ -64,9 +59,8 @@ class ImageSizes(NamedTuple):
     target: tuple[int, int]
 
 
-if TYPE_CHECKING:
-    Steps = Generator[tuple[Tensor, ...], list[Tensor], Segmentation]
-    """The merging of one image: yields what it needs on the CPU, is sent it, and returns the result."""
+Steps = Generator[tuple[Tensor, ...], list[Tensor], Segmentation]
+"""The merging of one image: yields what it needs on the CPU, is sent it, and returns the result."""
 
 
 @torch.no_grad()
@@ -254,8 +248,9 @@ def _taps(maps: Tensor, resized: Sequence[int], positions: Sequence[Any] = ()) -
         high_weight = (source - low).astype(kind)
         cells += [low, np.minimum(low + 1, length - 1)]
         weights += [1 - high_weight, high_weight]
-    (*rows, a, b), (*row_weights, c, d) = (upload_rows(lines, maps.device) for lines in (cells, weights))
-    return [(*rows, *row_weights), (a, b, c, d)]
+    lengths = [len(line) for line in cells]
+    parts = [upload(torch.from_numpy(np.concatenate(lines)), maps.device).split(lengths) for lines in (cells, weights)]
+    return [(*parts[0][:2], *parts[1][:2]), (*parts[0][2:], *parts[1][2:])]
 
 
 def _nearest_positions(length: int, resized_length: int) -> Any:

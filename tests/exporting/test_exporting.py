@@ -151,6 +151,23 @@ def test_an_exported_program_of_any_size_equals_the_model(tmp_path, model, progr
         assert_close([value.detach().numpy() for value in run(images, mask)], (logits, boxes, masks))
 
 
+@pytest.mark.slow  # the C++ compiler takes a minute or more
+@pytest.mark.promise
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_package_equals_the_model(tmp_path, model, processor):
+    exported = export((model, processor), tmp_path, format="aotinductor", size=CANVAS, mask_queries=MASKS)
+    images, mask = batch(1, *CANVAS)
+    outputs = torch._inductor.aoti_load_package(str(exported.file))(images, mask)
+    assert_close([value.numpy() for value in outputs], predictions(model, images, mask), tolerance=2e-5)
+
+
+def test_a_compiled_package_needs_a_compiler(tmp_path, model, processor, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(OSError, match=r"needs a C\+\+ compiler"):
+        export((model, processor), tmp_path / "out", format="aotinductor", size=CANVAS)
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_is_folded_at_run_time(write):
     """What the backbone and the mask head do to their weights is done: convolutions read constants."""
     graph = onnx.load(write(size=CANVAS)).graph

@@ -23,11 +23,9 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F  # noqa: N812  torchvision's own name for it
 from transformers import BatchFeature
 
-from ..image_reading import channels_last
-from ..panoptic_targets import panoptic_target
 from ..segment_ids import nearest_positions
 from .records import Record, measure_segments, segmentation_ids
-from .target_batch import TargetBatch
+from .target_batch import TargetBatch, map_target
 
 PAPER_SCALES = tuple(range(480, 801, 32))
 PAPER_MAX_SIZE = 1333
@@ -175,7 +173,7 @@ def _scaled(size: Sequence[int], short_side: int, max_size: int | None = None) -
 def _resize(image: Tensor, ids: Tensor, size: list[int]) -> tuple[Tensor, Tensor]:
     """Resizes both to (height, width)."""
     if size[1] == 1:
-        image = tv_tensors.Image(channels_last(image))
+        image = tv_tensors.Image(image.permute(1, 2, 0).contiguous().permute(2, 0, 1))
     image = F.resize(image, size, antialias=True)
     # By index: torchvision's kernel for masks is the misaligned nearest, and goes through float32.
     for axis, length in enumerate(image.shape[-2:]):
@@ -276,12 +274,7 @@ class PanopticCollator:
             sizes = [(int(mask[:, 0].sum()), int(mask[0].sum())) for mask in padding]
             if set(sizes) == {canvas}:
                 del batch["pixel_mask"]
-        of_images = zip(annotations, images, sizes, strict=True)
-        category_ids = self.processor.category_ids
-        batch["labels"] = TargetBatch(
-            [
-                panoptic_target(annotation, image.size[::-1], size, category_ids, as_map=True)
-                for annotation, image, size in of_images
-            ]
-        )
+        settings = {"format": None, "category_ids": self.processor.category_ids}
+        targets = [map_target(annotation, size, settings) for annotation, size in zip(annotations, sizes, strict=True)]
+        batch["labels"] = TargetBatch(targets)
         return batch

@@ -60,7 +60,7 @@ def map_style_records(raw: RawRecords) -> Dataset:
     if raw.decode is None:
         return raw.rows
     earlier = raw.rows.format["format_kwargs"].get("transform")  # of records that were read before
-    return raw.rows.with_transform(partial(_decode_batch, raw.decode, earlier))
+    return raw.rows.with_transform(partial(_decode_batch, raw.decode, earlier, frozenset(raw.rows.column_names)))
 
 
 def streamed_records(raw: RawRecords) -> IterableDataset:
@@ -76,11 +76,17 @@ def streamed_records(raw: RawRecords) -> IterableDataset:
     return rows.map(raw.decode, remove_columns=extra, features=features)
 
 
-def _decode_batch(decode: Decode, earlier: Callable[[Batch], Batch] | None, batch: Batch) -> Batch:
+def _decode_batch(
+    decode: Decode, earlier: Callable[[Batch], Batch] | None, columns: frozenset[str], batch: Batch
+) -> Batch:
+    """Makes records of raw rows; columns that `map` has added are kept, and rows that `map` has replaced."""
+    if not columns & batch.keys():
+        return batch
+    added = {name: values for name, values in batch.items() if name not in columns}
     batch = batch if earlier is None else earlier(batch)
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     records = [decode(row) for row in rows]
-    return {name: [record[name] for record in records] for name in records[0]}
+    return {name: [record[name] for record in records] for name in records[0]} | added
 
 
 class NamedRecords:

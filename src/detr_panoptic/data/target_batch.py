@@ -3,11 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..image_reading import stack_padded
+from ..panoptic_targets import training_target
+from ..segment_ids import nearest_positions, segment_extents
+from .records import segmentation_ids
 
+UINT8_VALUES = 256
 Target = dict[str, Tensor]
 
 
@@ -18,7 +23,7 @@ class TargetBatch(Sequence[Target]):
     `with_masks` makes the model's `labels` where the map is.
 
     Args:
-        targets: of `panoptic_target(..., as_map=True)`.
+        targets: of `map_target`.
 
     Example:
         >>> targets = [{"class_labels": torch.tensor([2]), "segment_map": torch.ones(2, n)} for n in (3, 5)]
@@ -77,3 +82,28 @@ class TargetBatch(Sequence[Target]):
         other = object.__new__(TargetBatch)
         other.__dict__.update(self.__dict__, maps=maps)
         return other
+
+
+def map_target(annotation: Mapping[str, Any], size: Sequence[int], settings: Mapping[str, Any]) -> Target:
+    """Returns the target of a canonical record as `training_target` does, with a map instead of masks.
+
+    Args:
+        annotation: `image_id`, `segmentation` and `segments_info`.
+        size: (h, w) of the image as the model sees it, without padding.
+        settings: of the image processor: `format` and `category_ids`.
+
+    Returns:
+        Among others `segment_map` (h, w), uint8 if there are less than 256 targets: 1 + t on target t, 0 elsewhere.
+    """
+    ids = segmentation_ids(annotation["segmentation"])
+    image = torch.empty(1).expand(3, *ids.shape)  # whose size is all that counts
+    target = training_target({**annotation, "segmentation": ids}, image, size, settings=settings, with_masks=False)
+    if ids.shape != tuple(size):
+        rows, columns = (nearest_positions(*lengths) for lengths in zip(ids.shape, size, strict=True))
+        ids = ids[rows][:, columns]
+    found = segment_extents(ids).ids
+    listed = [int(segment["id"]) for segment in annotation["segments_info"]]
+    places = np.searchsorted(found, [i for i in listed if i in found])
+    numbers = np.zeros(len(found), dtype=np.uint8 if len(places) < UINT8_VALUES else np.int32)
+    numbers[places] = np.arange(1, len(places) + 1)
+    return target | {"segment_map": torch.from_numpy(numbers[np.searchsorted(found, ids)])}

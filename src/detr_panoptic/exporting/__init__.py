@@ -1,4 +1,4 @@
-"""Export to ONNX, `torch.export` and transformers' own DETR."""
+"""Export to ONNX, `torch.export`, AOTInductor and transformers' own DETR."""
 
 from .exported import ExportedModel, export
 from .graph import GraphOptions

@@ -1,5 +1,7 @@
 """`export`: a model as files for programs without this package."""
 
+import os
+import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +16,7 @@ from .inputs import calibration_batches, calibration_pictures, fitted_to_canvas
 from .transformers_detr import write_transformers
 from .writing import quantize_file, trace, write_onnx
 
-FILE_NAMES = {"onnx": "model.onnx", "torch": "model.pt2"}
+FILE_NAMES = {"onnx": "model.onnx", "torch": "model.pt2", "aotinductor": "compiled.pt2"}
 FILE_SUFFIXES = (".onnx", ".pt2", ".pt", ".safetensors")
 FORMATS = (*FILE_NAMES, "transformers")
 QUANTIZATIONS = ("dynamic", "static")
@@ -26,7 +28,7 @@ class ExportedModel:
 
     Args:
         file: the graph or the weights; `config.json` and `preprocessor_config.json` are beside it.
-        format: "onnx", "torch" or "transformers".
+        format: "onnx", "torch", "aotinductor" or "transformers".
         options: inputs and outputs of the graph. None for "transformers".
     """
 
@@ -72,7 +74,8 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
     Args:
         model: a folder, a name on the Hub, a `Predictor`, or a (model, image processor) pair. It stays as it is.
         output: the folder to write to.
-        format: "onnx" for ONNX Runtime, OpenVINO and TensorRT, "torch" for `torch.export.load`, or "transformers" for
+        format: "onnx" for ONNX Runtime, OpenVINO and TensorRT, "torch" for `torch.export.load`, "aotinductor" for
+            `torch._inductor.aoti_load_package` on CPUs like this one (compiling takes minutes), or "transformers" for
             `transformers.DetrForSegmentation`, which takes none of the options below.
         size: height and width of the padded canvas in pixels, as a pair or as "800x1066". None takes the size of the
             image processor if it makes square images.
@@ -91,6 +94,7 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
     Raises:
         ValueError: an option is wrong, or options exclude each other. Nothing is written then.
         ImportError: the extra `export` is not installed.
+        OSError: "aotinductor" finds no C++ compiler.
 
     Example:
         >>> import tempfile
@@ -125,6 +129,8 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
     file = output / FILE_NAMES[format]
     if format == "torch":
         torch.export.save(program, file)
+    elif format == "aotinductor":
+        torch._inductor.aoti_compile_and_package(program, package_path=str(file))
     else:
         write_onnx(program, file, options, labels=loaded.config.id2label or {})
         if quantize is not None:
@@ -150,6 +156,8 @@ def _check(output: Path, format: str, quantize: str | None, calibration: Any, op
         raise ValueError(
             f'`quantize` needs `format="onnx"` in float32, got {format!r}{" with `half`" * options.half}.'
         )
+    if format == "aotinductor" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise OSError('`format="aotinductor"` needs a C++ compiler, such as g++.')
     if (quantize == "static") != (calibration is not None):
         raise ValueError('`quantize="static"` and `calibration` need each other.')
     needed = ("onnx", "onnxscript", *(["onnxruntime"] if quantize else [])) if format == "onnx" else ()
