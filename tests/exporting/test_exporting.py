@@ -15,7 +15,7 @@ from torch.export import Dim
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.exporting import GraphOptions, export, graph_inputs
 from detr_panoptic.exporting.graph import CANVAS_STEP, PREDICTIONS, ExportGraph, missing_pixels
-from detr_panoptic.exporting.inputs import calibration_batches, fitted_to_canvas
+from detr_panoptic.exporting.inputs import calibration_batches, calibration_pictures, fitted_to_canvas
 from detr_panoptic.exporting.merging import merge_batch
 from detr_panoptic.exporting.same_padding import pad_in_whole_numbers
 from detr_panoptic.exporting.writing import quantize_file, trace, write_onnx
@@ -338,10 +338,11 @@ def test_calibration_reads_a_folder_in_whole_batches(tmp_path, processor):
     for i in range(5):
         Image.new("L", (7 + i, 5)).save(tmp_path / f"{i}.png")
     options = GraphOptions(size=CANVAS, batch_size=2)
-    batches = list(calibration_batches(tmp_path, fitted_to_canvas(processor, CANVAS), options))
+    pictures = calibration_pictures(tmp_path, options)
+    batches = list(calibration_batches(pictures, fitted_to_canvas(processor, CANVAS), options))
     assert [batch["pixel_values"].shape for batch in batches] == [(2, 3, *CANVAS)] * 2
     with pytest.raises(ValueError, match="at least 6"):
-        list(calibration_batches(tmp_path, processor, GraphOptions(size=CANVAS, batch_size=6)))
+        calibration_pictures(tmp_path, GraphOptions(size=CANVAS, batch_size=6))
 
 
 @pytest.mark.parametrize(
