@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-from ..image_reading import array_to_tensor, read_picture
+from ..image_reading import image_to_tensor, read_picture
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from ..transfers import fetch
 from .detections import detect
@@ -376,7 +376,7 @@ class Predictor:
             if isinstance(image, str | Path):
                 picture, name = read_picture(image), Path(image).name
             elif isinstance(image, np.ndarray) and image.dtype == np.uint8:
-                picture = Image.fromarray(array_to_tensor(image, None).permute(1, 2, 0).numpy())
+                picture = Image.fromarray(image_to_tensor(image).permute(1, 2, 0).numpy())
             if not isinstance(picture, Image.Image):
                 got = f"an array of {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
                 raise TypeError(f"`images` must be PIL images, paths or arrays of uint8, got {got}.")
