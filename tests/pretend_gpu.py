@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from detr_panoptic import transfers
+from detr_panoptic import box_ops
 
 GPU = torch.device("meta")
 WAIT_FOR_VALUES = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "bincount"}
@@ -91,14 +91,14 @@ class PretendedGpu(TorchDispatchMode):
 
 @contextmanager
 def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedGpu]:
-    """Turns the GPU on; `transfers` treats it as CUDA."""
+    """Turns the GPU on; `box_ops` treats it as CUDA."""
     gpu = PretendedGpu()
 
     class Stream:
         def synchronize(self) -> None:
             gpu.waits["fetch"] += 1
 
-    monkeypatch.setattr(transfers, "ASYNCHRONOUS", GPU.type)
+    monkeypatch.setattr(box_ops, "ASYNCHRONOUS", GPU.type)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: Stream())
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
     with gpu:

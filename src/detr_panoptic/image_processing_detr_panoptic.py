@@ -20,12 +20,11 @@ from transformers.models.detr.image_processing_detr import convert_segmentation_
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
-from .box_ops import cxcywh_to_xyxy
+from .box_ops import cxcywh_to_xyxy, fetch
 from .image_reading import each_image, image_to_tensor, read_picture, stack_padded
 from .mask_head import MASK_STRIDE, SKIPPED_MASK_LOGIT
 from .panoptic_merging import (
     ImageSizes,
-    Segmentation,
     best_classes,
     is_above,
     paper_steps,
@@ -36,7 +35,6 @@ from .panoptic_merging import (
 )
 from .panoptic_targets import training_target
 from .pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline  # so that its file is saved too
-from .transfers import fetch
 
 logger = logging.get_logger(__name__)
 
@@ -161,10 +159,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         if size.shortest_edge and size.longest_edge:
             height, width = get_size_with_aspect_ratio(image.shape[-2:], size.shortest_edge, size.longest_edge)
             size = SizeDict(height=max(height, 1), width=max(width, 1))
-        if 1 in (
-            size.width,
-            size.shortest_edge,
-        ):  # else PyTorch 2.14 mixes rows and channels
+        if 1 in (size.width, size.shortest_edge):  # else PyTorch 2.14 mixes rows and channels
             image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
         return super().resize(image, size, resample, antialias, **kwargs)
 
@@ -272,7 +267,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         overlap_mask_area_threshold: float | None = None,
         label_ids_to_fuse: Collection[int] | None = None,
         target_sizes: Sizes | None = None,
-    ) -> list[Segmentation]:
+    ) -> list[dict[str, Any]]:
         """Returns segments of things and stuff, per image.
 
         Args:
@@ -309,8 +304,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         """
         thresholds = self._thresholds(outputs, threshold, mask_threshold, overlap_mask_area_threshold)
         options: Any = {"label_ids_to_fuse": (), "left_out": self.stuff_label_ids, **thresholds}
-        found = run_together(score_weighted_steps(*image, **options) for image in _images(outputs, target_sizes))
-        results: list[dict[str, Any]] = [{**result} for result in found]
+        results = run_together(score_weighted_steps(*image, **options) for image in _images(outputs, target_sizes))
         if not return_coco_annotation:
             return results
         return [{**result, "segmentation": convert_segmentation_to_rle(result["segmentation"])} for result in results]
@@ -327,8 +321,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         if skipped := (outputs.pred_masks.flatten(2).amax(-1) <= SKIPPED_MASK_LOGIT / 2).sum().item():
             hint = 'call the model with mask_queries="all"'
             raise ValueError(f"`outputs` must have masks of all queries, but {skipped} queries lack theirs: {hint}.")
-        sizes = [image[-1] for image in _images(outputs, target_sizes)]
-        images = zip(outputs.logits, outputs.pred_masks, sizes, strict=True)
+        images = [(logits, *i[1:]) for logits, i in zip(outputs.logits, _images(outputs, target_sizes), strict=True)]
         if not return_segmentation_scores:
             return [semantic_map(*image) for image in images]
         scores = (semantic_scores(*image) for image in images)
@@ -369,8 +362,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
 def _images(outputs: Any, target_sizes: Sizes | None) -> Iterator[tuple[Sequence[Tensor], Tensor, ImageSizes]]:
     """Yields scores and labels (Q,) on the CPU, mask logits (Q, h, w) and sizes of each image of a batch."""
     count, (height, width) = len(outputs.logits), outputs.pred_masks.shape[-2:]
-    known = {name: getattr(outputs, name, None) for name in ("canvas_sizes", "image_sizes")}
-    known["target_sizes"] = target_sizes
+    known = {n: getattr(outputs, n, None) for n in ("canvas_sizes", "image_sizes")} | {"target_sizes": target_sizes}
     tensors = {name: given for name, given in known.items() if isinstance(given, Tensor)}
     scores, labels, *fetched = fetch(*best_classes(outputs.logits), *tensors.values())
     known |= dict(zip(tensors, fetched, strict=True))

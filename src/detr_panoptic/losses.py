@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 from torch.utils.checkpoint import checkpoint
 
-from .box_ops import at_least_float32, cxcywh_to_xyxy, generalized_iou
+from .box_ops import at_least_float32, cxcywh_to_xyxy, generalized_iou, upload
 from .matcher import Labels, MatchedLayers, Matching, match, moved_labels
-from .transfers import upload
 
 FOCAL_ALPHA = 0.25  # arXiv 1708.02002; its gamma is 2
 MASK_PIXELS_PER_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}
@@ -146,10 +145,9 @@ def mask_losses(
     for images in _images_of_one_size(sizes, labels):
         rows = torch.isin(matching.image, torch.tensor(images)).nonzero()[:, 0]
         for chunk in rows.split(max(1, budget // (canvas_size[0] * canvas_size[1]))) if len(rows) else ():
-            is_all = len(chunk) == len(mask_logits)  # which are copied else
             terms: Any = checkpoint(
                 _mask_loss_sums,
-                mask_logits if is_all else mask_logits[upload(chunk, mask_logits.device)],
+                mask_logits if len(chunk) == len(mask_logits) else mask_logits[upload(chunk, mask_logits.device)],
                 _matched_masks(labels, matching, chunk),
                 canvas_size,
                 sizes[images[0]],
@@ -245,9 +243,8 @@ class Criterion:
         terms = {name + end: columns[name][layer] for layer, end in enumerate(endings) for name in columns}
         if matched.has_masks:
             rows = matched.rows()  # in ascending order, as those of the canvas
-            is_all = len(rows) == len(canvas.rows)
             terms |= mask_losses(
-                canvas.masks if is_all else canvas.masks[torch.searchsorted(canvas.rows, rows)],
+                canvas.masks if len(rows) == len(canvas.rows) else canvas.masks[torch.searchsorted(canvas.rows, rows)],
                 matched.labels,
                 matched.matching,
                 canvas_size=canvas.size,
@@ -255,9 +252,8 @@ class Criterion:
                 num_targets=normalizers.num_targets,
                 resolution=self.mask_resolution,
             )
-        values, of_detection = torch.stack([*terms.values()]), [*columns] * len(logits)
-        names = of_detection + [*terms][len(of_detection) :]
-        weights = torch.tensor([self.weights[name] for name in names], dtype=values.dtype)
-        total = (upload(weights, values.device) * values).sum()
+        names = [*columns] * len(logits) + [*terms][len(columns) * len(logits) :]
+        weights = torch.tensor([self.weights[name] for name in names], dtype=terms["loss_ce"].dtype)
+        total = (upload(weights, logits.device) * torch.stack([*terms.values()])).sum()
         # Without masks the mask head still gets a gradient, of zero: no process waits for one that never comes.
         return total if matched.has_masks else total + at_least_float32(canvas.masks[:0]).sum(), terms

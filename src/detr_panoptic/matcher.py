@@ -18,8 +18,7 @@ try:  # a dependency of the package; code loaded from the Hub may run without it
 except ImportError:
     linear_sum_assignment = None  # type: ignore[assignment]
 
-from .box_ops import at_least_float32, cxcywh_to_xyxy, generalized_iou
-from .transfers import fetch, upload
+from .box_ops import at_least_float32, cxcywh_to_xyxy, fetch, generalized_iou, upload
 
 BOX_SLACK = 0.01  # boxes of datasets may end a pixel beyond the image
 Labels = Sequence[Mapping[str, Any]]
@@ -35,9 +34,7 @@ class Matching(NamedTuple):
 
     def to(self, device: torch.device) -> "Matching":
         """Returns the matching on another device."""
-        layers = len(self.query)
-        together = upload(torch.cat((self.image[None], self.query, self.target)), device)
-        return Matching(together[0], together[1 : layers + 1], together[layers + 1 :])
+        return Matching(*(upload(index, device) for index in self))
 
 
 class MatchedLayers(NamedTuple):
@@ -127,8 +124,7 @@ def match(logits: Tensor, boxes_cxcywh: Tensor, labels: Labels, *, costs: Mappin
         "class_labels": pad_sequence([target["class_labels"] for target in labels], batch_first=True),
         "boxes": pad_sequence([target["boxes"] for target in labels], batch_first=True, padding_value=0.5),
     }
-    (on_cpu,) = fetch(matching_costs(logits, boxes_cxcywh, padded, costs=costs))
-    cost = on_cpu.numpy()  # (L, B, Q, T); one array, so that PyTorch's work does not grow with the layers
+    cost = fetch(matching_costs(logits, boxes_cxcywh, padded, costs=costs))[0].numpy()  # (L, B, Q, T)
     if not np.isfinite(cost).all():
         raise FloatingPointError("Matching met logits or boxes that are not finite, in predictions or targets.")
     counts = [len(target["class_labels"]) for target in labels]
@@ -139,10 +135,7 @@ def match(logits: Tensor, boxes_cxcywh: Tensor, labels: Labels, *, costs: Mappin
 
 def _assign(costs: Any, counts: Sequence[int]) -> tuple[Any, Any]:
     """Solves one layer: costs (B, Q, T) and the number of targets per image to queries and targets, (N,) each."""
-    queries, targets, first = [], [], 0
-    for image_costs, count in zip(costs, counts, strict=True):
-        query, target = linear_sum_assignment(image_costs[:, :count])
-        queries.append(query)
-        targets.append(target + first)
-        first += count
-    return np.concatenate(queries), np.concatenate(targets)
+    pairs = [linear_sum_assignment(own[:, :count]) for own, count in zip(costs, counts, strict=True)]
+    firsts = np.cumsum([0, *counts[:-1]])
+    targets = [target + first for (_, target), first in zip(pairs, firsts, strict=True)]
+    return np.concatenate([query for query, _ in pairs]), np.concatenate(targets)

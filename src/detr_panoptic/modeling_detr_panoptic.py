@@ -327,8 +327,7 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         """Selects the rows among the batch's B*Q queries that get masks: (N,) int64, ascending; see `spread_rows`."""
         if self.training and mask_queries is None and matched is not None:
             # Without matched masks one row still runs, so that every parameter has a gradient in every process.
-            rows = matched.rows()
-            return rows if len(rows) else rows.new_zeros(1), None
+            return rows if len(rows := matched.rows()) else rows.new_zeros(1), None
         choice = self.config.mask_queries if mask_queries is None else mask_queries
         if choice == "kept" and torch.compiler.is_compiling():  # a graph needs a number of rows that it knows
             shown = object_scores(logits)[1].flatten()

@@ -9,46 +9,28 @@ queries: the same owner but for ties made by rounding, without (N, H, W) floats.
 it), a stuff query that was fused into the first of its class has area 0, so it is dropped as too small, and the next
 pass gives the pixels that only it covered to other queries.
 
-Maps are resized as by F.interpolate (bilinear, align_corners=False), a strip of output rows at a time; the size of the
-strips changes no value. Pixels stay on the GPU and what concerns whole queries is decided on the CPU. The images of a
-batch are merged side by side, so that the CPU waits for each step of all of them once.
+Maps are resized as by F.interpolate (bilinear, align_corners=False), a strip of output rows at a time, whose size
+changes no value. A GPU has the pixels, the CPU decides about queries, and it waits for all images of a batch at once.
 """
 
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from .box_ops import at_least_float32
+from .box_ops import at_least_float32, fetch, upload
 from .segment_ids import VOID_ID
-from .transfers import fetch, upload
 
 Threshold = float | Sequence[float]  # for all labels, or for each
 MIN_SEGMENT_AREA = 4  # pixels; DETR drops segments of this size or smaller after merging
-STRIP_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
-"""Size of the resized values in memory, by device type: a CPU's cache, where 4 MiB are twice as fast as 32."""
-PASSES = {"cpu": 1, "cuda": 2}
-"""Passes of `merge_paper` between two looks at the areas: the second is rarely in vain, and a GPU waits longer."""
-
-
-class SegmentInfo(TypedDict):
-    """One segment; `area` counts its pixels in the map, `was_fused` says whether its label is fused."""
-
-    id: int
-    label_id: int
-    score: float
-    area: int
-    was_fused: bool
-
-
-class Segmentation(TypedDict):
-    """An (H, W) int32 map, 0 void and ids from 1, and an entry for each id in the map, in their order."""
-
-    segmentation: Tensor
-    segments_info: list[SegmentInfo]
+STRIP_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}  # of resized values: a CPU's cache, 2x faster than 32 MiB
+PASSES = {"cpu": 1, "cuda": 2}  # between two looks at the areas: the second is rarely in vain, and waiting costs more
+Segmentation = dict[str, Any]
+"""`segmentation`, an (H, W) int32 map, 0 void and ids from 1, and for each id, in order, an entry in `segments_info`:
+`id`, `label_id`, `score`, `area` (pixels in the map) and `was_fused` (whether its label is)."""
 
 
 class ImageSizes(NamedTuple):
@@ -59,8 +41,7 @@ class ImageSizes(NamedTuple):
     target: tuple[int, int]
 
 
-Steps = Generator[tuple[Tensor, ...], list[Tensor], Segmentation]
-"""The merging of one image: yields what it needs on the CPU, is sent it, and returns the result."""
+Steps = Generator[tuple[Any, ...], list[Tensor], Segmentation]  # yields what it needs on the CPU, and is sent it
 
 
 @torch.no_grad()
@@ -88,11 +69,6 @@ def run_together(merges: Iterable[Steps]) -> list[Segmentation]:
     return [results[i] for i in sorted(results)]
 
 
-def merge_image(steps: Any, logits: Tensor, masks: Tensor, sizes: ImageSizes, **options: Any) -> Segmentation:
-    """Merges one image by `paper_steps` or `score_weighted_steps`, given its class logits (Q, K + 1)."""
-    return run_together([steps(fetch(*best_classes(logits)), masks, sizes, **options)])[0]
-
-
 def paper_steps(
     best: Sequence[Tensor], masks: Tensor, sizes: ImageSizes, *, threshold: Threshold, stuff_label_ids: Collection[int]
 ) -> Steps:
@@ -106,27 +82,28 @@ def paper_steps(
         stuff_label_ids: labels of which an image has at most one segment.
     """
     scores, labels, maps = _kept_queries(best, crop_to_image(masks, sizes), threshold)
-    device, passes = maps.device, PASSES.get(maps.device.type, 1)
+    device = maps.device
     taps = _taps(
         maps, sizes.processed, [_nearest_positions(*n) for n in zip(sizes.processed, sizes.target, strict=True)]
     )
     is_stuff = np.isin(labels, list(stuff_label_ids))
     while len(labels):
-        same = upload(torch.from_numpy(_shares_segment(labels, is_stuff)), device)
-        seen = torch.ones(len(labels), dtype=torch.bool, device=device)
-        owner, areas = _assign(maps, taps, same.argmax(-1))
-        for _ in range(passes - 1):
-            seen = seen & (areas > MIN_SEGMENT_AREA)
-            chosen = maps.masked_fill(~seen, torch.finfo(maps.dtype).min)
-            owner, areas = _assign(chosen, taps, (same & seen).argmax(-1))
+        same = upload(_shares_segment(labels, is_stuff), device)
+        seen, areas = torch.ones(len(labels), dtype=torch.bool, device=device), None
+        for _ in range(PASSES.get(device.type, 1)):
+            seen = seen if areas is None else seen & (areas > MIN_SEGMENT_AREA)
+            chosen = maps if areas is None else maps.masked_fill(~seen, torch.finfo(maps.dtype).min)
+            first = (same if areas is None else same & seen).argmax(-1)
+            owner = torch.cat([first[values.max(-1).indices] for values in _resized_strips(chosen, *taps)])
+            areas = _areas(owner, len(labels))
         counted, was_seen = (values.numpy() for values in (yield areas, seen))
         left = was_seen & (counted > MIN_SEGMENT_AREA)
         if (was_seen == left).all():
             info = _segments_info(labels[left], scores[left], counted[left], is_stuff[left])
-            return {"segmentation": _look_up(np.cumsum(left), owner), "segments_info": info}
+            return {"segmentation": upload(np.cumsum(left, dtype=np.int32), device)[owner], "segments_info": info}
         scores, labels, is_stuff = scores[left], labels[left], is_stuff[left]
-        maps = maps.index_select(-1, upload(torch.from_numpy(left.nonzero()[0]), device))
-    return _nothing_found(sizes, device)
+        maps = maps.index_select(-1, upload(left.nonzero()[0], device))
+    return {"segmentation": torch.full(sizes.target, VOID_ID, dtype=torch.int32, device=device), "segments_info": []}
 
 
 def score_weighted_steps(
@@ -142,20 +119,15 @@ def score_weighted_steps(
 ) -> Steps:
     """Merges as transformers does: the highest score x mask probability owns a pixel, mostly hidden masks are void.
 
-    Args:
-        best: as in `paper_steps`.
-        masks: as in `paper_steps`.
-        sizes: the image's; probabilities are resized straight to the target size.
-        threshold: least probability of a query's class.
-        mask_threshold: the mask probability from which on a pixel counts as the query's own.
-        overlap_mask_area_threshold: a query stays if it owns more than this share of as many pixels as are its own.
-        label_ids_to_fuse: labels of which an image has at most one segment, with the score of its best member.
-        left_out: labels whose queries are dropped: stuff, where only instances are wanted.
+    The rest is as in `paper_steps`, but for the resize, which is straight to the target size. A pixel is a query's own
+    from `mask_threshold` on; a query stays if it owns more than `overlap_mask_area_threshold` of as many pixels as are
+    its own; fused labels get the score of their best member; queries of the labels `left_out` are dropped.
     """
     scores, labels, maps = _kept_queries(best, crop_to_image(masks, sizes), threshold, left_out)
     if not len(labels):
-        return _nothing_found(sizes, maps.device)
-    weights, owners, own = upload(torch.from_numpy(scores), maps.device), [], []
+        empty = torch.full(sizes.target, VOID_ID, dtype=torch.int32, device=maps.device)
+        return {"segmentation": empty, "segments_info": []}
+    weights, owners, own = upload(scores, maps.device), [], []
     for probs in _resized_strips(maps.sigmoid(), *_taps(maps, sizes.target)):
         own.append((probs >= mask_threshold).sum((0, 1)))
         owners.append((probs * weights).max(-1).indices)
@@ -173,7 +145,7 @@ def score_weighted_steps(
     np.maximum.at(highest, ids, scores)
     np.add.at(areas, ids, owned)
     info = _segments_info(labels[is_first], highest[1:], areas[1:], is_fused[is_first])
-    return {"segmentation": _look_up(ids, owner), "segments_info": info}
+    return {"segmentation": upload(ids.astype(np.int32), maps.device)[owner], "segments_info": info}
 
 
 @torch.no_grad()
@@ -199,7 +171,7 @@ def _kept_queries(
     """Keeps queries above the threshold and not in `left_out`: their scores and labels (N,), and maps (h, w, N)."""
     scores, labels = (values.numpy() for values in best)
     keep = is_above(best[0], best[1], threshold).numpy() & ~np.isin(labels, list(left_out))
-    kept = upload(torch.from_numpy(keep.nonzero()[0]), masks.device)
+    kept = upload(keep.nonzero()[0], masks.device)
     # Queries last: a pixel's values are adjacent in memory, and resizing copies runs of them (3x faster on a CPU).
     maps = at_least_float32(masks.index_select(0, kept)).permute(1, 2, 0).contiguous()
     return scores[keep], labels[keep], maps
@@ -216,11 +188,7 @@ def _semantic_strips(logits: Tensor, masks: Tensor, sizes: ImageSizes) -> Iterat
 
 
 def crop_to_image(masks: Tensor, sizes: ImageSizes) -> Tensor:
-    """Crops (Q, h, w) masks of the padded canvas to the part that shows the image.
-
-    A network of stride s makes a map of ceil(n / s) from a length n. The crop has the size of the map that the image
-    alone would get, so that resizing it gives the same values in a batch and alone, at the borders too.
-    """
+    """Crops (Q, h, w) masks of the padded canvas to the map that the image alone would get."""
     heights, widths = zip(sizes.processed, sizes.canvas, masks.shape[-2:], strict=True)
     return masks[..., : _cropped_length(*heights), : _cropped_length(*widths)]
 
@@ -234,11 +202,7 @@ def _cropped_length(processed: int, canvas: int, length: int) -> int:
 
 
 def _taps(maps: Tensor, resized: Sequence[int], positions: Sequence[Any] = ()) -> list[Sequence[Tensor]]:
-    """Returns where F.interpolate (bilinear, align_corners=False) reads for some positions of each resized axis.
-
-    Takes maps (h, w, N), their size after the resize, and the positions (n,) of each axis, by default all. Returns two
-    cells and their two weights, (n,) each, per axis. The CPU computes them, so that every device reads the same.
-    """
+    """Returns two cells and their two weights, (n,) per axis, as F.interpolate (bilinear) reads some positions."""
     # In the maps' own type, as PyTorch computes it: in float64 the weights would be off by 1e-5 from the reference's.
     kind = np.float64 if maps.dtype == torch.float64 else np.float32
     cells, weights = [], []
@@ -249,16 +213,12 @@ def _taps(maps: Tensor, resized: Sequence[int], positions: Sequence[Any] = ()) -
         cells += [low, np.minimum(low + 1, length - 1)]
         weights += [1 - high_weight, high_weight]
     lengths = [len(line) for line in cells]
-    parts = [upload(torch.from_numpy(np.concatenate(lines)), maps.device).split(lengths) for lines in (cells, weights)]
+    parts = [upload(np.concatenate(lines), maps.device).split(lengths) for lines in (cells, weights)]
     return [(*parts[0][:2], *parts[1][:2]), (*parts[0][2:], *parts[1][2:])]
 
 
 def _nearest_positions(length: int, resized_length: int) -> Any:
-    """Returns the position that PIL's nearest resize reads for each of `resized_length` positions, int64.
-
-    PIL adds up its step in floating point, so it rounds ties neither as floor((i + 0.5) * scale) nor as "nearest" of
-    F.interpolate does. The published numbers contain PIL's choice.
-    """
+    """Returns where PIL's nearest resize reads; it rounds ties in a way of its own, as the published numbers do."""
     line = Image.fromarray(np.arange(length, dtype=np.int32)[None])
     resized = line.resize((resized_length, 1), Image.Resampling.NEAREST)
     return np.array(resized)[0]
@@ -279,21 +239,10 @@ def _mix(values: Tensor, low: Tensor, high: Tensor, low_weight: Tensor, high_wei
     return values.index_select(dim, low).mul_(low_weight.view(shape)).add_(upper)
 
 
-def _assign(maps: Tensor, taps: Sequence[Sequence[Tensor]], first: Tensor) -> tuple[Tensor, Tensor]:
-    """Gives each pixel to its best query, or the `first` (N,) that shares its segment: (H, W), and areas (N,)."""
-    owner = torch.cat([first[values.max(-1).indices] for values in _resized_strips(maps, *taps)])
-    return owner, _areas(owner, len(first))
-
-
 def _areas(owner: Tensor, count: int) -> Tensor:
     """Counts the pixels of each of `count` owners; `bincount` would wait for a GPU."""
     pixels = owner.flatten()
     return owner.new_zeros(count).scatter_add_(0, pixels, torch.ones_like(pixels))
-
-
-def _look_up(ids: Any, owner: Tensor) -> Tensor:
-    """Returns the id (N,) of each pixel's owner: (H, W) int32."""
-    return upload(torch.from_numpy(ids.astype(np.int32)), owner.device)[owner]
 
 
 def _shares_segment(labels: Any, is_fused: Any) -> Any:
@@ -302,14 +251,10 @@ def _shares_segment(labels: Any, is_fused: Any) -> Any:
     return (same | np.eye(len(labels), dtype=bool)).view(np.uint8)
 
 
-def _segments_info(labels: Any, scores: Any, areas: Any, is_fused: Any) -> list[SegmentInfo]:
+def _segments_info(labels: Any, scores: Any, areas: Any, is_fused: Any) -> list[dict[str, Any]]:
     """Returns entries for ids 1, 2, … from (N,) arrays; scores have 6 digits, as in transformers."""
-    columns = (labels.tolist(), scores.tolist(), areas.tolist(), is_fused.tolist())
+    rows = zip(labels.tolist(), scores.tolist(), areas.tolist(), is_fused.tolist(), strict=True)
     return [
         {"id": i, "label_id": label, "score": round(score, 6), "area": area, "was_fused": fused}
-        for i, (label, score, area, fused) in enumerate(zip(*columns, strict=True), start=1)
+        for i, (label, score, area, fused) in enumerate(rows, start=1)
     ]
-
-
-def _nothing_found(sizes: ImageSizes, device: torch.device) -> Segmentation:
-    return {"segmentation": torch.full(sizes.target, VOID_ID, dtype=torch.int32, device=device), "segments_info": []}

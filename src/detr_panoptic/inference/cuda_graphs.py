@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..box_ops import fetch
 from ..mask_head import object_scores
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticSegmentationOutput
-from ..transfers import fetch
 
 MAX_SHAPES = 8  # graphs that are kept; the one that was used longest ago goes first
 MASKS = 32  # per image in a graph; images in which more queries are kept run without a graph

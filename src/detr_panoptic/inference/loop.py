@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import BatchFeature
 
-from ..transfers import upload
+from ..box_ops import upload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

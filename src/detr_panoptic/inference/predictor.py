@@ -18,10 +18,10 @@ from accelerate.utils import gather_object, parse_flag_from_env
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..box_ops import fetch
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..image_reading import image_to_tensor, read_picture
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
-from ..transfers import fetch
 from .detections import detect
 from .fast_form import fast_form
 from .folder import Layout, PredictionFolder, fingerprint

@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..box_ops import fetch
 from ..data import NamedRecords, PanopticCollator, PanopticData
 from ..data.files import whole_files
 from ..data.records import segmentation_ids
@@ -32,7 +33,6 @@ from ..inference import Predictor
 from ..inference.loading import quiet_transformers
 from ..losses import LossNormalizers, loss_normalizers
 from ..matcher import Labels, match, moved_labels
-from ..transfers import fetch
 from ..visualization import draw_side_by_side, stack
 from .data import Batch, collate
 from .optimization import unchanged_random_state
