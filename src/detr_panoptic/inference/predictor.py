@@ -96,9 +96,12 @@ class Predictor:
         """
         if not isinstance(model, Predictor | tuple):
             return cls.from_pretrained(model, device=device, dtype=dtype)
-        if device != "auto" or dtype is not None:
-            raise ValueError(f"`device` and `dtype` are for a model that is loaded, got {device!r} and {dtype!r}.")
-        return model if isinstance(model, Predictor) else cls(*model)
+        predictor = model if isinstance(model, Predictor) else cls(*model)
+        own = {"device": predictor.model.device.type, "dtype": str(predictor.model.dtype).removeprefix("torch.")}
+        for name, given in (("device", device), ("dtype", dtype)):
+            if given not in ("auto", None) and own[name] not in str(given):
+                raise ValueError(f"`{name}` is for models that are loaded; this one has {own[name]}, got {given}")
+        return predictor
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str, but not of images

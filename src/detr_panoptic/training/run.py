@@ -38,7 +38,15 @@ CALIBRATION_IMAGES = 8
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The result of `train`; prints as the plan of the run or its best quality."""
+    """The result of `train`; prints as the plan of the run or its best quality.
+
+    Example:
+        >>> from pathlib import Path
+        >>> settings = resolve_settings("none", overrides={"data": "scenes"})
+        >>> print(TrainingResult(Path("my_model"), settings, [], total_steps=9, steps=9, is_finished=True))
+        output: my_model
+        updates: 9 of 9, finished
+    """
 
     model_folder: Path  # the best model, for `from_pretrained`, with its card, metrics and checkpoints
     settings: TrainingSettings
