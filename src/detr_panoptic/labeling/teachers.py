@@ -33,6 +33,7 @@ from ..inference.predictor import Predictor, default_workers, report_failures
 from ..panoptic_merging import ImageSizes, Segmentation, best_classes, is_above, run_together, score_weighted_steps
 
 SAME = 0.1  # of two normalized colors; black and white differ by more than 3
+DETR_OUTPUTS = ("logits", "pred_masks")
 Threshold = float | list[float]
 Result = tuple[Mapping[str, Any], Segmentation, Tensor]
 """A record, its merged segments, and where a mask above the threshold has a probability of one half: (H, W) bool."""
@@ -177,8 +178,9 @@ class TransformersTeacher(Teacher):
         shown = inputs.pop("shown")
         canvas = tuple(inputs["pixel_values"].shape[-2:])
         outputs = self.model(**{name: self._placed(value) for name, value in inputs.items()})
+        names = ("class_queries_logits", "masks_queries_logits") if "class_queries_logits" in outputs else DETR_OUTPUTS
         for index, record in enumerate(batch.records):
-            logits, masks = outputs.class_queries_logits[index], outputs.masks_queries_logits[index]
+            logits, masks = (outputs[name][index] for name in names)
             if not (logits.isfinite().all() and masks.isfinite().all()):
                 raise FloatingPointError(f"The outputs of `teacher` {self.name!r} are not finite.")
             sizes = ImageSizes(shown[index], canvas, batch.sizes[index])
