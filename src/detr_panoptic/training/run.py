@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+from accelerate.utils import DataLoaderConfiguration, DistributedType, ProjectConfiguration, set_seed
 
 from ..data import PanopticData
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
@@ -20,7 +20,7 @@ from .loop import run_epochs
 from .model import build_model, calibrate
 from .optimization import effective_batch, fix_batch_size, rate_factor
 from .positions import teach_positions
-from .reports import best_evaluation, describe_plan, write_reports
+from .reports import best_evaluation, describe_plan, write_reports, write_split
 from .settings import (
     FEW_IMAGES,
     FEW_IMAGES_RECIPE,
@@ -38,7 +38,15 @@ CALIBRATION_IMAGES = 8
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The result of `train`; prints as the plan of the run or its best quality."""
+    """The result of `train`; prints as the plan of the run or its best quality.
+
+    Example:
+        >>> from pathlib import Path
+        >>> settings = resolve_settings("none", overrides={"data": "scenes"})
+        >>> print(TrainingResult(Path("my_model"), settings, [], total_steps=9, steps=9, is_finished=True))
+        output: my_model
+        updates: 9 of 9, finished
+    """
 
     model_folder: Path  # the best model, for `from_pretrained`, with its card, metrics and checkpoints
     settings: TrainingSettings
@@ -48,6 +56,7 @@ class TrainingResult:
     metrics: Mapping[str, float] = field(repr=False, default_factory=dict)  # of the best evaluation: `pq`, ...
     is_finished: bool = False  # otherwise the same call resumes the run
     stop_signal: int | None = None  # SIGTERM, or SIGINT for Ctrl-C, if one stopped the run
+    on_training_images: bool = False  # whether `metrics` are those of the training images
 
     def __str__(self) -> str:
         """Returns the plan before the first update, and afterwards the progress and the best quality."""
@@ -57,7 +66,8 @@ class TrainingResult:
             lines.append(f"updates: {self.steps} of {self.total_steps}, {state}")
         if self.metrics:
             groups = {"PQ": "pq", "things": "pq_things", "stuff": "pq_stuff"}
-            lines.append("  ".join(f"{name} {100 * self.metrics[key]:.1f}" for name, key in groups.items()))
+            on = "training " if self.on_training_images else ""
+            lines.append("  ".join(f"{on}{name} {100 * self.metrics[key]:.1f}" for name, key in groups.items()))
         return "\n".join(lines)
 
 
@@ -133,9 +143,10 @@ def train(
                 prepare_backbone(model, batches, fixed, accelerator)
             if fixed.model.calibrate:
                 first = batches.first(CALIBRATION_IMAGES)
-                calibrate(model, first["pixel_values"], first["pixel_mask"])
+                calibrate(model, first["pixel_values"], first.get("pixel_mask"))
             shown = {n: v if isinstance(v, bool | int | float) else str(v) for n, v in fixed.to_dict().items()}
             accelerator.init_trackers("detr-panoptic", shown, init_kwargs={"wandb": {"dir": str(folder)}})
+            write_split(folder, data, is_writer=accelerator.is_main_process)
             return execute(Run(fixed, accelerator, data, model, processor, batches, progress=progress))
 
 
@@ -159,7 +170,12 @@ def started_accelerator(settings: RunSettings) -> Iterator[Accelerator]:
             raise ValueError(f"`tracker` must be installed for Accelerate, such as tensorboard, got {name!r}.")
     places = ProjectConfiguration(str(settings.output), logging_dir=f"{settings.output}/tracking")
     precision = settings.mixed_precision
-    accelerator = Accelerator(mixed_precision=precision, log_with=trackers or None, project_config=places)
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        log_with=trackers or None,
+        project_config=places,
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),  # batches lie in pinned memory
+    )
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ValueError(f"{accelerator.distributed_type.value} is not supported: use DDP (--multi_gpu).")
     if not accelerator.is_main_process:
@@ -191,5 +207,13 @@ def execute(run: Run) -> TrainingResult:
     run.accelerator.end_training()
     metrics = {name: value for name, value in best_evaluation(folder).items() if name not in ("step", "epoch")}
     return TrainingResult(
-        folder, settings, run.plan, run.total_steps, progress.step, metrics, progress.is_finished, stop_signal
+        folder,
+        settings,
+        run.plan,
+        run.total_steps,
+        progress.step,
+        metrics,
+        progress.is_finished,
+        stop_signal,
+        run.data.is_measured_on_training,
     )
