@@ -53,14 +53,14 @@ class Backbone(nn.Module):
             self._first_stage = features.module_name()[0].replace(".", "_")
         self.image_statistics = {f"image_{name}": list(body.pretrained_cfg[name]) for name in ("mean", "std")}
         self._channels_last_output = getattr(body, "output_fmt", None) == Format.NHWC  # Swin and its relatives
-        self.body = freeze_norms(body)
+        self.body: Any = freeze_norms(body)
         # In a tuple, so that it is not registered and checkpoints and adapters (LoRA) see timm's layers alone.
         self._fused = ([*self.body.modules()], fuse_norms(self.body))
         self.freeze_stem()
         self.canvas_multiple = self._find_canvas_multiple(name, expected, num_channels)
         # timm has initialized or downloaded the weights; on the meta device there is nothing yet.
         for module in (self, *self.body.modules()):
-            module._is_hf_initialized = not any(tensor.is_meta for tensor in self.body.parameters())
+            vars(module)["_is_hf_initialized"] = not any(tensor.is_meta for tensor in self.body.parameters())
 
     def freeze_stem(self) -> None:
         """Turns off the gradient of every parameter up to the end of the stride-4 stage, which a ViT lacks."""
