@@ -93,12 +93,13 @@ class Backbone(nn.Module):
     @property
     def gradient_checkpointing(self) -> bool:
         """Whether a vision transformer recomputes its activations in the backward pass; transformers sets it."""
-        return getattr(self.body, "grad_checkpointing", False)
+        if self.pyramid is None:
+            raise AttributeError("Other bodies have no such attribute.")
+        return bool(self.body.grad_checkpointing)
 
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, enable: bool) -> None:
-        if self.pyramid is not None:
-            self.body.set_grad_checkpointing(enable)
+        self.body.set_grad_checkpointing(enable)
 
     def margins(self, pixel_values: Tensor) -> tuple[int, ...]:
         """Returns the padding of `F.pad` that images (B, C, H, W) need if the layers depend on whole strides."""
