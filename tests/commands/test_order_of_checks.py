@@ -37,7 +37,6 @@ COMMANDS = [
     (("predict", "empty", *NO_MODEL), "no images in empty"),
     (("predict", "gone.jpg", *NO_MODEL, "--on-error", "stop"), "gone.jpg"),
     (("predict", "--data", "my_data", "--split", "tset", *NO_MODEL), "'tset'"),
-    (("predict", "--data", "scenes", "--split", "val", *NO_MODEL), "`split` .*'val'"),
     ((*EVALUATE, "--split", "tset"), "'tset'"),
     (("explain", "gone.jpg", *NO_MODEL), "gone.jpg"),
     ((*EXPLAIN, "--query", "-1"), "`queries` .* got -1"),

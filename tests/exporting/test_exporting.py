@@ -19,8 +19,9 @@ from detr_panoptic.exporting.inputs import calibration_batches, calibration_pict
 from detr_panoptic.exporting.merging import merge_batch
 from detr_panoptic.exporting.same_padding import pad_in_whole_numbers
 from detr_panoptic.exporting.writing import quantize_file, trace, write_onnx
-from detr_panoptic.panoptic_merging import ImageSizes, merge_paper
+from detr_panoptic.panoptic_merging import ImageSizes
 from tests.conftest import build_tiny
+from tests.merging import merge_paper
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
