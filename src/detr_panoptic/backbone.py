@@ -59,9 +59,8 @@ class Backbone(nn.Module):
         self.freeze_stem()
         self.canvas_multiple = self._find_canvas_multiple(name, expected, num_channels)
         # timm has initialized or downloaded the weights; on the meta device there is nothing yet.
-        modules: Any = (self, *self.body.modules())
-        for module in modules:
-            module._is_hf_initialized = not any(tensor.is_meta for tensor in self.body.parameters())
+        for module in (self, *self.body.modules()):
+            vars(module)["_is_hf_initialized"] = not any(tensor.is_meta for tensor in self.body.parameters())
 
     def freeze_stem(self) -> None:
         """Turns off the gradient of every parameter up to the end of the stride-4 stage, which a ViT lacks."""
