@@ -1,17 +1,18 @@
 """`export`: a model as files for programs without this package."""
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..inference import Predictor
+from ..runtimes.choice import WRITERS, check_installed
+from ..runtimes.onnx_files import quantize_file
 from .graph import GraphOptions, parse_size
 from .inputs import calibration_batches, fitted_to_canvas
 from .transformers_detr import write_transformers
-from .writing import quantize_file, trace, write_onnx
+from .writing import trace, write_onnx
 
 FILE_NAMES = {"onnx": "model.onnx", "torch": "model.pt2"}
 FORMATS = (*FILE_NAMES, "transformers")
@@ -123,9 +124,13 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
     if format == "torch":
         torch.export.save(program, file)
     else:
-        write_onnx(program, file, options, labels=loaded.config.id2label or {})
+        floats = file if quantize is None else file.with_name("float.onnx")
+        write_onnx(program, floats, options, labels=loaded.config.id2label or {})
         if quantize is not None:
-            quantize_file(file, quantize, calibration_batches(calibration, processor, options))
+            try:
+                quantize_file(floats, file, quantize, calibration_batches(calibration, processor, options))
+            finally:
+                floats.unlink()
     # Not `save_pretrained`, which would write the code for the Hub as well.
     loaded.config.to_json_file(output / "config.json")
     processor.to_json_file(output / "preprocessor_config.json")
@@ -148,6 +153,5 @@ def _check(output: Path, format: str, quantize: str | None, calibration: Any, op
         )
     if (quantize == "static") != (calibration is not None):
         raise ValueError('`quantize="static"` and `calibration` need each other.')
-    needed = ("onnx", "onnxscript", *(["onnxruntime"] if quantize else [])) if format == "onnx" else ()
-    if missing := [name for name in needed if find_spec(name) is None]:
-        raise ImportError(f"ONNX needs {', '.join(missing)}: pip install 'detr-panoptic[export]'")
+    if format == "onnx":
+        check_installed(*WRITERS, *(["onnxruntime"] if quantize else []))

@@ -10,11 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from ..data.categories import Categories
 from ..data.files import written_whole
 from ..data.writing import write_parquet
+from ..runtimes.cache import add_weights
 from .pictures import Pictures, unique_stems
 from .prediction import JSON, MAP, OVERLAY, Prediction, coco_annotation
 
@@ -146,9 +145,7 @@ class PredictionFolder:
 def fingerprint(model: DetrPanopticForSegmentation, processor: DetrPanopticImageProcessor) -> str:
     """Returns a hash of all weights, labels and settings of the image processor."""
     digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    add_weights(digest, model)
     config = model.config
     for value in (config.id2label, config.stuff_label_ids, config.category_ids, processor.to_dict()):
         digest.update(json.dumps(value, sort_keys=True, default=str).encode())

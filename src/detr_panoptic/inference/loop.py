@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-    from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+    from ..runtimes import Runtime
     from .pictures import Pictures
     from .prediction import Prediction
 
@@ -83,25 +83,18 @@ def load_batches(
     return DataLoader(indices, batch_sampler=plan, collate_fn=partial(_load, pictures, processor), num_workers=workers)
 
 
-@torch.no_grad()
 def run_model(
-    model: DetrPanopticForSegmentation, batches: Iterable[Batch], *, mask_queries: str | int | None = None
+    runtime: Runtime, batches: Iterable[Batch], *, mask_queries: str | int | None = None
 ) -> Iterator[tuple[Batch, Any]]:
-    """Runs a model in evaluation mode and yields each batch with its raw outputs; its own mode is restored.
+    """Yields each batch with its raw outputs.
 
     Raises:
         FloatingPointError: scores or masks are not finite; names the images.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        for batch in batches:
-            inputs = batch.inputs.to(device=model.device, dtype=model.dtype)
-            outputs = model(**inputs, mask_queries=mask_queries)
-            _check_finite(batch, outputs)
-            yield batch, outputs
-    finally:
-        model.train(was_training)
+    for batch in batches:
+        outputs = runtime(batch.inputs, mask_queries=mask_queries)
+        _check_finite(batch, outputs)
+        yield batch, outputs
 
 
 def _shape(pictures: Pictures, index: int) -> tuple[float, int]:

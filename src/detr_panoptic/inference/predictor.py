@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..image_reading import plain_picture, read_picture
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+from ..runtimes import Choice, Runtime, TorchRuntime, open_if_prepared, open_runtime
 from .detections import detect
 from .folder import Layout, PredictionFolder, fingerprint
 from .loading import find_device, load, model_categories
@@ -52,6 +53,7 @@ class Predictor:
     Args:
         model: on its device.
         processor: its image processor.
+        runtime: what computes the model's outputs; None: the model itself.
 
     Example:
         >>> from detr_panoptic import Predictor
@@ -63,43 +65,66 @@ class Predictor:
         (256, 256)
     """
 
-    def __init__(self, model: DetrPanopticForSegmentation, processor: DetrPanopticImageProcessor) -> None:
+    def __init__(
+        self,
+        model: DetrPanopticForSegmentation,
+        processor: DetrPanopticImageProcessor,
+        runtime: Runtime | None = None,
+    ) -> None:
         self.model = model
         self.processor = processor
+        self.runtime = TorchRuntime(model) if runtime is None else runtime
         self.categories = model_categories(model.config)
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path, *, device: str | torch.device = "auto", dtype: str | torch.dtype | None = None
+        cls,
+        model: str | Path,
+        *,
+        runtime: str = "auto",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype | None = None,
+        compile: bool = False,
     ) -> Predictor:
         """Loads a model and its image processor.
 
         Args:
             model: a folder, or the name of a repository on the Hub.
-            device: "auto" takes a GPU if there is one; under `accelerate launch`, each process takes its own.
-            dtype: of the computation, such as "bfloat16"; None: float32.
+            runtime: "torch", "openvino" or "onnxruntime". The latter two write graphs of the model to the user's cache
+                the first time, in about half a minute. "auto" is "torch", except on a CPU for a model that has run
+                on OpenVINO before and whose results agree; the log says so.
+            device: "auto" takes a GPU if there is one; under `accelerate launch`, each process takes its own. OpenVINO
+                and ONNX Runtime take a CPU.
+            dtype: of the computation, such as "bfloat16"; None: float32. "int8" needs a folder that `quantize` wrote.
+            compile: whether `torch.compile` compiles the model.
 
         Raises:
-            ValueError: there is no such model or device, or the checkpoint is broken.
+            ValueError: there is no such model, runtime or device, or the checkpoint is broken.
+            ImportError: the runtime is not installed.
         """
+        choice = Choice.check(runtime, device=device, dtype=dtype, compile=compile)
+        if choice is not None:
+            network, processor = load(model, device="cpu")
+            opened = (open_if_prepared if runtime == "auto" else open_runtime)(network, model, choice)
+            if opened is not None:
+                return cls(network, processor, opened)
         if device == "auto" and (state := processes()).num_processes > 1:
             device = state.device
-        return cls(*load(model, device=device, dtype=dtype))
+        network, processor = load(model, device=device, dtype=dtype)
+        return cls(network, processor, TorchRuntime(network, compile=compile))
 
     @classmethod
-    def of(
-        cls, model: Any, *, device: str | torch.device = "auto", dtype: str | torch.dtype | None = None
-    ) -> Predictor:
+    def of(cls, model: Any, *, runtime: str = "torch", **loading: Any) -> Predictor:
         """Returns the predictor of whatever the package accepts as a model.
 
         Args:
             model: a `Predictor`, which is returned; a model and its image processor; or what `from_pretrained` takes.
-            device: of a model that is loaded.
-            dtype: of a model that is loaded.
+            runtime: of a model that is loaded. The default gives the same numbers wherever OpenVINO is installed.
+            **loading: further arguments of `from_pretrained`, for a model that is loaded.
         """
         if isinstance(model, Predictor):
             return model
-        return cls(*model) if isinstance(model, tuple) else cls.from_pretrained(model, device=device, dtype=dtype)
+        return cls(*model) if isinstance(model, tuple) else cls.from_pretrained(model, runtime=runtime, **loading)
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str, but not of images
@@ -203,7 +228,7 @@ class Predictor:
         _check_options("panoptic", None, batch_size=batch_size, on_error=on_error)
         failures = [] if failures is None else failures
         batches = self._batches(source, batch_size, workers=num_workers, on_error=on_error, failures=failures)
-        yield from run_model(self.model, batches)
+        yield from run_model(self.runtime, batches)
 
     def predict(  # noqa: PLR0913  every option of a long run, each with a default
         self,
@@ -272,7 +297,8 @@ class Predictor:
         folder = PredictionFolder(output, pictures, self.categories, layout=to)
         if state.is_main_process:
             options = {"task": task, "threshold": threshold, "detections": detections, "batch_size": batch_size}
-            model = {"model": fingerprint(self.model, self.processor), "dtype": str(self.model.dtype)}
+            model = {"model": fingerprint(self.model, self.processor), "dtype": self.runtime.dtype}
+            model["runtime"] = self.runtime.name
             folder.open({**options, **model, "tile": tiling})
         state.wait_for_everyone()
         plan = [batch for batch in plan_batches(pictures, batch_size) if not all(map(folder.is_done, batch))]
@@ -351,7 +377,7 @@ class Predictor:
             return
         # A semantic map adds up all queries, also those whose best class is "no object".
         mask_queries = "all" if task == "semantic" or detections == "mask" else None
-        for batch, outputs in run_model(self.model, batches, mask_queries=mask_queries):
+        for batch, outputs in run_model(self.runtime, batches, mask_queries=mask_queries):
             results = self._merge(outputs, batch.sizes, task, threshold)
             for index, (record, result) in enumerate(zip(batch.records, results, strict=True)):
                 prediction = self._describe(record, result["segmentation"].cpu().numpy(), result["segments_info"])

@@ -1,0 +1,94 @@
+"""A model's graphs in another runtime than PyTorch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  the field's name for it
+
+from ..backbone import image_sizes_of
+from ..mask_head import MASK_STRIDE, SKIPPED_MASK_LOGIT, select_rows
+from ..modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticSegmentationOutput
+from .graphs import MIN_SIDE, SHARED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    Session = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+
+CHECKED_SIZE = (97, 131)  # of the image on which results are compared: odd at several strides
+ROWS_AT_ONCE = 8  # queries whose masks are computed together: the time per mask is the same from 1 to 20
+DIFFERENCES = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02, "int8": 1.0}
+"""Largest mean difference of a query's class probabilities to PyTorch's in float32, in total variation, which is at
+most 1. With int8 only numbers that are not finite are refused: `quantize` measures what it costs."""
+
+
+class GraphRuntime:
+    """Runs the graphs of a model, as `GraphFiles` has them.
+
+    Args:
+        model: the model in float32 on CPU. It runs images whose sides are shorter than the graphs accept.
+        detect: the graph from images to classes, boxes and what masks need.
+        segment: the graph from those to masks.
+        name: of the runtime.
+        dtype: the precision.
+    """
+
+    def __init__(
+        self,
+        model: DetrPanopticForSegmentation,
+        detect: Session,
+        segment: Session,
+        *,
+        name: str,
+        dtype: str,
+    ) -> None:
+        self.model, self.name, self.dtype = model, name, dtype
+        self._detect, self._segment = detect, segment
+
+    @torch.no_grad()
+    def __call__(self, inputs: Mapping[str, Tensor], *, mask_queries: str | int | None = None) -> Any:
+        """Returns the outputs of a batch, given `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W)."""
+        pixels, mask = inputs["pixel_values"], inputs.get("pixel_mask")
+        if min(pixels.shape[-2:]) < MIN_SIDE:
+            return self.model(pixels, mask, mask_queries=mask_queries)
+        mask = torch.ones_like(pixels[:, 0], dtype=torch.int64) if mask is None else mask.long()
+        found = self._detect({"pixel_values": pixels.float().numpy(), "pixel_mask": mask.numpy()})
+        logits, boxes = (torch.from_numpy(found[name]) for name in ("logits", "pred_boxes"))
+        rows = select_rows(logits, self.model.config.mask_queries if mask_queries is None else mask_queries)
+        height, width = (-(-length // MASK_STRIDE) for length in pixels.shape[-2:])
+        masks = torch.full((*logits.shape[:2], height, width), SKIPPED_MASK_LOGIT)
+        for image, queries, arrays in self.mask_inputs(found, rows):
+            (made,) = self._segment(arrays).values()
+            masks[image, queries] = torch.from_numpy(made)[:, :height, :width]
+        return DetrPanopticSegmentationOutput(
+            logits=logits,
+            pred_boxes=boxes,
+            pred_masks=masks,
+            image_sizes=image_sizes_of(pixels, mask),
+            canvas_sizes=image_sizes_of(pixels, None),
+        )
+
+    def mask_inputs(
+        self, found: Mapping[str, np.ndarray], rows: Tensor
+    ) -> Iterator[tuple[int, Tensor, dict[str, np.ndarray]]]:
+        """Yields (image, queries, inputs of the second graph) for rows (N,) of the B*Q queries, a few at a time."""
+        attention = found["attention"]
+        for image in range(len(attention)):
+            queries = rows[rows // attention.shape[1] == image] % attention.shape[1]
+            shared = {name: found[name][image : image + 1] for name in SHARED}
+            for some in queries.split(ROWS_AT_ONCE) if len(queries) else ():
+                yield image, some, {"attention": attention[image][some.numpy()], **shared}
+
+    @torch.no_grad()
+    def difference(self) -> float:
+        """Returns the mean difference of a query's class probabilities to the model's, for an image of noise."""
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(1, self.model.config.num_channels, 5, 7, generator=generator)
+        inputs = {"pixel_values": F.interpolate(noise, size=CHECKED_SIZE, mode="bilinear")}
+        expected = self.model(**inputs, mask_queries=0).logits.softmax(-1)
+        actual = self(inputs, mask_queries=1).logits.softmax(-1)
+        return (expected - actual).abs().sum(-1).mean().item() / 2
