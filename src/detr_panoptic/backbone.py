@@ -1,60 +1,71 @@
-"""The convolutional backbone: a timm model cut after its last stage.
+"""The backbone: a timm model cut after its last stage.
 
-Follows models/backbone.py of facebookresearch/detr (29901c5), with these differences:
+Follows models/backbone.py of facebookresearch/detr (29901c5), with these differences (docs/deviations.md has others):
   * any timm model with maps of strides 4, 8, 16 and 32 can be used, not only torchvision's ResNets;
   * the frozen parameters are those up to the end of the stride-4 stage: for a ResNet the stem and layer1, as there;
-  * a frozen batch norm keeps the epsilon of its layer, which is the reference's 1e-5 for every ResNet;
-  * a convolution and the frozen norm after it run as one convolution (`ConvNorm`);
-  * maps are channels-last in memory, the layout of the fast kernels on CPU and GPU;
-  * backbones with TensorFlow's "same" padding, or without any, see a canvas of whole strides.
+  * a convolution and the frozen norm after it run as one convolution (`ConvNorm`), channels-last in memory;
+  * a vision transformer gets a simple feature pyramid (ViTDet, arXiv 2203.16527).
 """
 
 import copy
 import operator
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import timm
 import torch
-from timm.layers import Format
+from timm.layers import Format, LayerNorm2d
+from timm.models import is_model_in_modules
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 from transformers import initialization as init
 
 STRIDES = (4, 8, 16, 32)
 DILATED_STRIDES = (4, 8, 16, 16)
+VIT_FAMILIES = ("vision_transformer", "deit", "eva")  # timm's modules; DINOv3 is in `eva`
+PATCH = 16
+"""Patch size of vision transformers, for whole strides. timm resamples weights of other sizes (DINOv2 has 14)."""
+_is_vit = partial(is_model_in_modules, module_names=VIT_FAMILIES)
 
 
 class Backbone(nn.Module):
     """Computes feature maps of strides 4, 8, 16 and 32, or 16 at the end with `dilation` (DC5).
 
-    Raises:
-        ValueError: timm does not know a model of that name, or it has no such maps.
+    Raises ValueError if timm does not know a model of that name, or it has no such maps.
     """
 
     def __init__(self, name: str, *, dilation: bool = False, num_channels: int = 3, pretrained: bool = False) -> None:
         super().__init__()
-        body = _create_feature_extractor(name, dilation=dilation, num_channels=num_channels, pretrained=pretrained)
+        self._create = partial(_create_body, name, dilation=dilation, num_channels=num_channels)
+        body = self._create(pretrained=pretrained)
         expected = DILATED_STRIDES if dilation else STRIDES
         features: Any = body.feature_info
-        strides = tuple(features.reduction())
-        if strides != expected:
+        self._first_stage, self.pyramid = "", None
+        if _is_vit(name):
+            width: int = body.embed_dim
+            self.channels = [width // 4, width // 2, width, width]
+            self.pyramid = simple_pyramid(width)
+        elif (strides := tuple(features.reduction())) != expected:
             raise ValueError(f"`backbone` must have feature maps of strides {expected}, got {strides} from {name!r}.")
+        else:
+            self.channels = features.channels()
+            self._first_stage = features.module_name()[0].replace(".", "_")
         statistics: Any = body.pretrained_cfg
         self.image_statistics = {"image_mean": list(statistics["mean"]), "image_std": list(statistics["std"])}
-        self.channels: list[int] = features.channels()
         self.canvas_multiple = STRIDES[-1] if _needs_whole_strides(body) else 1
-        self._first_stage: str = features.module_name()[0].replace(".", "_")
         self._channels_last_output = getattr(body, "output_fmt", None) == Format.NHWC  # Swin and its relatives
         self.body = freeze_norms(body)
         # In a tuple, so that it is not registered and checkpoints and adapters (LoRA) see timm's layers alone.
         self._fused = ([*self.body.modules()], fuse_norms(self.body))
         self.freeze_stem()
-        self._keep_initial_weights()
+        # timm has initialized or downloaded the weights; on the meta device there is nothing yet.
+        for module in (self, *self.body.modules()):
+            module._is_hf_initialized = not any(tensor.is_meta for tensor in self.body.parameters())
 
     def freeze_stem(self) -> None:
-        """Turns off the gradient of every parameter up to the end of the stride-4 stage."""
+        """Turns off the gradient of every parameter up to the end of the stride-4 stage, which a ViT lacks."""
         names = [name for name, _ in self.body.named_parameters()]
         first_stage = [i for i, name in enumerate(names) if name.replace(".", "_").startswith(self._first_stage + "_")]
         last = max(first_stage, default=-1)
@@ -64,7 +75,31 @@ class Backbone(nn.Module):
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """Computes maps (B, C_i, H/s, W/s) of strides 4, 8, 16 and 32 (16 if dilated) from images (B, 3, H, W)."""
         maps = self._body_to_run()(pixel_values.contiguous(memory_format=torch.channels_last))
+        if self.pyramid is not None:
+            last = _map_of_tokens(maps, pixel_values, self.body.num_prefix_tokens)
+            return [layers(last) for layers in self.pyramid]
         return [m.permute(0, 3, 1, 2) for m in maps] if self._channels_last_output else maps
+
+    def reset_parameters(self) -> None:
+        """Initializes what a checkpoint lacks, as timm does, and the buffers that no checkpoint has."""
+        for module in self.body.modules():
+            if hasattr(module, "init_non_persistent_buffers"):
+                module.init_non_persistent_buffers()
+        tensors = self.body.state_dict(keep_vars=True)
+        if not all(getattr(tensor, "_is_hf_initialized", False) for tensor in tensors.values()):
+            initial = freeze_norms(self._create()).state_dict()
+            for name, tensor in tensors.items():
+                init.copy_(tensor, initial[name])
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether a vision transformer recomputes its activations in the backward pass; transformers sets it."""
+        return getattr(self.body, "grad_checkpointing", False)
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enable: bool) -> None:
+        if self.pyramid is not None:
+            self.body.set_grad_checkpointing(enable)
 
     def margins(self, pixel_values: Tensor) -> tuple[int, ...]:
         """Returns the padding of `F.pad` that images (B, C, H, W) need if the layers depend on whole strides."""
@@ -94,13 +129,6 @@ class Backbone(nn.Module):
             self._fused = (modules, fuse_norms(self.body))  # an adapter has wrapped a layer
         return self._fused[1]
 
-    def _keep_initial_weights(self) -> None:
-        # timm has initialized or downloaded the weights; on the meta device there is nothing yet.
-        modules: Iterator[Any] = self.body.modules()
-        for module in modules:
-            tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-            module._is_hf_initialized = all(not tensor.is_meta for tensor in tensors)
-
 
 class FrozenNorm(nn.Module):
     """Batch norm with fixed statistics and affine parameters as buffers, and the activation that timm puts into it."""
@@ -116,13 +144,6 @@ class FrozenNorm(nn.Module):
             self.register_buffer(name, getattr(norm, name).detach().clone())
         self.eps = norm.eps
         self.act: nn.Module = getattr(norm, "act", nn.Identity())
-
-    def reset_parameters(self) -> None:
-        """Makes the norm the identity."""
-        init.ones_(self.weight)
-        init.zeros_(self.bias)
-        init.zeros_(self.running_mean)
-        init.ones_(self.running_var)
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """Returns the norm as a product and a sum: two tensors (C,), float32 or wider."""
@@ -268,24 +289,39 @@ def _needs_whole_strides(body: nn.Module) -> bool:
     )
 
 
-def _create_feature_extractor(name: str, *, dilation: bool, num_channels: int, pretrained: bool) -> nn.Module:
+def simple_pyramid(width: int) -> nn.ModuleList:
+    """Returns the layers of ViTDet that turn a map of stride 16 into maps of strides 4, 8, 16 and 32."""
+    half = partial(nn.ConvTranspose2d, kernel_size=2, stride=2)
+    quarter = (half(width, width // 2), LayerNorm2d(width // 2), nn.GELU(), half(width // 2, width // 4))
+    return nn.ModuleList([nn.Sequential(*quarter), half(width, width // 2), nn.Identity(), nn.MaxPool2d(2)])
+
+
+def _map_of_tokens(tokens: Tensor, images: Tensor, num_prefix_tokens: int) -> Tensor:
+    """Returns the map (B, D, H/16, W/16) of a vision transformer's tokens for images (B, C, H, W)."""
+    height, width = images.shape[-2:]
+    return tokens[:, num_prefix_tokens:].unflatten(1, (height // PATCH, width // PATCH)).permute(0, 3, 1, 2)
+
+
+def _create_body(name: str, *, dilation: bool, num_channels: int, pretrained: bool = False) -> nn.Module:
     if not name.replace(".", "_").isidentifier():
         raise ValueError(f"`backbone` must be the name of a timm model, not a path or address, got {name!r}.")
     # Not every architecture takes these options.
     options: dict[str, Any] = {"output_stride": DILATED_STRIDES[-1]} if dilation else {}
     options |= {"strict_img_size": False} if name.startswith("swin") else {}
+    if _is_vit(name):
+        options |= {"patch_size": PATCH, "dynamic_img_size": True}
+    else:
+        options |= {"features_only": True, "out_indices": (-4, -3, -2, -1)}
     try:
-        body: Any = timm.create_model(
-            name,
-            pretrained=pretrained,
-            features_only=True,
-            out_indices=(-4, -3, -2, -1),
-            in_chans=num_channels,
-            **options,
-        )
+        body: Any = timm.create_model(name, pretrained=pretrained, in_chans=num_channels, **options)
+        if _is_vit(name):
+            body.prune_intermediate_layers(1)  # drops the classifier
         if body.pretrained_cfg.get("fixed_input_size"):  # some run at other sizes all the same
+            images = torch.zeros(1, num_channels, 160, 224, device=next(body.parameters()).device)
             with torch.no_grad():
-                body.eval()(torch.zeros(1, num_channels, 160, 224, device=next(body.parameters()).device))
+                maps = body.eval()(images)
+            if _is_vit(name):
+                _map_of_tokens(maps, images, body.num_prefix_tokens)
         return body.train()
     except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(

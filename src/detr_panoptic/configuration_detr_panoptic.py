@@ -22,7 +22,7 @@ class DetrPanopticConfig(PreTrainedConfig):
     Sizes default to DETR-R50 (arXiv 2005.12872, section 4). Names follow transformers' `DetrConfig`.
 
     Args:
-        backbone: a timm model that supports `features_only` and has maps of strides 4, 8, 16 and 32.
+        backbone: a timm model with maps of strides 4, 8, 16 and 32, or a vision transformer (ViT, DINOv2, DINOv3).
         use_pretrained_backbone: download timm's weights when a model is built from scratch; loading never does.
         dilation: DC5: the last stage keeps stride 16 and dilates its convolutions instead.
         num_channels: channels of the images.

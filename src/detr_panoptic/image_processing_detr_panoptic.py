@@ -1,11 +1,6 @@
 """Image processor of DETR for panoptic segmentation: images and annotations to inputs, outputs to segments.
 
-Names and defaults follow transformers' `DetrImageProcessor`, with these differences:
-  * annotations are id maps in memory, never files beside the dataset;
-  * boxes of targets are relative to the image, not to the padded canvas, and span whole pixels;
-  * masks of targets have the size of their image, and masks of predictions are cropped to it before they are resized;
-  * stuff is fused by default, thresholds are saved with the processor, ids are unique and run from 1, 0 is void;
-  * every PIL mode, 16-bit images and EXIF rotation are supported.
+Names and defaults follow transformers' `DetrImageProcessor`; docs/deviations.md lists the differences.
 """
 
 import os
@@ -33,14 +28,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
 from .box_ops import cxcywh_to_xyxy
-from .image_reading import (
-    array_to_tensor,
-    channels_last,
-    flatten_images,
-    picture_to_tensor,
-    read_picture,
-    stack_padded,
-)
+from .image_reading import array_to_tensor, channels_last, each_image, picture_to_tensor, read_picture, stack_padded
 from .mask_head import MASK_STRIDE, SKIPPED_MASK_LOGIT
 from .panoptic_merging import (
     ImageSizes,
@@ -212,7 +200,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         Raises:
             ValueError: an image is unreadable, or a map and its `segments_info` disagree.
         """
-        images = list(flatten_images(self.fetch_images(images)))
+        images = list(each_image(self.fetch_images(images)))
         if not images:
             raise ValueError("`images` must hold at least one image, got none.")
         if isinstance(annotations, Mapping):

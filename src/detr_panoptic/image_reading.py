@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 from transformers.image_utils import ChannelDimension, load_image
 
 MAX_UINT16, MAX_UINT8 = 65535, 255
 # Pillow recognizes a file by its content, not its name, in fifty formats; for PostScript it runs Ghostscript.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"]
 
 
 def read_picture(source: str | os.PathLike[str], *, timeout: float | None = None) -> Image.Image:
@@ -46,13 +46,6 @@ def picture_to_tensor(picture: Image.Image) -> Tensor:
     if picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")  # else PIL warns
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
-
-
-def plain_picture(picture: Image.Image) -> Image.Image:
-    """Returns the picture as the model sees it: upright, RGB, 8 bits; errors as in `picture_to_tensor`."""
-    if picture.mode == "RGB" and picture.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-        return picture  # large ones are not copied
-    return Image.fromarray(picture_to_tensor(picture).permute(1, 2, 0).contiguous().numpy())
 
 
 def _sixteen_to_eight_bits(values: Tensor) -> Tensor:
@@ -125,11 +118,11 @@ def channels_last(pixels: Tensor) -> Tensor:
     return pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
-def flatten_images(images: Any) -> Iterator[Any]:
+def each_image(images: Any) -> Iterator[Any]:
     """Yields the single images of lists and of batches (B, C, H, W)."""
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) > 3:
         for image in images:
-            yield from flatten_images(image)
+            yield from each_image(image)
     else:
         yield images
 

@@ -1,11 +1,8 @@
 """The loss of DETR panoptic: classification, boxes and masks of matched pairs.
 
 Follows SetCriterion of models/detr.py and the mask losses of models/segmentation.py of facebookresearch/detr
-(29901c5), with these differences:
-  * padding does not count as background in the mask losses; `count_padding=True` counts it as the reference does;
-  * all terms are computed in float32 or wider, for all decoder layers together;
-  * the normalizers are arguments: the training loop knows the other processes, this file does not;
-  * masks are upsampled in chunks, which the backward pass recomputes, and their gradient is written out.
+(29901c5), in float32 or wider and for all decoder layers together; docs/deviations.md lists the differences. The
+normalizers are arguments: the training loop knows the other processes, this file does not.
 
 Legend: B images, Q queries, K labels, L decoder layers, N matched pairs, T targets of one image, (H, W) the canvas.
 """

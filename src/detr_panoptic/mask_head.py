@@ -6,8 +6,7 @@ query) rows instead of all B x Q:
   * conv([image, attention]) = conv(image) + conv(attention), the first once per image;
   * conv(adapter(skip) + up(x)) = conv(adapter(skip)) + conv(up(x)), the first once per image;
   * a 3x3 convolution after nearest upsampling by two is a transposed 4x4 convolution of the small map with stride 2:
-    each pixel of the large map sees 2x2 sources, so there are 4 products instead of 9;
-  * maps are channels-last in memory, as they come from the backbone.
+    each pixel of the large map sees 2x2 sources, so there are 4 products instead of 9.
 
 Legend: B images, Q queries, N rows (pairs of image and query), D hidden size, M heads, (h, w) map of stride 32 or 16.
 """
@@ -256,18 +255,25 @@ def select_rows(logits: Tensor, mask_queries: str | int) -> Tensor:
     first = torch.arange(batch, device=logits.device)[:, None] * num_queries
     if mask_queries == "all":
         return (first + torch.arange(num_queries, device=logits.device)).flatten()
-    probs = logits.float().softmax(-1)
-    score = probs[..., :-1].amax(-1)
-    kept = score >= probs[..., -1]
+    score, kept = object_scores(logits)
     if mask_queries == "kept":
         return kept.flatten().nonzero()[:, 0]
     best = (score + kept).topk(int(mask_queries), dim=1).indices  # kept queries rank before all others
     return (first + best.sort(dim=1).values).flatten()
 
 
-def spread_rows(masks: Tensor, rows: Tensor, shape: Sequence[int]) -> Tensor:
-    """Returns masks (N, h, w) of the rows as (B, Q, h, w), with `SKIPPED_MASK_LOGIT` for the other queries."""
+def object_scores(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the probability of each query's best object class, and whether "no object" has less: (B, Q) each."""
+    probs = logits.float().softmax(-1)
+    score = probs[..., :-1].amax(-1)
+    return score, score >= probs[..., -1]
+
+
+def spread_rows(masks: Tensor, rows: Tensor, shape: Sequence[int], shown: Tensor | None = None) -> Tensor:
+    """Returns masks (N, h, w) as (B, Q, h, w): `SKIPPED_MASK_LOGIT` for queries without row or not `shown` (B*Q,)."""
     batch, num_queries = shape
+    if shown is not None:
+        masks = masks.masked_fill(~shown[:, None, None], SKIPPED_MASK_LOGIT)
     if guard_or_false(rows.shape[0] == batch * num_queries):  # compilers need not know how many rows there are
         return masks.unflatten(0, (batch, num_queries))
     spread = masks.new_full((batch * num_queries, *masks.shape[1:]), SKIPPED_MASK_LOGIT)

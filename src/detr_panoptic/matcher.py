@@ -1,8 +1,6 @@
 """Bipartite matching of queries and targets.
 
-Follows models/matcher.py of facebookresearch/detr (29901c5), with these differences:
-  * costs are computed in float32 or wider, whatever the precision of the model;
-  * the costs of all decoder layers and images are computed together and reach the CPU in one transfer.
+Follows models/matcher.py of facebookresearch/detr (29901c5), but in float32 or wider, with one transfer to the CPU.
 
 Legend: B images, Q queries, K labels, L decoder layers, T targets of one image, N matched pairs of the batch.
 """

@@ -18,10 +18,10 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
-from .backbone import Backbone, FrozenNorm, check_images, image_sizes_of, resize_mask
+from .backbone import Backbone, check_images, image_sizes_of, resize_mask
 from .configuration_detr_panoptic import DetrPanopticConfig, check_mask_queries
 from .losses import Criterion, LossNormalizers, MaskCanvas
-from .mask_head import MASK_STRIDE, BoxHead, MaskAttention, MaskHead, select_rows, spread_rows
+from .mask_head import MASK_STRIDE, BoxHead, MaskAttention, MaskHead, object_scores, select_rows, spread_rows
 from .matcher import Labels, MatchedLayers
 from .transformer import Attention, Decoder, Encoder, FeedForwardLayer, sine_position_encoding
 
@@ -29,8 +29,8 @@ logger = logging.get_logger(__name__)
 HUB_ARGUMENTS = {"revision", "token", "cache_dir", "local_files_only", "subfolder"}
 CONFIG_FIELDS = {*DetrPanopticConfig.__dataclass_fields__, "num_labels"} - {"dtype"}
 INITIALIZED = (
-    *(nn.Linear, nn.Conv2d, nn.Embedding, nn.LayerNorm, nn.GroupNorm),
-    *(FrozenNorm, Attention, FeedForwardLayer, MaskAttention, MaskHead),
+    *(nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding, nn.LayerNorm, nn.GroupNorm),
+    *(Backbone, Attention, FeedForwardLayer, MaskAttention, MaskHead),
 )
 ModelType = TypeVar("ModelType", bound="DetrPanopticPreTrainedModel")
 
@@ -117,10 +117,7 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
         """Loads a checkpoint, with the arguments of `PreTrainedModel.from_pretrained`.
 
         If the package is installed, it also loads transformers' own DETR checkpoints; one for detection only gets a
-        new mask head.
-
-        Raises:
-            ValueError: a foreign checkpoint has parameters that this model lacks, or lacks some.
+        new mask head. Raises ValueError if such a checkpoint has parameters that this model lacks, or lacks some.
         """
         source = pretrained_model_name_or_path
         for reader in cls.foreign_readers if source is not None and "state_dict" not in kwargs else ():
@@ -287,11 +284,10 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         )
         # Auxiliary losses run the heads for the earlier layers separately, so they change no bit of the predictions.
         logits, boxes = self._detect(features.last_hidden_state)
-        earlier_states = features.intermediate_hidden_states[:-1]
-        matched = None if labels is None else self._match(labels, earlier_states, logits, boxes)
+        matched = None if labels is None else self._match(labels, features, logits, boxes)
 
         attention_maps = self.attend(features)
-        rows = self._mask_rows(logits, mask_queries, matched)
+        rows, shown = self._mask_rows(logits, mask_queries, matched)
         height, width = pixel_values.shape[-2:]
         masks = self._segment(features, attention_maps, rows)
         if any(self.model.backbone.margins(pixel_values)):
@@ -306,7 +302,7 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
             loss_dict=loss_dict,
             logits=logits,
             pred_boxes=boxes,
-            pred_masks=spread_rows(masks, rows, logits.shape[:2]),
+            pred_masks=spread_rows(masks, rows, logits.shape[:2], shown),
             image_sizes=image_sizes,
             canvas_sizes=image_sizes_of(pixel_values, None),
             auxiliary_outputs=None if matched is None else matched.auxiliary_outputs(),
@@ -323,19 +319,24 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         """Computes logits (..., K+1) and boxes (..., 4) from object embeddings (..., D)."""
         return self.class_head(embeddings), self.box_head(embeddings)
 
-    def _match(self, labels: Labels, earlier_states: Tensor, logits: Tensor, boxes: Tensor) -> MatchedLayers:
+    def _match(self, labels: Labels, features: Any, logits: Tensor, boxes: Tensor) -> MatchedLayers:
         """Matches the layers that the loss uses with the labels."""
-        used = earlier_states if self.config.auxiliary_loss else earlier_states[:0]
-        layers = zip(self._detect(used), (logits, boxes), strict=True)
-        return self.criterion.match(labels, *(torch.cat((earlier, last[None])) for earlier, last in layers))
+        earlier = features.intermediate_hidden_states[: -1 if self.config.auxiliary_loss else 0]
+        layers = zip(self._detect(earlier), (logits, boxes), strict=True)
+        return self.criterion.match(labels, *(torch.cat((others, last[None])) for others, last in layers))
 
-    def _mask_rows(self, logits: Tensor, mask_queries: str | int | None, matched: MatchedLayers | None) -> Tensor:
-        """Selects the rows among the batch's B*Q queries that get masks: (N,) int64, ascending."""
+    def _mask_rows(self, logits: Tensor, mask_queries: Any, matched: MatchedLayers | None) -> tuple[Tensor, Any]:
+        """Selects the rows among the batch's B*Q queries that get masks: (N,) int64, ascending; see `spread_rows`."""
         if self.training and mask_queries is None and matched is not None:
             # Without matched masks one row still runs, so that every parameter has a gradient in every process.
-            return matched.rows() if len(matched.rows()) else matched.rows().new_zeros(1)
-        rows = select_rows(logits, self.config.mask_queries if mask_queries is None else mask_queries)
-        return rows if matched is None else torch.cat((rows, matched.rows())).unique()
+            return matched.rows() if len(matched.rows()) else matched.rows().new_zeros(1), None
+        choice = self.config.mask_queries if mask_queries is None else mask_queries
+        if choice == "kept" and torch.compiler.is_compiling():  # a graph needs a number of rows that it knows
+            shown = object_scores(logits)[1].flatten()
+            shown = shown if matched is None else shown.index_fill(0, matched.rows(), True)
+            return select_rows(logits, "all"), shown
+        rows = select_rows(logits, choice)
+        return rows if matched is None else torch.cat((rows, matched.rows())).unique(), None
 
     def _segment(self, features: Any, attention_maps: Tensor, rows: Tensor) -> Tensor:
         """Computes masks (N, H/4, W/4) of the rows from the features and attention maps (B, Q, M, h, w)."""

@@ -2,21 +2,12 @@
 
 Letters: Q queries, N kept queries, K labels (class K of the logits is "no object"), (h, w) mask map, (H, W) target.
 
-`merge_paper` follows PostProcessPanoptic of facebookresearch/detr (29901c5), with these differences:
-  * ids start at 1 and 0 is void; the reference counts from 0, so an image without a kept query is one segment 0;
-  * masks of a padded batch are cropped to the image before they are resized; the reference stretches the padded map;
-  * only the pixels that the nearest resize to the target size reads are computed, and mask logits are compared, not
-    their softmax over the queries: the same owner but for ties made by rounding, without (N, H, W) floats.
-As in the reference (the goldens show it), a stuff query that was fused into the first of its class has area 0, so it
-is dropped as too small, and the next pass gives the pixels that only it covered to other queries. Fusion is part of
-every pass, so no pass lists a stuff class twice.
-
-`merge_score_weighted` follows `compute_segments` of transformers 5.23 (`DetrImageProcessor`), with these differences:
-  * the mask threshold applies to the mask's probability, not to score x probability;
-  * ids are unique; there, they can repeat after stuff was fused;
-  * a fused class has one entry, with the highest score among its members; there, one entry per member;
-  * an empty result is an int32 map of 0, like any other; there, a float map of -1;
-  * instances are things only.
+`merge_paper` follows PostProcessPanoptic of facebookresearch/detr (29901c5), `merge_score_weighted` follows
+`compute_segments` of transformers 5.23; docs/deviations.md lists the differences. In the paper's way only the pixels
+that the nearest resize to the target size reads are computed, and mask logits are compared, not their softmax over the
+queries: the same owner but for ties made by rounding, without (N, H, W) floats. As in the reference (the goldens show
+it), a stuff query that was fused into the first of its class has area 0, so it is dropped as too small, and the next
+pass gives the pixels that only it covered to other queries.
 
 Maps are resized as by F.interpolate (bilinear, align_corners=False), a strip of output rows at a time; the size of the
 strips changes no value.

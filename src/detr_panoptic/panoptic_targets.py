@@ -1,10 +1,6 @@
 """Makes targets for training from panoptic annotations in memory.
 
-Follows datasets/coco_panoptic.py of facebookresearch/detr (29901c5), with these differences:
-  * the id map comes in memory and must agree with its `segments_info`;
-  * boxes span whole pixels: the box of a segment that fills the image is (0.5, 0.5, 1, 1);
-  * the map is resized by nearest pixel center (as PIL does), the reference's masks by nearest upper left corner;
-  * segments that vanish when resized are dropped.
+Follows datasets/coco_panoptic.py of facebookresearch/detr (29901c5); docs/deviations.md lists the differences.
 """
 
 from collections.abc import Collection, Mapping, Sequence

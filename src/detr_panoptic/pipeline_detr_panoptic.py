@@ -1,11 +1,7 @@
 """The image segmentation pipeline for DETR panoptic models.
 
-Differences from transformers' own `ImageSegmentationPipeline`:
-  * `batch_size` works for images of different sizes: a batch is padded, and each result is that of the image alone as
-    far as the backbone's convolutions at the padding's border allow;
-  * a semantic map is made from the masks of all queries, also of those that see no object;
-  * thresholds default to the processor's, so that a call gives what the model was measured with;
-  * arrays and tensors are images too, and the error about a broken file names it.
+Unlike transformers' own, it takes images of different sizes with `batch_size`, arrays and tensors, and its thresholds
+default to the processor's, so that a call gives what the model was measured with.
 """
 
 import os

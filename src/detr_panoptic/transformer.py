@@ -1,10 +1,8 @@
 """The transformer: an encoder over the image, a decoder over the queries.
 
-Follows models/transformer.py and position_encoding.py of facebookresearch/detr (29901c5), with these differences:
-  * sequences have shape (B, N, D), and padding masks are True on the image;
-  * queries, keys and values have separate projections instead of one packed matrix;
-  * attention goes through transformers' `ALL_ATTENTION_FUNCTIONS`, so `attn_implementation` selects the kernel;
-  * only the published variant exists: post-norm, ReLU, no norm at the end of the encoder.
+Follows models/transformer.py and position_encoding.py of facebookresearch/detr (29901c5), in the published variant:
+post-norm, ReLU, no norm at the end of the encoder. Queries, keys and values have separate projections, and attention
+goes through transformers' `ALL_ATTENTION_FUNCTIONS`, so `attn_implementation` selects the kernel.
 
 Legend: B images, Q queries, N cells of the map, L decoder layers, D hidden size, M heads. A `mask` has the form that
 the attention implementation takes, and is None without padding. `with_weights` asks for attention weights.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import create_autospec
 
+import av
 import pytest
 from transformers import DetrConfig, DetrForSegmentation, DetrImageProcessor
 
@@ -92,6 +93,11 @@ def shelf(tmp_path_factory) -> Path:
     DetrPanopticImageProcessor.for_model(model.config, size=size).save_pretrained(folder / "my_model")
     picture = make_scene(5, height=64, width=96)["image"]
     picture.save(folder / "photo.jpg")
+    with av.open(str(folder / "clip.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height = picture.size
+        container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        container.mux(stream.encode())
     (folder / "holiday").mkdir()
     picture.save(folder / "holiday" / "beach.jpg")
     for place in ("photos", "maps"):

@@ -2,6 +2,7 @@
 
 import json
 
+import av
 import pytest
 from PIL import Image
 
@@ -93,3 +94,19 @@ def test_tiles_open_images_that_are_too_large_otherwise(tmp_path, model_folder, 
     words[-1] = tmp_path / "tiled"
     assert run(*words, "--tile", 40, "--overlap", 8) == 0
     assert (tmp_path / "tiled" / "0.png").is_file()
+
+
+def test_videos_and_images_are_told_apart(tmp_path, model_folder, photos, capsys):
+    clip, out = tmp_path / "clip.mp4", tmp_path / "out"
+    with av.open(str(clip), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height = 64, 48
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_image(photo((64, 48), seed=1))))
+        container.mux(stream.encode())
+    assert run("predict", clip, photos[0], "--model", model_folder, "--output", out, "--every", 2) == 0
+    assert "2 frames" in capsys.readouterr().out
+    assert {path.name for path in out.glob("[!.]*")} == {"0.json", "0.png", "0_overlay.png", "clip", "clip.mp4"}
+    assert len(list((out / "clip").glob("*.json"))) == 2
+    assert run("predict", clip, "--model", model_folder, "--output", out) == 2
+    assert "clip.mp4" in capsys.readouterr().err

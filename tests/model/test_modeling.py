@@ -283,7 +283,7 @@ def test_pretrained_backbones_are_asked_for_at_construction_and_only_there(tmp_p
     """transformers ignores `use_pretrained_backbone=True` silently."""
     asked = []
     monkeypatch.setattr(
-        "detr_panoptic.backbone._create_feature_extractor",
+        "detr_panoptic.backbone._create_body",
         lambda name, **options: asked.append(options.pop("pretrained")) or create(name, pretrained=False, **options),
     )
     model = build_tiny(use_pretrained_backbone=True)

@@ -1,6 +1,7 @@
 """Pretrained weights for the backbone of a model that is built from scratch."""
 
 import importlib.util
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,6 +37,8 @@ def load_backbone_weights(backbone: Backbone, name: str, source: str) -> None:
         weights = read_checkpoint(Path(source))[0]
     else:
         raise ValueError(f"`backbone_weights` must be a file, `timm` or `{EFFICIENTNET_LITE0}`, got {source!r}.")
+    if backbone.pyramid is not None:  # timm resamples patches and positions of other sizes
+        weights = sys.modules[type(backbone.body).__module__].checkpoint_filter_fn(dict(weights), backbone.body)
     wanted = backbone.body.state_dict()
     missing = sorted(wanted.keys() - weights.keys())
     misfit = [
@@ -51,8 +54,8 @@ def load_backbone_weights(backbone: Backbone, name: str, source: str) -> None:
 
 def _downloaded(name: str) -> Mapping[str, Tensor]:
     try:
-        return timm.create_model(name, pretrained=True, features_only=True).state_dict()
-    except (OSError, RuntimeError) as error:  # RuntimeError: timm has no such weights
+        return Backbone(name, pretrained=True).body.state_dict()
+    except (OSError, ValueError) as error:  # ValueError: timm has no such weights
         raise ValueError(
             f"`backbone_weights` of {name} could not be downloaded; a file can be used instead. {first_line(error)}"
         ) from error

@@ -23,13 +23,17 @@ class Results:
     tile: Annotated[int | None, Parameter(help="Cut large images into squares of so many pixels.")] = None
     overlap: Annotated[int, Parameter(help="Pixels that neighboring tiles share.")] = 128
     on_error: OnError = "skip"
+    every: Annotated[int, Parameter(help="Of a video, predict only every so many frames.")] = 1
 
 
 RESULTS = Results()
 
 
 def predict(
-    *images: Annotated[str, Parameter(help="Image files, and folders of images.")],
+    *images: Annotated[
+        str,
+        Parameter(help="Images, folders of images, videos, cameras (/dev/video0), addresses of streams (rtsp://…)."),
+    ],
     data: Annotated[str | None, Parameter(help="Instead of images: a dataset, annotated or not, or `scenes`.")] = None,
     model: Model = PUBLISHED_MODEL,
     output: Output = Path("predictions"),
@@ -37,7 +41,7 @@ def predict(
     reading: Reading = READING,
     running: Running = RUNNING,
 ) -> int:
-    """Segments images: files, folders, or a dataset (--data).
+    """Segments images: files, folders, videos, or a dataset (--data).
 
     The output folder gets
 
@@ -49,6 +53,9 @@ def predict(
         --to coco     panoptic.json and the maps in panoptic/, COCO's format
         --to parquet  data/*.parquet, a dataset that `train --data` reads
 
+    and for a video NAME.mp4 with the drawn segments, and in the folder NAME a PNG and
+    a JSON file for each frame; a thing keeps its id and its color.
+
     Existing results are kept, so an interrupted run continues when it is started
     again. On several processes: accelerate launch scripts/predict.py with the
     same options.
@@ -58,6 +65,7 @@ def predict(
         detr-panoptic predict photo.jpg --model my_model
         detr-panoptic predict holiday/ photo.png --model my_model --batch-size 4
         detr-panoptic predict photo.jpg --model my_model --task instance
+        detr-panoptic predict clip.mp4 --model my_model --every 2
         detr-panoptic predict city.tif --model my_model --tile 1024
         detr-panoptic predict --data coco --split unlabeled2017 --to parquet
     """
@@ -66,12 +74,20 @@ def predict(
 
     from PIL import Image
 
-    from .. import Predictor
+    from ..inference import PredictionFolder, Predictor, VideoPrediction, is_video
 
     if results.tile is not None:
         Image.MAX_IMAGE_PIXELS = None  # Pillow refuses images above 179 million pixels
     predictor = Predictor.from_pretrained(model, **running.loading())
-    source = list(images) if data is None else data
-    done = predictor.predict(source, output, **asdict(results), **reading.arguments(), **running.steps())
-    print(done)
-    return 2 if done.failures else 0
+    options = asdict(results)
+    every = options.pop("every")
+    videos = [source for source in images if is_video(source)]
+    pictures = [source for source in images if not is_video(source)]
+    done: list[PredictionFolder | VideoPrediction] = []
+    if pictures or data is not None:
+        source = pictures if data is None else data
+        done.append(predictor.predict(source, output, **options, **reading.arguments(), **running.steps()))
+    same = {"task": results.task, "threshold": results.threshold, "every": every}
+    done.extend(predictor.predict_video(video, output, **same) for video in videos)
+    print(*done, sep="\n")
+    return 2 if any(part.failures for part in done) else 0

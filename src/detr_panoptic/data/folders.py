@@ -8,14 +8,26 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..image_reading import FORMATS
 from .categories import Categories
 from .findings import Report, raising
 
+try:
+    from pillow_heif import register_heif_opener
+except ImportError:
+    HEIF_SUFFIXES: tuple[str, ...] = ()
+else:
+    register_heif_opener()
+    FORMATS.append("HEIF")
+    HEIF_SUFFIXES = (".heic", ".heif")
+
 IMAGE_SUFFIXES = (
+    *HEIF_SUFFIXES,
     *(".avif", ".bmp", ".gif", ".j2k", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
     *(".tif", ".tiff", ".webp"),
 )
 """Files with these suffixes, in upper or lower case, are images. Names that begin with a dot are left out."""
+SHOWN = 5  # names in a message
 CATEGORIES_FILE = "categories.json"
 
 _SHORT = reprlib.Repr()
@@ -45,6 +57,15 @@ def pictures_below(folder: Path) -> list[str]:
 def is_picture(name: str) -> bool:
     """Returns whether a file name has an image suffix and is not hidden."""
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def log_left_out(folder: Path, names: Iterable[str]) -> None:
+    """Logs a warning with the number and the first names of the files that are not images."""
+    others = sorted(name for name in names if not is_picture(name) and not name.startswith("."))
+    if others:
+        hint = "; HEIC needs `pip install pillow-heif`" if any(n.lower().endswith(".heic") for n in others) else ""
+        shown = ", ".join(others[:SHOWN]) + (", …" if len(others) > SHOWN else "")
+        _logger.warning("%s: %s of the files are not images and are left out: %s%s.", folder, len(others), shown, hint)
 
 
 def paired_by_name(

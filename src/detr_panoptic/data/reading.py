@@ -11,7 +11,7 @@ from datasets import Dataset, Features, Image, IterableDataset, Value
 from .categories import Categories
 from .coco import annotation_paths, raw_coco_panoptic, splits_hint
 from .coco_instances import instance_files, raw_coco_instances
-from .folders import pictures_below
+from .folders import log_left_out, pictures_below
 from .label_maps import (
     MAP_FOLDERS,
     MAPS_FOLDER,
@@ -235,6 +235,7 @@ def read_images(
             names = pictures_below(folder) if folder.is_dir() else []
             if not names:
                 raise
+            log_left_out(folder, (path.name for path in folder.rglob("*") if path.is_file()))
             return _folder_rows(folder, names[:limit])
     data: Any = read_panoptic(source, split=split, data_format=data_format, limit=limit)
     return data.records

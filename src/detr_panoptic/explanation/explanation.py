@@ -17,9 +17,10 @@ from torch import Tensor
 from ..backbone import DILATED_STRIDES, STRIDES
 from ..box_ops import cxcywh_to_xyxy
 from ..data.plain_text import one_line
-from ..image_reading import plain_picture, read_picture
+from ..image_reading import read_picture
 from ..inference import Predictor
 from ..inference.detections import query_masks
+from ..inference.pictures import plain_picture
 from ..panoptic_merging import ImageSizes
 from ..visualization import ObjectAttention, draw_attention, draw_segments, stack
 from ..visualization.labels import label_text

@@ -4,5 +4,17 @@ from .folder import PredictionFolder
 from .loading import load, model_categories
 from .prediction import Prediction, Segment, write_segmentation
 from .predictor import Predictor
+from .video import Frame, VideoPrediction, is_video
 
-__all__ = ["Prediction", "PredictionFolder", "Predictor", "Segment", "load", "model_categories", "write_segmentation"]
+__all__ = [
+    "Frame",
+    "Prediction",
+    "PredictionFolder",
+    "Predictor",
+    "Segment",
+    "VideoPrediction",
+    "is_video",
+    "load",
+    "model_categories",
+    "write_segmentation",
+]

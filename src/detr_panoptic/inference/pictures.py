@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Image, Value
+from PIL import ExifTags
 from PIL import Image as PILImage
 
-from ..data.folders import IMAGE_SUFFIXES, is_picture
+from ..data.folders import IMAGE_SUFFIXES, is_picture, log_left_out
 from ..data.lazy_records import check_size, name_of, opened, upright_size
 from ..data.reading import PanopticData
-from ..image_reading import plain_picture, read_picture
+from ..image_reading import picture_to_tensor, read_picture
 from ..scenes.source import SCENES, read_pictures
 
 FEATURES = Features({"image": Image(), "image_id": Value("int64"), "file_name": Value("string")})
@@ -64,6 +65,13 @@ class Pictures:
         return dict(self._stored[index])
 
 
+def plain_picture(picture: PILImage.Image) -> PILImage.Image:
+    """Returns the picture as the model sees it: upright, RGB, 8 bits; errors as in `picture_to_tensor`."""
+    if picture.mode == "RGB" and picture.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+        return picture  # large ones are not copied
+    return PILImage.fromarray(picture_to_tensor(picture).permute(1, 2, 0).contiguous().numpy())
+
+
 def open_pictures(source: Any, *, limit: int | None = None, **options: Any) -> tuple[Pictures, list[str]]:
     """Opens whatever contains images: the sources of `Predictor.predict`, or `Pictures`.
 
@@ -105,7 +113,9 @@ def _expanded(names: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
     missing = []
     for path in map(Path, names):
         if path.is_dir():
-            inside = sorted(child for child in path.iterdir() if is_picture(child.name) and child.is_file())
+            files = [child for child in path.iterdir() if child.is_file()]
+            log_left_out(path, (child.name for child in files))
+            inside = sorted(child for child in files if is_picture(child.name))
             paths += inside
             if not inside:
                 missing.append(f"no images in {path} (expected {', '.join(IMAGE_SUFFIXES)})")

@@ -41,6 +41,7 @@ class Segment:
         bbox: x, y, width and height in pixels.
         category_id: the dataset's id of the label; `label_id` where the model knows none.
         was_fused: whether several queries were merged into it.
+        instance: in a video, the number of a thing among those of its label, from 0, which keeps its color.
     """
 
     id: int
@@ -52,6 +53,7 @@ class Segment:
     bbox: tuple[int, int, int, int]
     category_id: int
     was_fused: bool = False
+    instance: int | None = None
 
 
 @dataclass
@@ -96,8 +98,9 @@ class Prediction:
     @property
     def segments_info(self) -> list[dict[str, Any]]:
         """The segments as the image processor's post-processing returns them: `id`, `label_id`, `score`, `area`."""
-        names = ("id", "label_id", "score", "area", "was_fused")
-        return [{name: getattr(segment, name) for name in names} for segment in self.segments]
+        names = ("id", "label_id", "score", "area", "was_fused", "instance")
+        contents = map(_content, self.segments)
+        return [{name: content[name] for name in names if name in content} for content in contents]
 
     def draw(self, **options: Any) -> Image.Image:
         """Draws the segments over the image, with `alpha`, `show_labels` and `show_legend` of `draw_segments`."""
@@ -154,7 +157,7 @@ class Prediction:
             "width": self.image.width,
             "height": self.image.height,
             "segmentation": f"{stem}{MAP}",
-            "segments_info": [asdict(segment) for segment in self.segments],
+            "segments_info": [_content(segment) for segment in self.segments],
             **({} if self.detections is None else {"detections": self.detections}),
         }
         with written_whole(folder / f"{stem}{JSON}") as part:
@@ -172,6 +175,11 @@ class Prediction:
             ids = rgb_to_ids(np.asarray(picture)).astype(np.int32)
         segments = [Segment(**{**entry, "bbox": tuple(entry["bbox"])}) for entry in content["segments_info"]]
         return cls(image, ids, segments, id2label, content["image"], content.get("detections"))
+
+
+def _content(segment: Segment) -> dict[str, Any]:
+    fields = asdict(segment)
+    return {name: value for name, value in fields.items() if name != "instance" or value is not None}
 
 
 def coco_annotation(segments: Sequence[Mapping[str, Any]], image_id: int, file_name: str) -> dict[str, Any]:

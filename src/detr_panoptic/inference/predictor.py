@@ -18,16 +18,17 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-from ..image_reading import plain_picture, read_picture
+from ..image_reading import read_picture
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from ..runtimes import Choice, Runtime, TorchRuntime, open_if_prepared, open_runtime
 from .detections import detect
 from .folder import Layout, PredictionFolder, fingerprint
 from .loading import find_device, load, model_categories
 from .loop import Batch, load_batches, make_batch, plan_batches, run_model
-from .pictures import Pictures, open_pictures
+from .pictures import Pictures, open_pictures, plain_picture
 from .prediction import Prediction, describe_segments
 from .tiling import Tiling, predict_tiles
+from .video import Frame, Video, VideoPrediction, follow_video, write_video
 
 if TYPE_CHECKING:
     import numpy as np
@@ -318,6 +319,53 @@ class Predictor:
             folder.finish()
         state.wait_for_everyone()
         return folder
+
+    def video(
+        self, source: str | Path, *, task: Task = "panoptic", threshold: float | None = None, every: int = 1
+    ) -> Iterator[tuple[Frame, Prediction]]:
+        """Yields each frame of a video with its prediction, in which a thing keeps its id from frame to frame.
+
+        Args:
+            source: a file, the address of a stream (`rtsp://…`, `http://…`) or a camera (`/dev/video0`).
+            task: as in `__call__`.
+            threshold: as in `__call__`.
+            every: predicts only every so many frames.
+
+        Raises:
+            ValueError: the source is not a video, or an argument is out of range.
+            ImportError: `pip install detr-panoptic[video]` is missing.
+        """
+        _check_options(task, threshold)
+        with Video(source, every=every) as video:
+            yield from follow_video(video, partial(self, task=task, threshold=threshold))
+
+    def predict_video(
+        self,
+        source: str | Path,
+        output: str | Path,
+        *,
+        task: Task = "panoptic",
+        threshold: float | None = None,
+        every: int = 1,
+        progress: bool = True,
+    ) -> VideoPrediction:
+        """Writes `NAME.mp4` with drawn segments, without sound, and the segments of each frame to the folder `NAME`.
+
+        Args:
+            source: as in `video`; a stream is written until it ends or Ctrl-C.
+            output: folder of the results.
+            task: as in `__call__`.
+            threshold: as in `__call__`.
+            every: as in `video`.
+            progress: whether to show a progress bar.
+
+        Raises:
+            ValueError: as in `video`, or the output folder has results of this video.
+            ImportError: as in `video`.
+        """
+        _check_options(task, threshold)
+        with Video(source, every=every) as video:
+            return write_video(video, partial(self, task=task, threshold=threshold), Path(output), progress=progress)
 
     def _single_records(self, images: Iterable[ImageInput]) -> Iterator[Mapping[str, Any]]:
         for number, image in enumerate(images, start=1):

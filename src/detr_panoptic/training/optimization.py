@@ -22,7 +22,7 @@ from .settings import ModelSettings, OptimizationSettings, TrainingSettings
 logger = logging.getLogger(__name__)
 
 DROP_FACTOR = 0.1
-BACKBONE = "backbone."
+BACKBONE = "backbone.body."  # without the pyramid of a vision transformer, which is new
 MASK_PARTS = ("mask_attention.", "mask_head.")
 
 

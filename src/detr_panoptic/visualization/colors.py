@@ -86,11 +86,11 @@ def class_colors(id2label: Mapping[int, str]) -> dict[int, Color]:
 
 
 def segment_colors(segments: Iterable[Mapping[str, Any]], id2label: Mapping[int, str]) -> list[Color]:
-    """Returns a color per segment; the segments of a class get its shades in the order given."""
+    """Returns a color per segment; those of a class get its shades by their `instance`, or in the order given."""
     of_class = class_colors(id2label)
     instances: defaultdict[int, Iterator[int]] = defaultdict(count)
-    labels = [int(segment["label_id"]) for segment in segments]
-    return [shade(of_class[label], next(instances[label])) for label in labels]
+    numbered = [(int(segment["label_id"]), segment.get("instance")) for segment in segments]
+    return [shade(of_class[label], next(instances[label]) if n is None else n) for label, n in numbered]
 
 
 @cache
