@@ -57,12 +57,20 @@ class Running:
         int | None,
         Parameter(name="--workers", help="Processes that read images; by default none on CPU, up to 8 for a GPU."),
     ] = None
+    runtime: Annotated[
+        Literal["auto", "torch", "openvino", "onnxruntime"] | None,
+        Parameter(help="What runs the model; `predict` uses OpenVINO again where it ran before (auto), others torch."),
+    ] = None
     device: Device = "auto"
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], Parameter(help="Precision of the model.")] = "float32"
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16", "int8"],
+        Parameter(help="Precision of the model; int8 after `quantize`, not with torch."),
+    ] = "float32"
 
     def loading(self) -> dict[str, Any]:
         """Returns the arguments that load a model."""
-        return {"device": self.device, "dtype": self.dtype}
+        chosen = {} if self.runtime is None else {"runtime": self.runtime}
+        return {**chosen, "device": self.device, "dtype": self.dtype}
 
     def steps(self) -> dict[str, Any]:
         """Returns the arguments of a run over many images."""

@@ -136,6 +136,7 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
     limit: int | None = None,
     batch_size: int = 1,
     num_workers: int | None = None,
+    runtime: str = "torch",
     device: str = "auto",
     dtype: str | None = None,
     on_error: OnError = "stop",
@@ -162,6 +163,7 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
         limit: number of images, from the first.
         batch_size: images of similar shape that share a forward; their padding changes results slightly.
         num_workers: processes that load images. None: none on CPU, up to 8 on a GPU.
+        runtime: of a model that is loaded: "torch", "openvino" or "onnxruntime", or "auto" as in `Predictor`.
         device: for a model that is loaded here. "auto" takes a GPU if there is one.
         dtype: of the computation, such as "bfloat16". None: float32.
         on_error: for an image that cannot be read, "stop" raises its error and "skip" leaves it out and logs it.
@@ -183,7 +185,7 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
     check_new_folder(output)
     lenient = on_error == "skip"
     data = read_source(source, split=split, data_format=data_format, limit=limit, files_may_be_missing=lenient)
-    predictor = Predictor.of(model, device=device, dtype=dtype)
+    predictor = Predictor.of(model, runtime=runtime, device=device, dtype=dtype)
     match = match_stuff(data.categories, predictor.categories, with_things=with_things)
     if not match.labels:
         raise ValueError("`model` has no class that may be added to the data.")

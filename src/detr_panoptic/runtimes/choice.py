@@ -16,7 +16,6 @@ import torch
 from .cache import add_weights, has, is_empty, key_of, prepared
 from .graph_runtime import DIFFERENCES, GraphRuntime
 from .graphs import GraphFiles, write_graphs
-from .pytorch import TorchRuntime
 from .sessions import OnnxRuntimeSession, OpenVinoSession
 
 if TYPE_CHECKING:
@@ -114,8 +113,8 @@ def open_runtime(model: DetrPanopticForSegmentation, source: str | Path, choice:
     difference = runtime.difference()
     if not difference <= DIFFERENCES[choice.dtype]:
         raise ValueError(
-            f'`runtime="{choice.name}"` gives other results than PyTorch on this machine: class probabilities in '
-            f"{choice.dtype} differ by {difference:.2g}."
+            f'`runtime="{choice.name}"` gives other results than PyTorch on this machine: in {choice.dtype} they '
+            f"differ by {difference:.2g} standard deviations."
         )
     logger.info("running on %s %s in %s", choice.name, detect.version, choice.dtype)
     return runtime

@@ -102,27 +102,24 @@ def write_graphs(model: DetrPanopticForSegmentation, folder: Path) -> GraphFiles
     files = GraphFiles.of(folder)
     detect, segment = DetectionGraph(model), MaskGraph(model.mask_head)
     shapes: Any = {0: batch, 2: rows, 3: columns}, {0: batch, 1: rows, 2: columns}
-    try:
-        with torch.no_grad():
-            _, _, attention, *shared = detect(*images)
-            write_program(_traced(detect, images, shapes), files.detection, **_names(DETECTION_INPUTS, DETECTION_OUTPUTS))
-            # One row or image more than one would be traced as exactly one.
-            arguments = (attention[0], *(map_[:1] for map_ in shared))
-            free: Any = [{0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}, *({2: Dim.AUTO, 3: Dim.AUTO} for _ in shared)]
-            program = _traced(segment, arguments, (free[0], tuple(free[1:])))
-            write_program(program, files.masks, **_names(MASK_INPUTS, MASK_OUTPUTS))
-    except Exception as error:  # of the tracer, for operations that depend on the size of an image
-        raise ValueError(
-            f"The backbone {model.config.backbone!r} cannot run outside PyTorch: {first_line(error)}"
-        ) from error
+    with torch.no_grad():
+        _, _, attention, *shared = detect(*images)
+        detection = _traced(detect, images, shapes)
+        arguments = (attention[0], *(map_[:1] for map_ in shared))
+        free: Any = {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}, tuple({2: Dim.AUTO, 3: Dim.AUTO} for _ in shared)
+        masks = _traced(segment, arguments, free)
+    write_program(detection, files.detection, inputs=DETECTION_INPUTS, outputs=DETECTION_OUTPUTS)
+    write_program(masks, files.masks, inputs=MASK_INPUTS, outputs=MASK_OUTPUTS)
     return files
 
 
 def _traced(graph: nn.Module, arguments: tuple[Tensor, ...], shapes: Any) -> Any:
-    return torch.export.export(
-        graph, arguments, dynamic_shapes=shapes, prefer_deferred_runtime_asserts_over_guards=True
-    )
-
-
-def _names(inputs: tuple[str, ...], outputs: tuple[str, ...]) -> dict[str, Any]:
-    return {"inputs": inputs, "outputs": outputs}
+    """Traces a graph; ValueError if an operation depends on the size of the image."""
+    try:
+        return torch.export.export(
+            graph, arguments, dynamic_shapes=shapes, prefer_deferred_runtime_asserts_over_guards=True
+        )
+    except Exception as error:  # the tracer has many
+        raise ValueError(
+            f"`runtime`: this model runs on torch only, others cannot trace it: {first_line(error)}"
+        ) from error

@@ -38,7 +38,7 @@ class OpenVinoSession:
         import openvino
 
         core = openvino.Core()
-        settings = {"INFERENCE_PRECISION_HINT": self.hint(device, dtype)}
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": self.hint(device, dtype)}
         if device == "CPU":
             settings["INFERENCE_NUM_THREADS"] = torch.get_num_threads()
         compiled = _compiled(core, file, device, settings, cache)
@@ -77,7 +77,7 @@ class OpenVinoSession:
         import openvino
 
         able = openvino.Core().get_property(device, "OPTIMIZATION_CAPABILITIES")
-        return HINTS[dtype] if dtype in HINTS else "bf16" if "BF16" in able else "f32"
+        return HINTS.get(dtype, "bf16" if "BF16" in able else "f32")
 
 
 class OnnxRuntimeSession:
