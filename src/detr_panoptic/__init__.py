@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .evaluation.results import Evaluation, PanopticQualityResult
     from .evaluation.tuning import Tuning, tune_thresholds
     from .explanation import Explanation, explain
-    from .exporting import export
+    from .exporting import export, quantize
     from .image_processing_detr_panoptic import DetrPanopticImageProcessor
     from .inference import Prediction, PredictionFolder, Predictor
     from .labeling import complete_stuff
@@ -59,6 +59,7 @@ __all__ = [
     "explain",
     "export",
     "push",
+    "quantize",
     "read_panoptic",
     "train",
     "tune_thresholds",
@@ -80,7 +81,7 @@ _NAMES = {
     "evaluation.tuning": ("Tuning", "tune_thresholds"),
     "checkpoints.conversion": ("convert_checkpoint",),
     "training.run": ("TrainingResult", "train"),
-    "exporting": ("export",),
+    "exporting": ("export", "quantize"),
     "labeling": ("complete_stuff",),
     "sharing": ("push",),
 }

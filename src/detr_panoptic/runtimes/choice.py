@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from .cache import add_weights, has, is_empty, key_of, prepared
+from .cache import has, is_empty, key_of, prepared
 from .graph_runtime import DIFFERENCES, GraphRuntime
 from .graphs import GraphFiles, write_graphs
+from .int8 import INT8, find_int8
 from .sessions import OnnxRuntimeSession, OpenVinoSession
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -31,8 +31,6 @@ RUNTIMES = ("auto", "torch", "openvino", "onnxruntime")
 SESSIONS: dict[str, Any] = {"openvino": OpenVinoSession, "onnxruntime": OnnxRuntimeSession}
 WRITERS = ("onnx", "onnxscript")  # packages that write graphs
 DTYPES = ("float32", "bfloat16", "float16", "int8")
-INT8 = "int8"  # the precision, and the folder of its graphs beside the model
-WEIGHTS = "weights.json"  # of which weights the graphs in the folder are
 
 
 class Runtime(Protocol):
@@ -131,23 +129,6 @@ def open_if_prepared(model: DetrPanopticForSegmentation, source: str | Path, cho
             raise
         logger.warning("running on torch: %s", error)
         return None
-
-
-def find_int8(model: DetrPanopticForSegmentation, source: str | Path) -> GraphFiles:
-    """Returns the graphs in int8 beside a model; ValueError if there are none, or those of other weights."""
-    folder = Path(source) / INT8
-    if not (folder / WEIGHTS).is_file():
-        raise ValueError(f'`dtype="int8"` needs a folder that `quantize` wrote, got {str(source)!r}.')
-    if json.loads((folder / WEIGHTS).read_text()) != hash_of_weights(model):
-        raise ValueError(f"`model` {str(source)!r} has been changed since `quantize` wrote it: run `quantize` again.")
-    return GraphFiles.of(folder)
-
-
-def hash_of_weights(model: DetrPanopticForSegmentation) -> str:
-    """Returns a hash of all weights."""
-    digest = hashlib.blake2b(digest_size=16)
-    add_weights(digest, model)
-    return digest.hexdigest()
 
 
 def _automatic(device: str, dtype: str, compile: bool) -> str:

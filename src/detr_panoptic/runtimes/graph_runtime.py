@@ -46,7 +46,7 @@ class GraphRuntime:
         dtype: str,
     ) -> None:
         self.model, self.name, self.dtype = model, name, dtype
-        self._detect, self._segment = detect, segment
+        self.detect, self._segment = detect, segment
 
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, Tensor], *, mask_queries: str | int | None = None) -> Any:
@@ -55,7 +55,7 @@ class GraphRuntime:
         if min(pixels.shape[-2:]) < MIN_SIDE:
             return self.model(pixels, mask, mask_queries=mask_queries)
         mask = torch.ones_like(pixels[:, 0], dtype=torch.int64) if mask is None else mask.long()
-        found = self._detect({"pixel_values": pixels.float().numpy(), "pixel_mask": mask.numpy()})
+        found = self.detect(self.detection_inputs(pixels, mask))
         logits, boxes = (torch.from_numpy(found[name]) for name in ("logits", "pred_boxes"))
         rows = select_rows(logits, self.model.config.mask_queries if mask_queries is None else mask_queries)
         height, width = (-(-length // MASK_STRIDE) for length in pixels.shape[-2:])
@@ -71,8 +71,14 @@ class GraphRuntime:
             canvas_sizes=image_sizes_of(pixels, None),
         )
 
+    @staticmethod
+    def detection_inputs(pixels: Tensor, mask: Tensor) -> dict[str, np.ndarray]:
+        """Returns a batch as the first graph takes it."""
+        return {"pixel_values": pixels.float().numpy(), "pixel_mask": mask.numpy()}
+
+    @staticmethod
     def mask_inputs(
-        self, found: Mapping[str, np.ndarray], rows: Tensor
+        found: Mapping[str, np.ndarray], rows: Tensor
     ) -> Iterator[tuple[int, Tensor, dict[str, np.ndarray]]]:
         """Yields (image, queries, inputs of the second graph) for rows (N,) of the B*Q queries, a few at a time."""
         attention = found["attention"]

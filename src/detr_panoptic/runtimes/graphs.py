@@ -121,5 +121,5 @@ def _traced(graph: nn.Module, arguments: tuple[Tensor, ...], shapes: Any) -> Any
         )
     except Exception as error:  # the tracer has many
         raise ValueError(
-            f"`runtime`: this model runs on torch only, others cannot trace it: {first_line(error)}"
+            f'`runtime` must be "torch" for this model, as it cannot be traced: {first_line(error)}'
         ) from error
