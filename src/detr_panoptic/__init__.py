@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .exporting import export, quantize
     from .image_processing_detr_panoptic import DetrPanopticImageProcessor
     from .inference import Prediction, PredictionFolder, Predictor
-    from .labeling import complete_stuff
+    from .labeling import Labels, complete_stuff, label
     from .modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticModel
     from .pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline
     from .sharing import push
@@ -43,6 +43,7 @@ __all__ = [
     "DetrPanopticModel",
     "Evaluation",
     "Explanation",
+    "Labels",
     "PanopticData",
     "PanopticQuality",
     "PanopticQualityResult",
@@ -58,6 +59,7 @@ __all__ = [
     "evaluate",
     "explain",
     "export",
+    "label",
     "push",
     "quantize",
     "read_panoptic",
@@ -82,7 +84,7 @@ _NAMES = {
     "checkpoints.conversion": ("convert_checkpoint",),
     "training.run": ("TrainingResult", "train"),
     "exporting": ("export", "quantize"),
-    "labeling": ("complete_stuff",),
+    "labeling": ("Labels", "complete_stuff", "label"),
     "sharing": ("push",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}

@@ -1,7 +1,7 @@
 """Configuration of DETR for panoptic segmentation: what is saved with the weights."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import field, fields
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
 logger = logging.get_logger(__name__)
 
 SIZES = ("num_channels", "hidden_size", "encoder_layers", "decoder_layers", "num_heads", "ffn_dim", "num_queries")
+SAVED_BESIDES = ("auto_map", "custom_pipelines", "torch_dtype", "attn_implementation", "experts_implementation")
 LABEL_FIELDS = ("num_labels", "id2label", "label2id", "stuff_label_ids", "category_ids")
 
 
@@ -34,8 +35,7 @@ class DetrPanopticConfig(PreTrainedConfig):
         num_queries: Q, the maximum number of objects in an image.
         is_encoder_decoder: always True, as for transformers' DETR.
         auxiliary_loss: sum the losses of every decoder layer. It does not change predictions.
-        class_cost, bbox_cost, giou_cost: weights in the matching of the class probability, the L1 distance and the
-            generalized IoU of boxes.
+        class_cost, bbox_cost, giou_cost: weights in the matching of class probability, L1 distance and IoU of boxes.
         ce_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient: weights of the losses of classes and boxes.
         mask_loss_coefficient, dice_loss_coefficient: weights of the focal and the Dice loss of masks.
         eos_coefficient: weight of the "no object" class in the classification loss.
@@ -98,15 +98,13 @@ class DetrPanopticConfig(PreTrainedConfig):
     category_ids: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Raises ValueError for a misspelled field; transformers handles its own keys."""
-        names = [f.name for f in fields(self)]
-        for key in kwargs:
-            close = difflib.get_close_matches(key, names, n=1, cutoff=0.85)
-            if close and key not in self.attribute_map and key not in dir(PreTrainedConfig):
-                raise ValueError(f"`{key}` is not a field of DetrPanopticConfig; did you mean `{close[0]}`?")
-        labels: Any = {} if self.id2label is None else self.id2label
-        if not isinstance(labels, dict) or not all(str(label).isdecimal() for label in labels):
-            raise ValueError(f"`id2label` must map whole numbers to names, got {str(self.id2label)[:80]}.")
+        """Raises ValueError for wrong labels or a misspelled field, and warns about fields that have no effect."""
+        if unknown := ", ".join(_unknown_fields(kwargs)):
+            logger.warning_once(f"These are not fields of DetrPanopticConfig and have no effect: {unknown}.")
+        if self.id2label is None and self.label2id:
+            self.id2label = {int(label): name for name, label in self.label2id.items()}
+        _check_names(self.id2label, kwargs.get("num_labels"))
+        self.label2id = {name: int(label) for label, name in self.id2label.items()} if self.id2label else None
         if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
             kwargs.pop("custom_pipelines", None)  # registered by the package; here it would need `trust_remote_code`
         super().__post_init__(**kwargs)
@@ -114,6 +112,7 @@ class DetrPanopticConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Builds a configuration from fields; labels among the keyword arguments go through `replace_labels`."""
+        _unknown_fields(kwargs)
         labels = {name: kwargs.pop(name) for name in LABEL_FIELDS if name in kwargs}
         return super().from_dict(replace_labels(config_dict, labels), **kwargs)
 
@@ -122,13 +121,16 @@ class DetrPanopticConfig(PreTrainedConfig):
         return super().to_dict() | hub_code()
 
     def validate_sizes(self) -> None:
-        """Checks that sizes are positive and that the heads divide the hidden size."""
+        """Checks that sizes are positive, that the heads divide the hidden size, and the two choices."""
         for name in (*SIZES, "num_labels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         for divisor, reason in ((self.num_heads, "`num_heads`"), (16, "16, the last width of the mask head")):
             if self.hidden_size % divisor:
                 raise ValueError(f"`hidden_size` must be a multiple of {reason} ({divisor}), got {self.hidden_size}.")
+        check_mask_queries(self.mask_queries, self.num_queries)
+        if self.mask_loss_resolution not in ("image", "mask"):
+            raise ValueError(f'`mask_loss_resolution` must be "image" or "mask", got {self.mask_loss_resolution!r}.')
 
     def validate_fractions(self) -> None:
         """Checks that probabilities lie in [0, 1] and that costs and weights are not negative."""
@@ -138,12 +140,6 @@ class DetrPanopticConfig(PreTrainedConfig):
         for name in [f.name for f in fields(self) if f.name.endswith(("_cost", "_coefficient"))]:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"`{name}` must be a non-negative number, got {getattr(self, name)}.")
-
-    def validate_choices(self) -> None:
-        """Checks `mask_queries` and `mask_loss_resolution`."""
-        check_mask_queries(self.mask_queries, self.num_queries)
-        if self.mask_loss_resolution not in ("image", "mask"):
-            raise ValueError(f'`mask_loss_resolution` must be "image" or "mask", got {self.mask_loss_resolution!r}.')
 
     def validate_labels(self) -> None:
         """Checks that stuff and category ids agree with the number of labels."""
@@ -168,14 +164,12 @@ def replace_labels(config_dict: Mapping[str, Any], labels: Mapping[str, Any]) ->
     Stuff and category ids follow the names that old and new labels share, case aside; a new name is a thing, and
     category ids are dropped if there is one. A warning says what changed.
     """
+    _check_names(labels.get("id2label"), labels.get("num_labels"))
     old = _folded_names(config_dict)
     result = {name: value for name, value in config_dict.items() if name not in ("num_labels", "label2id")}
     if labels.get("num_labels", len(old)) != len(old):
         result.pop("id2label", None)
     result |= labels
-    if result.get("id2label") is not None:
-        result.pop("num_labels", None)
-        result["label2id"] = {name: int(label) for label, name in result["id2label"].items()}
     new = _folded_names(result)
     if not labels or new == old:
         return result if labels else dict(config_dict)
@@ -190,6 +184,26 @@ def replace_labels(config_dict: Mapping[str, Any], labels: Mapping[str, Any]) ->
             result[field_name] = value
             logger.warning(f"The labels are new: `{field_name}` is now {value}. Pass `{field_name}` to choose others.")
     return result
+
+
+def _unknown_fields(names: Iterable[str]) -> list[str]:
+    """Returns the names that no configuration has; raises ValueError for one that looks like a field."""
+    fields_of = DetrPanopticConfig.__dataclass_fields__
+    known = {*fields_of, *DetrPanopticConfig.attribute_map, *dir(PreTrainedConfig), *SAVED_BESIDES}
+    unknown = [name for name in names if name not in known and not name.startswith("_")]
+    for name in unknown:
+        if close := difflib.get_close_matches(name, fields_of, n=1, cutoff=0.85):
+            raise ValueError(f"`{name}` is not a field of DetrPanopticConfig; did you mean `{close[0]}`?")
+    return unknown
+
+
+def _check_names(id2label: Any, num_labels: int | None) -> None:
+    """Raises ValueError unless `id2label`, if given, names the labels from 0, as many as `num_labels` says."""
+    keys = set(map(str, id2label)) if isinstance(id2label, Mapping) else {""}
+    if id2label is not None and keys != set(map(str, range(len(keys)))):
+        raise ValueError(f"`id2label` must map the numbers 0, 1, 2 … to names, got {str(id2label)[:80]}.")
+    if id2label is not None and num_labels not in (None, len(keys)):
+        raise ValueError(f"`num_labels` must be the number of names in `id2label`, {len(keys)}, got {num_labels}.")
 
 
 def _folded_names(config_dict: Mapping[str, Any]) -> dict[int, str]:

@@ -76,9 +76,6 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
             for instances.
         overlap_mask_area_threshold: share of its own mask that a segment must keep in these two.
 
-    Raises:
-        ValueError: an argument is out of its range.
-
     Example:
         >>> processor = DetrPanopticImageProcessor(stuff_label_ids=[2])
         >>> list(processor(Image.new("RGB", (640, 480)), return_tensors="pt")["pixel_values"].shape)
@@ -154,10 +151,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         device: torch.device | str | None = None,
         **kwargs: Any,  # noqa: ARG002  settings of later steps
     ) -> Tensor:
-        """Converts a picture of any mode, or an array or tensor, to (3, H, W), uint8 or the given floats.
-
-        Arguments and errors as in `array_to_tensor`; the result is on `device`.
-        """
+        """Converts a picture of any mode, or an array or tensor, to (3, H, W), uint8 or the given floats."""
         is_picture = isinstance(image, Image.Image)
         pixels = picture_to_tensor(image) if is_picture else array_to_tensor(image, input_data_format)
         return pixels if device is None else pixels.to(device)
@@ -200,6 +194,9 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         Raises:
             ValueError: an image is unreadable, or a map and its `segments_info` disagree.
         """
+        _refuse_unknown(kwargs)
+        if late := sorted({"stuff_label_ids", "merging", *THRESHOLDS} & kwargs.keys()):
+            raise ValueError(f"`{late[0]}` belongs to the processor or to `post_process_panoptic_segmentation`.")
         images = list(each_image(self.fetch_images(images)))
         if not images:
             raise ValueError("`images` must hold at least one image, got none.")

@@ -19,8 +19,7 @@ FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP
 def read_picture(source: str | os.PathLike[str], *, timeout: float | None = None) -> Image.Image:
     """Opens a path as it is stored, whatever its mode; a URL (waiting `timeout` seconds) or base64 string as RGB.
 
-    Raises:
-        ValueError: it is unreadable, not in `FORMATS`, or larger than twice `PIL.Image.MAX_IMAGE_PIXELS`; names it.
+    ValueError names one that is unreadable, not in `FORMATS`, or larger than twice `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     try:
         if isinstance(source, str) and not os.path.exists(source):  # noqa: PTH110  of a long base64 string, no error
@@ -57,9 +56,7 @@ def _floats_to_eight_bits(values: Tensor) -> Tensor:
     """Scales floats from 0 to 1, or from 0 to 255, to the nearest uint8; raises ValueError for others."""
     low, high = values.min().item(), values.max().item()
     if not (low >= 0 and high <= MAX_UINT8):  # not so for NaN either
-        raise ValueError(
-            f"A picture of floats must have values from 0 to 1 or to {MAX_UINT8}, got {low:g} to {high:g}."
-        )
+        raise ValueError(f"A picture of floats must have values from 0 to 1 or to 255, got {low:g} to {high:g}.")
     return (values * (MAX_UINT8 if high <= 1 else 1)).round().to(torch.uint8)
 
 
@@ -70,14 +67,9 @@ def array_to_tensor(image: np.ndarray | Tensor, input_data_format: str | Channel
         image: (H, W), (C, H, W) or (H, W, C), C 1, 3 or 4. uint16 is scaled to 8 bits, booleans are black and white,
             a fourth channel (alpha) is dropped.
         input_data_format: "channels_first" or "channels_last"; None infers it, last for arrays where both fit.
-
-    Raises:
-        ValueError: the shape or the values are not those of an image.
     """
     if not isinstance(image, (np.ndarray, Tensor)):
-        raise ValueError(
-            f"Each of `images` must be a picture, path, URL, array or tensor, got {type(image).__name__}."
-        )
+        raise ValueError(f"`images` must be pictures, paths, URLs, arrays or tensors, got {type(image).__name__}.")
     shape = tuple(image.shape)
     pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
     if pixels.ndim == 2:
@@ -90,15 +82,15 @@ def array_to_tensor(image: np.ndarray | Tensor, input_data_format: str | Channel
     if input_data_format == ChannelDimension.LAST:
         pixels = pixels.movedim(-1, 0)
     if pixels.ndim != 3 or pixels.shape[0] not in (1, 3, 4) or 0 in shape:
-        raise ValueError(
-            f"Each of `images` must be (H, W), or have 1, 3 or 4 channels first or last, got the shape {shape}."
-        )
+        raise ValueError(f"`images` must be (H, W), or have 1, 3 or 4 channels first or last, got the shape {shape}.")
     return _eight_bits(pixels[:3]).expand(3, -1, -1).contiguous()
 
 
 def _eight_bits(pixels: Tensor) -> Tensor:
     """Converts integers to uint8, and floats to float32."""
     if pixels.is_floating_point():
+        if not pixels.isfinite().all():
+            raise ValueError("`images` of floats must have finite values, got NaN or infinite ones.")
         return pixels.float()
     if pixels.dtype == torch.uint16:
         return _sixteen_to_eight_bits(pixels.long())

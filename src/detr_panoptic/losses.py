@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 from torch.utils.checkpoint import checkpoint
 
 from .box_ops import at_least_float32, cxcywh_to_xyxy, generalized_iou
-from .matcher import Labels, MatchedLayers, Matching, checked_labels, match
+from .matcher import Labels, MatchedLayers, Matching, match, moved_labels
 
 FOCAL_ALPHA = 0.25  # arXiv 1708.02002; its gamma is 2
 MASK_PIXELS_PER_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}
@@ -137,6 +137,10 @@ def mask_losses(
     """
     focal = dice = at_least_float32(mask_logits[:0]).sum()  # 0, and connected to the graph if nothing is matched
     budget = MASK_PIXELS_PER_CHUNK.get(mask_logits.device.type, MASK_PIXELS_PER_CHUNK["cpu"])
+    for target, size in zip(labels, image_sizes, strict=True):
+        fitting = [(len(target["boxes"]), *lengths) for lengths in (size, canvas_size)]
+        if (shape := tuple(target["masks"].shape)) not in fitting:
+            raise ValueError(f"`masks` of an image must have the shape {' or '.join(map(str, fitting))}, got {shape}.")
     sizes = [tuple(canvas_size if count_padding else size) for size in image_sizes]
     for images in _images_of_one_size(sizes, labels):
         rows = torch.isin(matching.image, torch.tensor(images)).nonzero()[:, 0]
@@ -179,7 +183,7 @@ def _mask_loss_sums(
     """Sums both losses over (N, h, w) logits of the canvas and (N, ., .) masks, compared within `size`."""
     height, width = size
     logits = at_least_float32(mask_logits)
-    masks = masks[:, :height, :width]
+    masks = (masks if masks.is_floating_point() else masks.bool())[:, :height, :width]
     masks = F.pad(masks, (0, width - masks.shape[2], 0, height - masks.shape[1]))
     if resolution == "mask":
         shapes = zip(size, canvas_size, logits.shape[1:], strict=True)
@@ -219,9 +223,8 @@ class Criterion:
     mask_resolution: str = "image"  # see `mask_losses`
 
     def match(self, labels: Labels, logits: Tensor, boxes: Tensor) -> MatchedLayers:
-        """Matches all layers with the targets: logits (L, B, Q, K+1) and boxes (L, B, Q, 4); see `checked_labels`."""
-        batch, num_labels = logits.shape[1], logits.shape[-1] - 1
-        labels = checked_labels(labels, batch=batch, num_labels=num_labels, device=logits.device)
+        """Matches all layers with the targets: logits (L, B, Q, K+1) and boxes (L, B, Q, 4)."""
+        labels = moved_labels(labels, logits.device)
         return MatchedLayers(labels, logits, boxes, match(logits, boxes, labels, costs=self.costs))
 
     def __call__(

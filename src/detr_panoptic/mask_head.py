@@ -247,10 +247,7 @@ class RowGroupNorm(nn.GroupNorm):
 
 
 def select_rows(logits: Tensor, mask_queries: str | int) -> Tensor:
-    """Selects the queries that get a mask, (N,) int64 ascending indices into B*Q, given logits (B, Q, K+1).
-
-    `mask_queries` is "all", "kept" or k, see `DetrPanopticConfig`.
-    """
+    """Selects the queries that get a mask, (N,) int64 ascending indices into B*Q, given logits (B, Q, K+1)."""
     batch, num_queries = logits.shape[:2]
     first = torch.arange(batch, device=logits.device)[:, None] * num_queries
     if mask_queries == "all":

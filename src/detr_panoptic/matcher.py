@@ -19,6 +19,7 @@ except ImportError:
 
 from .box_ops import at_least_float32, cxcywh_to_xyxy, generalized_iou
 
+BOX_SLACK = 0.01  # boxes of datasets may end a pixel beyond the image
 Labels = Sequence[Mapping[str, Any]]
 """Targets of B images: `class_labels` (T,) int64, `boxes` (T, 4) cxcywh in [0, 1], and `masks` (T, H, W) if known."""
 
@@ -59,22 +60,30 @@ class MatchedLayers(NamedTuple):
         return [{"logits": logits, "pred_boxes": boxes} for logits, boxes in layers]
 
 
-def checked_labels(labels: Labels, *, batch: int, num_labels: int, device: torch.device) -> Labels:
-    """Returns targets on a device; raises ValueError if they do not fit the model, or only some have masks."""
-    if len(labels) != batch:
-        raise ValueError(f"`labels` must hold a target for each of the {batch} images, got {len(labels)}.")
-    classes = torch.cat([target["class_labels"] for target in labels])
-    if classes.is_floating_point():
-        raise ValueError(f"`class_labels` must be whole numbers, got {classes.dtype}.")
-    wrong = classes[(classes < 0) | (classes >= num_labels)]
-    if len(wrong):
-        raise ValueError(
-            f"`class_labels` must lie between 0 and {num_labels - 1} in a model with {num_labels} labels, "
-            f"got {sorted(set(wrong.tolist()))}."
-        )
+def check_labels(labels: Labels, *, batch: int, num_labels: int) -> None:
+    """Raises ValueError unless there is a target for each image, with classes and boxes that fit the model."""
+    if isinstance(labels, (Tensor, Mapping)) or len(labels) != batch:
+        raise ValueError(f"`labels` must be a list of {batch} targets, got {len(labels)} in {type(labels).__name__}.")
+    for i, target in enumerate(labels):
+        shapes = {name: tuple(x.shape) for name, x in target.items() if isinstance(x, Tensor)}
+        count = (*shapes.get("class_labels", ()), 0)[0]
+        if shapes.get("class_labels") != (count,) or shapes.get("boxes") != (count, 4):
+            raise ValueError(f"`labels[{i}]` must have tensors `class_labels` (T,) and `boxes` (T, 4), got {shapes}.")
+    rows = [torch.cat((target["class_labels"][:, None], target["boxes"].float()), dim=1) for target in labels]
+    classes, boxes = torch.cat(rows).cpu().split((1, 4), dim=1)  # one wait for a GPU
+    if wrong := sorted({label for label in classes.flatten().tolist() if label not in range(num_labels)}):
+        expected = f"between 0 and {num_labels - 1} in a model with {num_labels} labels"
+        raise ValueError(f"`class_labels` must lie {expected}, got [{', '.join(f'{label:g}' for label in wrong)}].")
+    if len(outside := boxes[~((boxes - 0.5).abs() <= 0.5 + BOX_SLACK).all(1)]):
+        expected = "(center x, center y, width, height) as fractions of the image, from 0 to 1"
+        raise ValueError(f"`boxes` must be {expected}, got {outside[0].tolist()}.")
     without = [i for i, target in enumerate(labels) if "masks" not in target]
     if 0 < len(without) < batch:
         raise ValueError(f"`labels` must have `masks` in all targets or in none; the targets {without} have none.")
+
+
+def moved_labels(labels: Labels, device: torch.device) -> Labels:
+    """Returns targets on a device, with `class_labels` of int64."""
     moved = [{name: x.to(device) if isinstance(x, Tensor) else x for name, x in target.items()} for target in labels]
     return [target | {"class_labels": target["class_labels"].long()} for target in moved]
 
@@ -105,10 +114,7 @@ def match(logits: Tensor, boxes_cxcywh: Tensor, labels: Labels, *, costs: Mappin
     """Assigns a query to each target so that the sum of costs is minimal; the result is on the CPU.
 
     Takes logits (L, B, Q, K+1) and boxes (L, B, Q, 4). If an image has more targets than queries, some stay unmatched.
-
-    Raises:
-        ImportError: scipy is not installed.
-        FloatingPointError: a prediction or a target box is not finite.
+    Values that are not finite are a FloatingPointError.
     """
     if linear_sum_assignment is None:
         raise ImportError("Matching needs scipy: `pip install scipy`.")

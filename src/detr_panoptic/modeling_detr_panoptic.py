@@ -22,12 +22,11 @@ from .backbone import Backbone, check_images, image_sizes_of, resize_mask
 from .configuration_detr_panoptic import DetrPanopticConfig, check_mask_queries
 from .losses import Criterion, LossNormalizers, MaskCanvas
 from .mask_head import MASK_STRIDE, BoxHead, MaskAttention, MaskHead, object_scores, select_rows, spread_rows
-from .matcher import Labels, MatchedLayers
+from .matcher import Labels, MatchedLayers, check_labels
 from .transformer import Attention, Decoder, Encoder, FeedForwardLayer, sine_position_encoding
 
 logger = logging.get_logger(__name__)
 HUB_ARGUMENTS = {"revision", "token", "cache_dir", "local_files_only", "subfolder"}
-CONFIG_FIELDS = {*DetrPanopticConfig.__dataclass_fields__, "num_labels"} - {"dtype"}
 INITIALIZED = (
     *(nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding, nn.LayerNorm, nn.GroupNorm),
     *(Backbone, Attention, FeedForwardLayer, MaskAttention, MaskHead),
@@ -127,8 +126,8 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
                 for note in notes:
                     logger.warning(note)
                 if kwargs.get("config") is None:
-                    given = {name: kwargs.pop(name) for name in CONFIG_FIELDS & kwargs.keys()}
-                    kwargs["config"] = DetrPanopticConfig.from_dict(config_fields, **given)
+                    config, kwargs = DetrPanopticConfig.from_dict(config_fields, return_unused_kwargs=True, **kwargs)
+                    kwargs["config"] = config
                 return cls.from_pretrained(None, *args, state_dict=state_dict, **kwargs)
         loaded = super().from_pretrained(source, *args, **kwargs)
         for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
@@ -173,11 +172,7 @@ class DetrPanopticModel(DetrPanopticPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> DetrPanopticModelOutput:
-        """Computes the object embeddings of a batch; see `DetrPanopticForSegmentation.forward` for the arguments.
-
-        Raises:
-            ValueError: a shape or type is wrong, or the attention implementation has no weights to return.
-        """
+        """Computes the object embeddings of a batch; see `DetrPanopticForSegmentation.forward` for the arguments."""
         check_images(pixel_values, pixel_mask, num_channels=self.config.num_channels)
         with_weights = self.config.output_attentions if output_attentions is None else output_attentions
         with_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -279,6 +274,8 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         """
         if mask_queries is not None:
             check_mask_queries(mask_queries, self.config.num_queries)
+        if labels is not None:
+            check_labels(labels, batch=len(pixel_values), num_labels=self.config.num_labels)
         features = self.model(
             pixel_values, pixel_mask, output_attentions=output_attentions, output_hidden_states=output_hidden_states
         )

@@ -33,9 +33,6 @@ def panoptic_target(
     Returns:
         `class_labels` (T,) int64, `boxes` (T, 4) float32 cxcywh relative to the image, `masks` (T, h, w) bool, `area`
         (T,) float32 in processed pixels, `iscrowd` (T,), `image_id` (1,), `size` (2,) and `orig_size` (2,) int64.
-
-    Raises:
-        ValueError: the annotation lacks something, or map, image and `segments_info` disagree.
     """
     if not {"image_id", "segmentation", "segments_info"} <= set(annotation):
         raise ValueError(

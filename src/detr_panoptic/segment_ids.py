@@ -22,11 +22,7 @@ class SegmentExtents(NamedTuple):
 
 
 def rgb_to_ids(rgb: ArrayLike) -> NDArray[np.int32]:
-    """Reads segment ids (H, W) int32 from colors (H, W, 3) uint8, also of a PIL image of mode RGB.
-
-    Raises:
-        ValueError: the colors are not (H, W, 3) uint8.
-    """
+    """Reads segment ids (H, W) int32 from colors (H, W, 3) uint8, also of a PIL image; ValueError for others."""
     colors = np.asarray(rgb)
     if colors.ndim != 3 or colors.shape[-1] != 3 or colors.dtype != np.uint8:
         raise ValueError(f"`rgb` must be uint8 of shape (H, W, 3), got {colors.dtype} of shape {colors.shape}.")

@@ -212,11 +212,10 @@ class Decoder(nn.Module):
         """Turns learned queries (B, Q, D) into object embeddings, given encoded image and position (B, N, D)."""
         x = torch.zeros_like(query_position)
         keys = memory + position
-        states, normed, self_weights, cross_weights = [x], [], [], []
+        states, normed, weights = [x], [], []
         for layer in self.layers:
-            x, *weights = layer(x, query_position, memory, keys, mask, with_weights=with_weights)
+            x, *own_weights = layer(x, query_position, memory, keys, mask, with_weights=with_weights)
             states.append(x)
             normed.append(self.norm(x))  # the next layer takes the un-normed value
-            self_weights.append(weights[0])
-            cross_weights.append(weights[1])
-        return DecoderResult(torch.stack(normed), [*states[:-1], normed[-1]], self_weights, cross_weights)
+            weights.append(own_weights)
+        return DecoderResult(torch.stack(normed), [*states[:-1], normed[-1]], *map(list, zip(*weights, strict=True)))

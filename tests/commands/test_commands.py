@@ -202,3 +202,13 @@ def test_tuning_is_printed_and_saved_with_the_model(monkeypatch, tmp_path, capsy
     assert run("evaluate", "--model", "OWNER/NAME", *words, "--output", tmp_path / "out") == 0
     assert saved == [str(tmp_path), tmp_path / "out"]
     assert "the result" in capsys.readouterr().out
+
+
+def test_labels_are_printed(monkeypatch, tmp_path, capsys):
+    called = Called(monkeypatch, "label", failures=["31.jpg"])
+    words = ["--stuff", "sky", "road", "--classes", "map.yaml", "--threshold", 0.7, "--report", tmp_path / "report"]
+    assert run("data", "label", "photos", tmp_path / "out", "--teacher", "m", *words, "--on-error", "skip") == 2
+    assert called.arguments == ("photos", tmp_path / "out")
+    expected = {"teacher": "m", "stuff": ["sky", "road"], "classes": "map.yaml", "threshold": 0.7, "on_error": "skip"}
+    assert expected.items() <= called.options.items()
+    assert "the result" in capsys.readouterr().out

@@ -10,7 +10,6 @@ from PIL import Image
 from detr_panoptic.checkpoints import BUNDLED
 from detr_panoptic.data import read_panoptic
 from detr_panoptic.inference import Predictor
-from detr_panoptic.inference.loop import in_order
 from detr_panoptic.scenes import make_scene, scenes_dataset
 from detr_panoptic.segment_ids import rgb_to_ids
 
@@ -198,12 +197,3 @@ def test_loading_names_what_is_wrong(tmp_path):
         Predictor.from_pretrained(BUNDLED, dtype="int8")
     with pytest.raises(ValueError, match="`model`"):
         Predictor.from_pretrained("no/such/folder")
-
-
-def test_results_come_in_order_whatever_could_not_be_read():
-    rng = np.random.default_rng(0)
-    for unread in ((), (0, 7), range(100, 300), range(500)):
-        indices = [i for start in range(0, 500, 128) for i in start + rng.permutation(min(128, 500 - start))]
-        results = [({"index": int(i)}, None) for i in indices if i not in unread]
-        found = [record["index"] for record, _ in in_order(iter(results), batch_size=2)]
-        assert found == [i for i in range(500) if i not in unread]

@@ -6,19 +6,20 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from detr_panoptic.checkpoints import BUNDLED
-from detr_panoptic.data import measure_segments, panoptic_features, read_panoptic, segmentation_ids
+from detr_panoptic.data import measure_segments, read_panoptic, segmentation_ids
 from detr_panoptic.data.categories import Categories
 from detr_panoptic.data.writing import write_coco_panoptic_dataset
 from detr_panoptic.inference import Predictor
 from detr_panoptic.labeling import complete_stuff
-from detr_panoptic.labeling.completion import claimed_pixels
-from detr_panoptic.labeling.filling import MIN_VISIBLE_SHARE, fill_void, match_stuff
+from detr_panoptic.labeling.classes import LabelMatch, match_stuff
+from detr_panoptic.labeling.filling import MIN_VISIBLE_SHARE, fill_void
+from detr_panoptic.labeling.teachers import sure_pixels
+from detr_panoptic.panoptic_merging import ImageSizes
 from detr_panoptic.scenes import SCENE_CATEGORIES, make_scene, scenes_dataset
 
 SIDE, COUNT = 128, 3
@@ -64,7 +65,10 @@ def test_nothing_annotated_changes(seed, with_things):
     match = match_stuff(DATA, MODEL, with_things=with_things)
     # The data's sea has at most one segment.
     segments = measure_segments(ids, [{"id": 700 * i, "label_id": 3 - i, "iscrowd": 0} for i in (1, 2, 3)])
-    seen_segments = [{"id": i, "label_id": int(label)} for i, label in enumerate(rng.integers(0, 6, 6), start=1)]
+    seen_segments = [
+        {"id": i, "label_id": int(label), "score": rng.random()}
+        for i, label in enumerate(rng.integers(0, 6, 6), start=1)
+    ]
     result = fill_void(ids, segments, seen, seen_segments, match)
 
     assert np.array_equal(result.ids[ids != 0], ids[ids != 0])
@@ -72,6 +76,8 @@ def test_nothing_annotated_changes(seed, with_things):
     assert not result.ids[seen == 0][ids[seen == 0] == 0].any()
     assert {s["id"] for s in result.segments_info} == set(np.unique(result.ids)) - {0}
     assert result.segments_info == measure_segments(result.ids, result.segments_info)
+    scores = [s["score"] * s["area"] for s in result.segments_info if "score" in s]
+    assert sum(scores) <= result.score_sum + 1e-3
     labels = [s["label_id"] for s in result.segments_info]
     stuff = [label for label in labels if not match.categories.is_thing[label]]
     assert len(stuff) == len(set(stuff))
@@ -88,8 +94,9 @@ def test_entries_of_annotated_things_stay_as_they_are():
     odd = {"id": 9, "label_id": 0, "iscrowd": 1, "area": 4711, "bbox": [0, 0, 1, 1]}  # not ours to repair
     seen = np.ones((7, 11), dtype=int)
     match = match_stuff(DATA, MODEL, with_things=False)
-    result = fill_void(ids, [odd], seen, [{"id": 1, "label_id": 1}], match)
-    assert result.segments_info == [odd, {"id": 1, "label_id": 2, "iscrowd": 0, "area": 62, "bbox": [0, 0, 11, 7]}]
+    result = fill_void(ids, [odd], seen, [{"id": 1, "label_id": 1, "score": 0.75}], match)
+    sea = {"id": 1, "label_id": 2, "iscrowd": 0, "area": 62, "bbox": [0, 0, 11, 7], "score": 0.75}
+    assert result.segments_info == [odd, sea]
 
 
 @pytest.mark.parametrize(("visible", "expected"), [(5, 0), (6, 6)])
@@ -183,7 +190,7 @@ def test_a_model_gives_scenes_their_stuff_back(things, scenes, predictor, tmp_pa
     assert sum(row.pixels for row in completion.added) == added
     assert (completion.images, completion.failures) == (COUNT, [])
     assert completion.void_before - completion.void_after == pytest.approx(added / (COUNT * SIDE**2))
-    content, text = json.loads((report / "completion.json").read_text()), (report / "completion.md").read_text()
+    content, text = json.loads((report / "labels.json").read_text()), (report / "labels.md").read_text()
     for row, saved in zip(completion.added, content["added"], strict=True):
         assert row._asdict() == saved
         for shown in (text, str(completion)):
@@ -214,14 +221,10 @@ def test_nothing_sure_adds_nothing(things, predictor, tmp_path):
         assert np.array_equal(old["segmentation"], new["segmentation"])
 
 
-def as_dataset(scenes):
-    return Dataset.from_list(scenes, features=panoptic_features(SCENE_CATEGORIES))
-
-
-def test_claimed_pixels_are_those_where_a_kept_mask_has_one_half(scenes, predictor):
+def test_sure_pixels_are_those_where_a_kept_mask_has_one_half(scenes, predictor):
     model, processor = predictor.model, predictor.processor
     unsure = 0
-    for scene, (_, prediction) in zip(scenes, predictor.iterate(as_dataset(scenes), detections="mask"), strict=True):
+    for scene in scenes:
         inputs = processor(scene["image"], return_tensors="pt")
         with torch.inference_mode():
             outputs = model(**inputs, mask_queries="all")
@@ -230,7 +233,8 @@ def test_claimed_pixels_are_those_where_a_kept_mask_has_one_half(scenes, predict
         size = inputs["pixel_values"].shape[-2:]
         sure = torch.nn.functional.interpolate(masks, size, mode="bilinear").amax(1, keepdim=True) >= 0
         expected = torch.nn.functional.interpolate(sure.float(), (SIDE, SIDE), mode="nearest")[0, 0].bool().numpy()
-        claimed = claimed_pixels(prediction, 0.6)
+        sizes = ImageSizes(tuple(size), tuple(size), (SIDE, SIDE))
+        claimed = sure_pixels(outputs.logits[0], outputs.pred_masks[0], sizes, 0.6).numpy()
         assert np.array_equal(claimed, expected)
         unsure += (~claimed).sum()
     assert unsure > 0
@@ -279,8 +283,9 @@ def test_broken_images_stop_it_or_are_left_out(things, predictor, tmp_path):
     broken.write_bytes(broken.read_bytes()[:1000])
     with pytest.raises(ValueError, match=broken.name):
         complete_stuff(tmp_path / "data", tmp_path / "full", model=predictor, progress=False)
-    assert not (tmp_path / "full").exists()
+    assert not (tmp_path / "full" / "panoptic.json").exists()
     completion = complete_stuff(tmp_path / "data", tmp_path / "full", model=predictor, on_error="skip", progress=False)
+    assert completion.earlier == 1
     (message,) = completion.failures
     assert broken.name in message
     assert len(read_panoptic(tmp_path / "full").records) == COUNT - 1
@@ -295,3 +300,14 @@ def test_wrong_arguments_are_refused(things, predictor, tmp_path):
     other.categories = Categories(("house",), (True,), (1,))
     with pytest.raises(ValueError, match="no class"):
         complete_stuff(things, tmp_path / "full", model=other)
+
+
+def test_merged_stuff_has_the_mean_score_of_its_parts():
+    ids, seen = np.zeros((2, 20), dtype=int), np.ones((2, 20), dtype=int)
+    seen[:, 15:] = 2
+    match = LabelMatch(DATA, {0: 2, 1: 2})
+    segments = [{"id": 1, "label_id": 0, "score": 0.8}, {"id": 2, "label_id": 1, "score": 0.4}]
+    filled = fill_void(ids, [], seen, segments, match)
+    assert filled.segments_info == [
+        {"id": 1, "label_id": 2, "iscrowd": 0, "area": 40, "bbox": [0, 0, 20, 2], "score": 0.7}
+    ]

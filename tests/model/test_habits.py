@@ -151,7 +151,9 @@ def test_class_labels_of_other_types(tiny_batch):
         target["class_labels"] = target["class_labels"].int()
     assert torch.equal(model(**tiny_batch).loss, expected)
     tiny_batch["labels"][0]["class_labels"] = tiny_batch["labels"][0]["class_labels"].float()
-    with pytest.raises(ValueError, match=r"`class_labels` must be whole numbers, got torch.float32"):
+    assert torch.equal(model(**tiny_batch).loss, expected)
+    tiny_batch["labels"][0]["class_labels"][1] = 0.5
+    with pytest.raises(ValueError, match=r"`class_labels` must lie between 0 and 2 .*, got \[0.5\]"):
         model(**tiny_batch)
 
 

@@ -142,7 +142,7 @@ def test_the_matching_of_all_layers_is_one_transfer(tiny_batch, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self: transfers.append(tuple(self.shape)) or to_cpu(self))
     build_tiny(decoder_layers=3).train()(**tiny_batch).loss.backward()
     most = max(len(target["class_labels"]) for target in tiny_batch["labels"])
-    assert transfers == [(3, 2, 5, most)]
+    assert transfers == [(4, 5), (3, 2, 5, most)]  # of the targets, to check them, and of the costs
 
 
 def test_the_k_best_rank_objects_before_others():
@@ -384,7 +384,7 @@ def test_a_backbone_without_four_maps_is_refused():
         ),
         ({"pixel_mask": torch.ones(2, 65, 96)}, r"`pixel_mask` must have shape \(2, 65, 97\).*\(2, 65, 96\)"),
         ({"mask_queries": 6}, "`mask_queries` must be .* a number from 0 to 5, got 6"),
-        ({"labels": []}, "`labels` must hold a target for each of the 2 images, got 0"),
+        ({"labels": []}, "`labels` must be a list of 2 targets, got 0 in list"),
     ],
 )
 def test_wrong_arguments_are_named(tiny_model, tiny_batch, change, message):

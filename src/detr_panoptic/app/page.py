@@ -22,7 +22,7 @@ from ..visualization import class_colors, shade
 
 logger = logging.getLogger(__name__)
 TASKS = {"panoptic": "things and stuff", "instance": "things only", "semantic": "one segment per class"}
-MAX_PIXELS = 25_000_000
+MAX_PIXELS, MAX_PORT = 25_000_000, 65535
 SHOWN_SIDE = 1600  # pixels; larger images are shown smaller
 OPACITY = 0.55
 COLORED_INSTANCES = 20  # of a class; further ones get colors from Gradio
@@ -66,6 +66,9 @@ def launch(
         >>> page = launch(block=False)  # doctest: +SKIP
         >>> page.close()  # doctest: +SKIP
     """
+    if port is not None and not 0 < port <= MAX_PORT:
+        raise ValueError(f"`port` must be from 1 to {MAX_PORT}, got {port}.")
+    _check_pixels(max_pixels)
     predictor = Predictor.of(model, device=device)
     page = build_page(predictor, max_pixels=max_pixels)
     page.queue(max_size=max_queue, default_concurrency_limit=1)
@@ -88,6 +91,11 @@ def launch(
     if block:
         page.block_thread()
     return page
+
+
+def _check_pixels(max_pixels: int) -> None:
+    if max_pixels <= 0:
+        raise ValueError(f"`max_pixels` must be positive, got {max_pixels}.")
 
 
 async def refuse_addresses(request: Request) -> None:
@@ -123,8 +131,7 @@ def build_page(predictor: Predictor, *, max_pixels: int = MAX_PIXELS) -> gr.Bloc
     Raises:
         ValueError: If `max_pixels` is not positive.
     """
-    if max_pixels <= 0:
-        raise ValueError(f"`max_pixels` must be positive, got {max_pixels}.")
+    _check_pixels(max_pixels)
     knows_scenes = predictor.categories.names == SCENE_CATEGORIES.names
     knows = " This model knows generated scenes, not photographs." if knows_scenes else ""
     with gr.Blocks(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..configuration_detr_panoptic import DetrPanopticConfig
 from ..data.categories import UNUSED
+from ..data.files import check_folder
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticPreTrainedModel
 from .configs import convert_config, label_fields
@@ -98,8 +99,7 @@ def convert_checkpoint(
         resnet50 with 100 queries and 133 labels, written to detr_r50
     """
     folder = Path(output)
-    if folder.is_file():
-        raise ValueError(f"`output` must be a folder, got the file {folder}.")
+    check_folder(folder)
     path = local_checkpoint(source)
     if folder.resolve() == path.resolve():
         raise ValueError(f"`output` must not be the source itself, got {folder}.")

@@ -20,7 +20,7 @@ def app(
     host: Annotated[str, Parameter(help="Address to listen on; 0.0.0.0 lets other machines connect.")] = "127.0.0.1",
     port: Annotated[int | None, Parameter(help="By default the first free one from 7860.")] = None,
     max_upload_mb: Annotated[float, Parameter(help="Largest upload in megabytes.", validator=Number(gt=0))] = 20,
-    max_pixels: Annotated[float, Parameter(help="Largest image in millions of pixels.")] = 25,
+    max_pixels: Annotated[float, Parameter(help="Largest image in millions of pixels.", validator=Number(gt=0))] = 25,
     queue: Annotated[int, Parameter(help="Requests that wait; more are refused.", validator=Number(gte=1))] = 20,
     device: Device = "auto",
 ) -> None:

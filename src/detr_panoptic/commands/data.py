@@ -1,11 +1,13 @@
-"""`detr-panoptic data check`, `data convert` and `data complete-stuff`."""
+"""`detr-panoptic data check`, `data convert`, `data label` and `data complete-stuff`."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
-from .options import READING, RUNNING, Model, NewFolder, OnError, Reading, Report, Running, Source, Threshold
+from .options import READING, RUNNING, Model, NewFolder, OnError, Reading, Report, Running, Source, Stuff, Threshold
 
 
 def check(
@@ -30,9 +32,12 @@ def check(
         detr-panoptic data check my_data --queries 200 --limit 500
     """
     from .. import check_data
+    from ..data.files import check_folder
     from ..scenes import SCENES, read_source
     from ..visualization.data_report import save_data_sheets
 
+    if report is not None:
+        check_folder(report, "report")
     data = read_source(source, limit=reading.limit) if source == SCENES else source
     result = check_data(data, num_queries=queries, workers=workers, **reading.arguments())
     print(result)
@@ -49,7 +54,9 @@ def convert(
     *,
     to: Annotated[Literal["coco", "dataset", "parquet"], Parameter(help="Format of the output.")] = "coco",
     seed: Annotated[int, Parameter(help="Of `scenes`: another number gives other scenes.")] = 0,
-    workers: Annotated[int, Parameter(help="Processes that paint `scenes`; 0: this one.")] = 0,
+    workers: Annotated[
+        int, Parameter(help="Processes that paint `scenes`; 0: this one.", validator=Number(gte=0))
+    ] = 0,
     on_error: OnError = "stop",
     reading: Reading = READING,
 ) -> int:
@@ -78,6 +85,66 @@ def convert(
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What becomes a label."""
+
+    classes: Annotated[
+        str | None, Parameter(help="YAML file of wanted classes: `car: [car, truck]`; by default the teacher's.")
+    ] = None
+    stuff: Stuff = None
+    threshold: Annotated[float, Parameter(help="Least score of a segment, 0 to 1.")] = 0.8
+
+
+WANTED = Wanted()
+
+
+def label(
+    photos: Annotated[str, Parameter(help="Images: a folder, a file or a dataset.")],
+    output: Annotated[Path, Parameter(help="A new folder, or that of an earlier run, which continues.")],
+    /,
+    *,
+    teacher: Annotated[str, Parameter(help="Folder or Hub id of a panoptic model, of transformers or ours.")],
+    wanted: Wanted = WANTED,
+    report: Report = None,
+    on_error: OnError = "stop",
+    reading: Reading = READING,
+    running: Running = RUNNING,
+) -> int:
+    """Labels images with the segments that a pretrained model is sure of.
+
+    The teacher is a Mask2Former, OneFormer, EoMT, MaskFormer or DETR model, or one
+    that was trained here. Pixels that no sure segment covers stay void, which
+    training ignores. The report shows the images with the least sure labels first.
+
+    The output is a folder in COCO's panoptic layout. A run that was interrupted
+    continues when it is started again.
+
+    For example:
+
+        detr-panoptic data label photos out --teacher OWNER/NAME --report labels
+        detr-panoptic data label photos out --teacher my_model --threshold 0.9
+        detr-panoptic data label photos out --teacher my_model --classes map.yaml
+    """
+    from .. import label as label_images
+
+    result = label_images(
+        photos,
+        output,
+        teacher=teacher,
+        **asdict(wanted),
+        report=report,
+        on_error=on_error,
+        **reading.arguments(),
+        **running.loading(),
+        **running.steps(),
+    )
+    print(result)
+    print(f"The dataset is in {output}. Look at it before you train on it.")
+    return 2 if result.failures else 0
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class Additions:
     """What a model adds to a dataset."""
 
@@ -90,7 +157,7 @@ ADDITIONS = Additions()
 
 def complete_stuff(
     source: Source,
-    output: NewFolder,
+    output: Annotated[Path, Parameter(help="A new folder, or that of an earlier run, which continues.")],
     /,
     *,
     model: Model,

@@ -27,10 +27,13 @@ def demo(
         detr-panoptic demo
         detr-panoptic demo --scenes 500 --output demo_500.png
     """
-    if not output.suffix:
-        raise ValueError(f"`--output` must be the name of a picture, such as demo.png, got {str(output)!r}.")
+    from PIL.Image import Resampling, registered_extensions
 
-    from PIL.Image import Resampling
+    from ..data.files import check_folder
+
+    if output.suffix.lower() not in registered_extensions():
+        raise ValueError(f"`--output` must be the name of a picture, such as demo.png, got {str(output)!r}.")
+    check_folder(output.parent)
 
     from .. import Predictor, evaluate
     from ..checkpoints import BUNDLED

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from .options import PUBLISHED_MODEL, Device, Model, Output, Threshold
 
@@ -15,9 +16,12 @@ class Heads:
     """Which heads the sheets show."""
 
     layer: Annotated[
-        int | None, Parameter(help="Decoder layer, from 1, whose heads are shown; by default the last.")
+        int | None,
+        Parameter(help="Decoder layer, from 1, whose heads are shown; by default the last.", validator=Number(gte=1)),
     ] = None
-    head: Annotated[int | None, Parameter(help="Show only this head, from 1, in all layers.")] = None
+    head: Annotated[
+        int | None, Parameter(help="Show only this head, from 1, in all layers.", validator=Number(gte=1))
+    ] = None
 
 
 HEADS = Heads()
@@ -52,11 +56,11 @@ def explain(
         detr-panoptic explain photo.jpg --model my_model --segments 2 5 --layer 1
         detr-panoptic explain photo.jpg --query 17
     """
-    from .. import Predictor
     from .. import explain as attention_of
+    from ..data.files import check_folder
 
-    predictor = Predictor.from_pretrained(model, device=device)
-    explanation = attention_of(predictor, image, threshold=threshold, segments=segments, queries=query)
+    check_folder(output)
+    explanation = attention_of(model, image, threshold=threshold, segments=segments, queries=query, device=device)
     files = explanation.save(output, **asdict(heads))
     print(explanation)
     print(f"Wrote {len(files)} pictures to {output}")

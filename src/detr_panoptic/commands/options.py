@@ -16,6 +16,10 @@ Report = Annotated[Path | None, Parameter(help="Folder for a report with picture
 Threshold = Annotated[
     float | None, Parameter(help="Drop segments with a lower score, 0 to 1; by default the model's own.")
 ]
+Stuff = Annotated[
+    list[str] | None,
+    Parameter(consume_multiple=True, help="Names of the classes that are stuff; the others are then things."),
+]
 Device = Annotated[str, Parameter(help="cpu, cuda, cuda:1, mps …; auto uses a GPU if there is one.")]
 OnError = Annotated[
     Literal["stop", "skip"],
@@ -57,24 +61,37 @@ class Running:
         int | None,
         Parameter(name="--workers", help="Processes that read images; by default none on CPU, up to 8 for a GPU."),
     ] = None
-    runtime: Annotated[
-        Literal["auto", "torch", "openvino", "onnxruntime"] | None,
-        Parameter(help="What runs the model; `predict` uses OpenVINO again where it ran before (auto), others torch."),
-    ] = None
     device: Device = "auto"
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16", "int8"],
-        Parameter(help="Precision of the model; int8 after `quantize`, not with torch."),
-    ] = "float32"
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], Parameter(help="Precision of the model.")] = "float32"
 
     def loading(self) -> dict[str, Any]:
         """Returns the arguments that load a model."""
-        chosen = {} if self.runtime is None else {"runtime": self.runtime}
-        return {**chosen, "device": self.device, "dtype": self.dtype}
+        return {"device": self.device, "dtype": self.dtype}
 
     def steps(self) -> dict[str, Any]:
         """Returns the arguments of a run over many images."""
         return {"batch_size": self.batch_size, "num_workers": self.num_workers}
 
 
-READING, RUNNING = Reading(), Running()
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RunningAnywhere(Running):
+    """The same, also in other runtimes than PyTorch."""
+
+    dtype: Annotated[  # type: ignore[assignment]  # one more
+        Literal["float32", "bfloat16", "float16", "int8"],
+        Parameter(help="Precision of the model; int8 needs a model that `quantize` wrote, and not torch."),
+    ] = "float32"
+    runtime: Annotated[
+        Literal["auto", "torch", "openvino", "onnxruntime"] | None,
+        Parameter(
+            help="What runs the model; by default auto for `predict`, which is OpenVINO where it ran before, or torch."
+        ),
+    ] = None
+
+    def loading(self) -> dict[str, Any]:
+        """Returns the arguments that load a model."""
+        return super().loading() | ({} if self.runtime is None else {"runtime": self.runtime})
+
+
+READING, RUNNING, RUNNING_ANYWHERE = Reading(), Running(), RunningAnywhere()

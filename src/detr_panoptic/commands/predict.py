@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from .options import PUBLISHED_MODEL, READING, RUNNING, Model, OnError, Output, Reading, Running, Threshold
+from .options import (
+    PUBLISHED_MODEL,
+    READING,
+    RUNNING_ANYWHERE,
+    Model,
+    OnError,
+    Output,
+    Reading,
+    RunningAnywhere,
+    Threshold,
+)
 
 
 @Parameter(name="*")
@@ -39,7 +49,7 @@ def predict(
     output: Output = Path("predictions"),
     results: Results = RESULTS,
     reading: Reading = READING,
-    running: Running = RUNNING,
+    running: RunningAnywhere = RUNNING_ANYWHERE,
 ) -> int:
     """Segments images: files, folders, videos, or a dataset (--data).
 
@@ -74,19 +84,20 @@ def predict(
 
     from PIL import Image
 
-    from ..inference import PredictionFolder, Predictor, VideoPrediction, is_video
+    from ..inference import PredictionFolder, Predictor, VideoPrediction, check_options, is_video, open_pictures
 
+    options = asdict(results)
+    check_options(output=output, **options, **running.steps())  # before the model is loaded, as the next
     if results.tile is not None:
         Image.MAX_IMAGE_PIXELS = None  # Pillow refuses images above 179 million pixels
-    predictor = Predictor.from_pretrained(model, **running.loading())
-    options = asdict(results)
-    every = options.pop("every")
     videos = [source for source in images if is_video(source)]
-    pictures = [source for source in images if not is_video(source)]
+    source = [source for source in images if not is_video(source)] or data
+    pictures = None if source is None else open_pictures(source, **reading.arguments())
+    predictor = Predictor.from_pretrained(model, **running.loading())
+    every = options.pop("every")
     done: list[PredictionFolder | VideoPrediction] = []
-    if pictures or data is not None:
-        source = pictures if data is None else data
-        done.append(predictor.predict(source, output, **options, **reading.arguments(), **running.steps()))
+    if pictures is not None:
+        done.append(predictor.predict(pictures, output, **options, **running.steps()))
     same = {"task": results.task, "threshold": results.threshold, "every": every}
     done.extend(predictor.predict_video(video, output, **same) for video in videos)
     print(*done, sep="\n")

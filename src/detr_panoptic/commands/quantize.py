@@ -1,6 +1,5 @@
 """`detr-panoptic quantize`."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter

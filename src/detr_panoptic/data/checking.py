@@ -137,8 +137,9 @@ def check_data(
         2 annotated images, 20 segments of 10 of 14 classes, 0 crowds, 0.0% void
     """
     workers = os.cpu_count() or 1 if workers is None else workers
-    if workers < 1 or num_queries < 1:
-        raise ValueError(f"`workers` and `num_queries` must be at least 1, got {workers} and {num_queries}.")
+    for argument, value in (("workers", workers), ("num_queries", num_queries)):
+        if value < 1:
+            raise ValueError(f"`{argument}` must be at least 1, got {value}.")
     check_limit(limit)
     findings: list[Finding] = []
     if isinstance(source, PanopticData):

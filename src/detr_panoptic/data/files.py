@@ -73,10 +73,22 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
         raise
 
 
+def check_folder(folder: str | Path, name: str = "output") -> None:
+    """Raises ValueError unless a folder exists or can be made, and OSError if it cannot be written to."""
+    folder = Path(folder).absolute()
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir():
+        inside = "" if nearest == folder else f" in the way of {str(folder)!r}"
+        raise ValueError(f"`{name}` must be a folder, got the file {str(nearest)!r}{inside}.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise OSError(f"`{name}` {folder} cannot be written: nothing may be created in {nearest}.")
+
+
 def check_new_folder(folder: str | Path) -> None:
-    """Raises ValueError unless the folder is empty or does not exist."""
+    """Raises what `check_folder` raises, and ValueError unless the folder is empty or does not exist."""
+    check_folder(folder)
     folder = Path(folder)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"`output` {str(folder)!r} must be an empty folder or not exist.")
 
 

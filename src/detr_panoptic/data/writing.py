@@ -59,7 +59,7 @@ def write_coco_panoptic_dataset(folder: str | Path, records: Iterable[Record], c
         width, height = upright_size({"bytes": contents})
         _write(path_inside(folder / "panoptic", map_name, name_of(record)), map_file(record))
         _write(path_inside(folder / "images", name, name_of(record)), contents)
-        segments = [_segment(entry, categories) for entry in record["segments_info"]]
+        segments = [segment_entry(entry, categories) for entry in record["segments_info"]]
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         annotations.append({"image_id": image_id, "file_name": map_name, "segments_info": segments})
     document = {"images": images, "annotations": annotations, "categories": categories.to_coco()}
@@ -183,7 +183,8 @@ def map_file(record: Record) -> bytes:
     return _png(PILImage.fromarray(ids_to_rgb(ids)))
 
 
-def _segment(entry: Mapping[str, Any], categories: Categories) -> dict[str, Any]:
+def segment_entry(entry: Mapping[str, Any], categories: Categories) -> dict[str, Any]:
+    """Returns an entry of `segments_info` as COCO's panoptic JSON has it."""
     category_id = categories.category_ids[entry["label_id"]]
     return {"category_id": category_id, **{key: entry[key] for key in SEGMENT_KEYS if key in entry}}
 

@@ -14,6 +14,7 @@ from ..data import PanopticData
 from ..data.categories import match_labels
 from ..data.hub_names import public_name
 from ..data.records import truth_ids
+from ..inference.options import check_options
 from ..inference.predictor import Predictor, processes
 from ..scenes.source import read_source
 from .average_precision import Instance, true_instances
@@ -93,6 +94,9 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
         True
     """
     kinds = _kinds(average_precision)
+    check_options(
+        "panoptic", threshold, batch_size=batch_size, num_workers=num_workers, output=output, on_error=on_error
+    )
     may_skip = on_error == "skip"
     data = read_source(source, split=split, data_format=data_format, limit=limit, files_may_be_missing=may_skip)
     predictor = Predictor.of(model, runtime=runtime, device=device, dtype=dtype)

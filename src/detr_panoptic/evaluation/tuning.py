@@ -25,7 +25,8 @@ from ..box_ops import at_least_float32
 from ..data.files import reported_failure, written_whole
 from ..data.plain_text import one_line
 from ..data.records import truth_ids
-from ..inference.predictor import OnError, Predictor
+from ..inference.options import OnError, check_options
+from ..inference.predictor import Predictor
 from ..panoptic_merging import is_above
 from ..scenes.source import read_source
 from .model_evaluation import match_classes
@@ -176,6 +177,7 @@ def tune_thresholds(  # noqa: PLR0913  every option of a long run, each with a d
         True
     """
     _check_choices(merging, thresholds)
+    check_options(batch_size=batch_size, num_workers=num_workers, on_error=on_error)
     may_skip = on_error == "skip"
     data = read_source(source, split=split, data_format=data_format, limit=limit, files_may_be_missing=may_skip)
     predictor = Predictor.of(model, runtime=runtime, device=device, dtype=dtype)

@@ -20,6 +20,7 @@ from ..data.plain_text import one_line
 from ..image_reading import read_picture
 from ..inference import Predictor
 from ..inference.detections import query_masks
+from ..inference.options import check_least, check_options
 from ..inference.pictures import plain_picture
 from ..panoptic_merging import ImageSizes
 from ..visualization import ObjectAttention, draw_attention, draw_segments, stack
@@ -96,6 +97,7 @@ def explain(
     segments: Sequence[int] | None = None,
     queries: Sequence[int] | None = None,
     task: str = "panoptic",
+    device: str = "auto",
 ) -> Explanation:
     """Shows where a model looked for the objects of an image: the mask head's attention and the cross-attention.
 
@@ -106,6 +108,7 @@ def explain(
         segments: Ids of the segments to explain; None for all.
         queries: Explains these queries, from 0, instead of segments, whether they became segments or not.
         task: "panoptic" or "instance". In a semantic map all queries add up, so that no segment has its own.
+        device: Of a model that is loaded.
 
     Returns:
         The segments and their attention maps. `.draw()` and `.save(folder)` make pictures of them.
@@ -124,13 +127,17 @@ def explain(
         raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {task!r}.")
     if segments is not None and queries is not None:
         raise ValueError("`segments` and `queries` cannot be given together.")
-    predictor = Predictor.of(model)
+    check_options(task, threshold)
+    for argument, numbers, first in (("segments", segments, 1), ("queries", queries, 0)):
+        for number in numbers or ():
+            check_least(argument, number, first)
+    picture = plain_picture(image if isinstance(image, Image.Image) else read_picture(image))
+    predictor = Predictor.of(model, device=device)
     network, processor = predictor.model, predictor.processor
     for query in queries or ():
-        if not 0 <= query < network.config.num_queries:
+        if query >= network.config.num_queries:
             raise ValueError(f"`queries` must be from 0 to {network.config.num_queries - 1}, got {query}.")
     name = "image" if isinstance(image, Image.Image) else Path(image).stem
-    picture = plain_picture(image if isinstance(image, Image.Image) else read_picture(image))
     inputs = processor(images=picture, return_tensors="pt").to(device=network.device, dtype=network.dtype)
     with torch.inference_mode():
         outputs = network(**inputs, mask_queries=None if queries is None else "all", output_attentions=True)

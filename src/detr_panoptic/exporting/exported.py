@@ -6,15 +6,17 @@ from typing import Any
 
 import torch
 
+from ..data.files import check_folder
 from ..inference import Predictor
 from ..runtimes.choice import WRITERS, check_installed
 from ..runtimes.onnx_files import quantize_file
 from .graph import GraphOptions, parse_size
-from .inputs import calibration_batches, fitted_to_canvas
+from .inputs import calibration_batches, calibration_pictures, fitted_to_canvas
 from .transformers_detr import write_transformers
 from .writing import trace, write_onnx
 
 FILE_NAMES = {"onnx": "model.onnx", "torch": "model.pt2"}
+FILE_SUFFIXES = (".onnx", ".pt2", ".pt", ".safetensors")
 FORMATS = (*FILE_NAMES, "transformers")
 QUANTIZATIONS = ("dynamic", "static")
 
@@ -110,6 +112,7 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
         with_merging=with_merging,
     )
     _check(output, format, quantize, calibration, options)
+    pictures = None if calibration is None else calibration_pictures(calibration, options)
     predictor = Predictor.of(model, device="cpu")
     loaded, processor = predictor.model, predictor.processor
     if format == "transformers":
@@ -128,7 +131,7 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
         write_onnx(program, floats, options, labels=loaded.config.id2label or {})
         if quantize is not None:
             try:
-                quantize_file(floats, file, quantize, calibration_batches(calibration, processor, options))
+                quantize_file(floats, file, quantize, calibration_batches(pictures or [], processor, options))
             finally:
                 floats.unlink()
     # Not `save_pretrained`, which would write the code for the Hub as well.
@@ -139,10 +142,11 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
 
 def _check(output: Path, format: str, quantize: str | None, calibration: Any, options: GraphOptions) -> None:
     """Raises ValueError for options that exclude each other, and ImportError, before anything is loaded."""
-    if output.is_file():
-        raise ValueError(f"`output` must be a folder, got the file {output}.")
     if format not in FORMATS:
         raise ValueError(f"`format` must be one of {', '.join(FORMATS)}, got {format!r}.")
+    check_folder(output)
+    if output.suffix in FILE_SUFFIXES:
+        raise ValueError(f"`output` must be a folder, in which `export` names the file, got {str(output)!r}.")
     if quantize is not None and quantize not in QUANTIZATIONS:
         raise ValueError(f"`quantize` must be one of {', '.join(QUANTIZATIONS)}, got {quantize!r}.")
     if format == "transformers" and options != GraphOptions():

@@ -42,6 +42,8 @@ class GraphOptions:
             raise ValueError(f"`size` must be two positive numbers of pixels, got {self.size}.")
         if self.batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
+        if self.mask_queries is not None and self.mask_queries < 1:
+            raise ValueError(f"`mask_queries` must be at least 1, got {self.mask_queries}.")
         if self.dynamic and (self.size is not None or self.batch_size != 1):
             raise ValueError("`dynamic` accepts every size and batch size: leave out `size` and `batch_size`.")
 

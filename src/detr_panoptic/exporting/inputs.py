@@ -8,7 +8,7 @@ import numpy as np
 from transformers.image_utils import SizeDict
 
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-from ..inference.pictures import open_pictures
+from ..inference.pictures import Pictures, open_pictures
 from .graph import GraphOptions
 
 CALIBRATION_IMAGES = 64
@@ -52,18 +52,21 @@ def graph_inputs(
     return dict(zip(options.input_names, (pixels, batch["pixel_mask"]), strict=True))
 
 
-def calibration_batches(
-    source: Any, processor: DetrPanopticImageProcessor, options: GraphOptions
-) -> Iterator[dict[str, np.ndarray]]:
-    """Prepares the first 64 images of a source that `Predictor.predict` takes; an incomplete batch is left out.
+def calibration_pictures(source: Any, options: GraphOptions) -> Pictures:
+    """Opens the first 64 images of a source that `Predictor.predict` takes; ValueError if there are too few."""
+    pictures = open_pictures(source, limit=CALIBRATION_IMAGES)
+    count, size = len(pictures), options.batch_size
+    if pictures.missing or count < size:
+        missing = "; ".join(pictures.missing)
+        raise ValueError(f"`calibration` must hold at least {size} images, got {count}. {missing}")
+    return pictures
 
-    Raises:
-        ValueError: an image cannot be read, or there are too few for one batch.
-    """
-    pictures, missing = open_pictures(source, limit=CALIBRATION_IMAGES)
-    count, size = min(len(pictures), CALIBRATION_IMAGES), options.batch_size
-    if missing or count < size:
-        raise ValueError(f"`calibration` must hold at least {size} images, got {count}. {'; '.join(missing)}")
-    for start in range(0, count - size + 1, size):
+
+def calibration_batches(
+    pictures: Pictures | Sequence[Any], processor: DetrPanopticImageProcessor, options: GraphOptions
+) -> Iterator[dict[str, np.ndarray]]:
+    """Prepares images; an incomplete batch is left out. ValueError if one cannot be read."""
+    size = options.batch_size
+    for start in range(0, len(pictures) - size + 1, size):
         images = [pictures[index]["image"] for index in range(start, start + size)]
         yield graph_inputs(images, processor, options)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from ..data.files import check_new_folder, whole_folder
 from ..evaluation.model_evaluation import evaluate
 from ..inference import Predictor
-from ..inference.pictures import open_pictures
 from ..runtimes.choice import SESSIONS, WRITERS, check_installed
 from ..runtimes.int8 import write_int8
 from ..scenes.source import read_source
-from .inputs import CALIBRATION_IMAGES
+from .graph import GraphOptions
+from .inputs import calibration_pictures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,15 +93,12 @@ def quantize(
     check_installed("onnxruntime", runtime, *WRITERS)
     check_new_folder(output)
     data = read_source(source, split=split, data_format=data_format, limit=limit)
-    pictures, missing = open_pictures(data if calibration is None else calibration, limit=CALIBRATION_IMAGES)
-    if missing:
-        raise ValueError(f"`calibration`: {'; '.join(missing)}")
-    count = min(len(pictures), CALIBRATION_IMAGES)
-    loaded = Predictor.of(model, device="cpu")
+    pictures = calibration_pictures(data if calibration is None else calibration, GraphOptions())
+    loaded = Predictor.of(model)
     network, processor = loaded.model, loaded.processor
 
     def batches() -> Iterator[Any]:
-        return (processor(pictures[index]["image"], return_tensors="pt") for index in range(count))
+        return (processor(pictures[index]["image"], return_tensors="pt") for index in range(len(pictures)))
 
     with whole_folder(output) as folder:
         network.save_pretrained(folder)
@@ -109,4 +106,4 @@ def quantize(
         write_int8(network, folder, batches)
     options: dict[str, Any] = {"average_precision": False, "runtime": runtime, "device": "cpu"}
     before, after = (evaluate(str(output), data, dtype=dtype, **options) for dtype in ("float32", "int8"))
-    return QuantizedModel(Path(output), runtime, count, before, after)
+    return QuantizedModel(Path(output), runtime, len(pictures), before, after)

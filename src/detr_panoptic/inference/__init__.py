@@ -2,6 +2,8 @@
 
 from .folder import PredictionFolder
 from .loading import load, model_categories
+from .options import check_options
+from .pictures import open_pictures
 from .prediction import Prediction, Segment, write_segmentation
 from .predictor import Predictor
 from .video import Frame, VideoPrediction, is_video
@@ -13,8 +15,10 @@ __all__ = [
     "Predictor",
     "Segment",
     "VideoPrediction",
+    "check_options",
     "is_video",
     "load",
     "model_categories",
+    "open_pictures",
     "write_segmentation",
 ]

@@ -18,8 +18,7 @@ from .pictures import Pictures, unique_stems
 from .prediction import JSON, MAP, OVERLAY, Prediction, coco_annotation
 
 if TYPE_CHECKING:
-    from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-    from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +41,6 @@ class PredictionFolder:
         self, output: str | Path, pictures: Pictures, categories: Categories, *, layout: Layout = "files"
     ) -> None:
         self.output = Path(output)
-        if self.output.is_file():
-            raise ValueError(f"`output` must be a folder, got the file {str(output)!r}.")
         self.pictures, self.categories, self.layout = pictures, categories, layout
         self.folder = self.output / ("" if layout == "files" else SEGMENTS)
         self.maps = self.output / ("" if layout == "files" else MAPS)
@@ -56,19 +53,7 @@ class PredictionFolder:
     def open(self, settings: Mapping[str, Any]) -> None:
         """Creates the folder; ValueError if it has results of other settings, with the first one that differs."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.output / SETTINGS
-        expected = json.loads(json.dumps({**settings, "to": self.layout}))
-        if file.is_file():
-            found = json.loads(file.read_text())
-            for name, value in expected.items():
-                if found.get(name) != value:
-                    raise ValueError(
-                        f"`output` {str(self.output)!r} holds predictions with `{name}` {found.get(name)!r}, not "
-                        f"{value!r}: choose another folder or remove it."
-                    )
-        else:
-            with written_whole(file) as part:
-                part.write_text(json.dumps(expected))
+        claim_folder(self.output, {**settings, "to": self.layout})
         self.num_earlier = len(self)
 
     def is_done(self, index: int) -> bool:
@@ -142,11 +127,28 @@ class PredictionFolder:
             yield {**self.pictures.stored(index), "segmentation": ids, "segments_info": segments}
 
 
-def fingerprint(model: DetrPanopticForSegmentation, processor: DetrPanopticImageProcessor) -> str:
+def claim_folder(output: Path, settings: Mapping[str, Any]) -> None:
+    """Writes settings into a folder; ValueError if it has results of others, with the first one that differs."""
+    file = output / SETTINGS
+    expected = json.loads(json.dumps(settings))
+    if file.is_file():
+        found = json.loads(file.read_text())
+        for name, value in expected.items():
+            if found.get(name) != value:
+                raise ValueError(
+                    f"`output` {str(output)!r} holds results with `{name}` {found.get(name)!r}, not {value!r}: choose "
+                    "another folder or remove it."
+                )
+    else:
+        with written_whole(file) as part:
+            part.write_text(json.dumps(expected))
+
+
+def fingerprint(model: Any, processor: Any) -> str:
     """Returns a hash of all weights, labels and settings of the image processor."""
     digest = hashlib.blake2b(digest_size=8)
     add_weights(digest, model)
-    config = model.config
-    for value in (config.id2label, config.stuff_label_ids, config.category_ids, processor.to_dict()):
+    names = ("id2label", "stuff_label_ids", "category_ids")
+    for value in (*(getattr(model.config, name, None) for name in names), processor.to_dict()):
         digest.update(json.dumps(value, sort_keys=True, default=str).encode())
     return digest.hexdigest()

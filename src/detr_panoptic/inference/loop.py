@@ -14,12 +14,10 @@ from torch.utils.data import DataLoader
 from transformers import BatchFeature
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
     from ..runtimes import Runtime
     from .pictures import Pictures
-    from .prediction import Prediction
 
 WINDOW = 64  # batches; images are sorted by shape within a window, whose sizes are read ahead
 
@@ -36,7 +34,7 @@ class Batch(NamedTuple):
         return [(record["image"].height, record["image"].width) for record in self.records]
 
 
-def make_batch(processor: DetrPanopticImageProcessor, records: Sequence[Mapping[str, Any]]) -> Batch:
+def make_batch(processor: Callable[..., BatchFeature], records: Sequence[Mapping[str, Any]]) -> Batch:
     """Preprocesses the images of some records."""
     return Batch(records, processor([record["image"] for record in records], return_tensors="pt"))
 
@@ -50,29 +48,8 @@ def plan_batches(pictures: Pictures, batch_size: int) -> Iterator[list[int]]:
             yield list(indices[first : first + batch_size])
 
 
-def in_order(
-    results: Iterable[tuple[Mapping[str, Any], Prediction]], batch_size: int
-) -> Iterator[tuple[Mapping[str, Any], Prediction]]:
-    """Yields records with their predictions, computed batch by batch, in the order of the records.
-
-    At most one window of them waits, also where images could not be read.
-    """
-    window, place = WINDOW * batch_size, 0
-    waiting: dict[int, tuple[Mapping[str, Any], Prediction]] = {}
-    for result in results:
-        index = result[0]["index"]
-        if index >= (place // window + 1) * window:  # the next window: what still lacks could not be read
-            yield from (waiting[i] for i in sorted(waiting))
-            waiting, place = {}, index // window * window
-        waiting[index] = result
-        while place in waiting:
-            yield waiting.pop(place)
-            place += 1
-    yield from (waiting[i] for i in sorted(waiting))
-
-
 def load_batches(
-    pictures: Pictures, plan: Iterator[list[int]], processor: DetrPanopticImageProcessor | None, *, workers: int
+    pictures: Pictures, plan: Iterator[list[int]], processor: Callable[..., BatchFeature] | None, *, workers: int
 ) -> Iterable[tuple[Batch | None, list[str]]]:
     """Loads the batches of a plan in `workers` processes, or in this one if there are none.
 
@@ -106,7 +83,7 @@ def _shape(pictures: Pictures, index: int) -> tuple[float, int]:
 
 
 def _load(
-    pictures: Pictures, processor: DetrPanopticImageProcessor | None, indices: Sequence[int]
+    pictures: Pictures, processor: Callable[..., BatchFeature] | None, indices: Sequence[int]
 ) -> tuple[Batch | None, list[str]]:
     records, failures = [], []
     for index in indices:

@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 
 from ..data.folders import IMAGE_SUFFIXES, is_picture, log_left_out
 from ..data.lazy_records import check_size, name_of, opened, upright_size
-from ..data.reading import PanopticData
+from ..data.reading import PanopticData, check_limit
 from ..image_reading import picture_to_tensor, read_picture
 from ..scenes.source import SCENES, read_pictures
 
@@ -21,9 +21,13 @@ FEATURES = Features({"image": Image(), "image_id": Value("int64"), "file_name": 
 
 
 class Pictures:
-    """Images by index, with their annotations if the records have any; ValueError if two have the same id."""
+    """Images by index, with their annotations if the records have any; ValueError if two have the same id.
 
-    def __init__(self, records: Dataset) -> None:
+    `missing` has a message for each path that leads to no image.
+    """
+
+    def __init__(self, records: Dataset, missing: Sequence[str] = ()) -> None:
+        self.missing = missing
         stored = records.with_format(None).select_columns(["image", "image_id", "file_name"])
         self._stored = stored.cast_column("image", Image(decode=False))
         has_truth = "segmentation" in records.features
@@ -72,28 +76,30 @@ def plain_picture(picture: PILImage.Image) -> PILImage.Image:
     return PILImage.fromarray(picture_to_tensor(picture).permute(1, 2, 0).contiguous().numpy())
 
 
-def open_pictures(source: Any, *, limit: int | None = None, **options: Any) -> tuple[Pictures, list[str]]:
-    """Opens whatever contains images: the sources of `Predictor.predict`, or `Pictures`.
-
-    Returns:
-        The images, at most `limit`, and a message for each path that leads to none.
+def open_pictures(source: Any, *, limit: int | None = None, **options: Any) -> Pictures:
+    """Opens whatever contains images, at most `limit`: the sources of `Predictor.predict`, or `Pictures`.
 
     Raises:
         ValueError: the source contains no images.
         TypeError: the source is something else.
     """
+    check_limit(limit)
     if isinstance(source, Pictures):
-        return source, []
+        return source
     if isinstance(source, PanopticData):
         source = source.records
     if isinstance(source, Dataset):
-        return Pictures(source if limit is None else source.select(range(min(limit, len(source))))), []
+        return Pictures(source if limit is None else source.select(range(min(limit, len(source)))))
     if isinstance(source, str | Path):
         if str(source) == SCENES or not _is_file_or_plain_folder(Path(source)):
-            return Pictures(read_pictures(str(source), limit=limit, **options)), []
+            return Pictures(read_pictures(str(source), limit=limit, **options))
         source = [source]
     if not isinstance(source, Iterable):
         raise TypeError(f"`source` must be a path, a list of paths or a dataset, got {type(source).__name__}.")
+    if given := [name for name, value in options.items() if value is not None]:
+        raise ValueError(
+            f"`{given[0]}` is for datasets, got {options[given[0]]!r} with image files or folders of them."
+        )
     paths, missing = _expanded(source)
     if not paths:
         raise ValueError(f"`source` contains no images: {'; '.join(missing) or 'it is empty'}.")
@@ -104,7 +110,7 @@ def open_pictures(source: Any, *, limit: int | None = None, **options: Any) -> t
         for name, path in zip(names, paths, strict=False)
     ]
     columns = {"image": images, "image_id": range(1, len(names) + 1), "file_name": names}
-    return Pictures(Dataset.from_dict(columns, features=FEATURES)), missing
+    return Pictures(Dataset.from_dict(columns, features=FEATURES), missing)
 
 
 def _expanded(names: Iterable[str | Path]) -> tuple[list[Path], list[str]]:

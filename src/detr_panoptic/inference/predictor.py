@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from accelerate import PartialState
@@ -25,6 +25,7 @@ from .detections import detect
 from .folder import Layout, PredictionFolder, fingerprint
 from .loading import find_device, load, model_categories
 from .loop import Batch, load_batches, make_batch, plan_batches, run_model
+from .options import OVERLAP, Detections, OnError, Task, check_options
 from .pictures import Pictures, open_pictures, plain_picture
 from .prediction import Prediction, describe_segments
 from .tiling import Tiling, predict_tiles
@@ -37,11 +38,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ImageInput = Image.Image | str | Path
-Task = Literal["panoptic", "instance", "semantic"]
-Detections = Literal["none", "box", "mask"]
-OnError = Literal["stop", "skip"]
-
-OVERLAP = 128  # pixels of neighboring tiles: most things that a border cuts are then whole in one of them
 MAX_WORKERS = 8  # more loading processes are faster than any GPU
 PATIENCE = timedelta(days=7)  # a process may wait for another one that has the slow images
 
@@ -115,17 +111,30 @@ class Predictor:
         return cls(network, processor, TorchRuntime(network, compile=compile))
 
     @classmethod
-    def of(cls, model: Any, *, runtime: str = "torch", **loading: Any) -> Predictor:
+    def of(
+        cls,
+        model: Any,
+        *,
+        runtime: str = "torch",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype | None = None,
+    ) -> Predictor:
         """Returns the predictor of whatever the package accepts as a model.
 
         Args:
             model: a `Predictor`, which is returned; a model and its image processor; or what `from_pretrained` takes.
             runtime: of a model that is loaded. The default gives the same numbers wherever OpenVINO is installed.
-            **loading: further arguments of `from_pretrained`, for a model that is loaded.
+            device: of a model that is loaded.
+            dtype: of a model that is loaded.
         """
-        if isinstance(model, Predictor):
-            return model
-        return cls(*model) if isinstance(model, tuple) else cls.from_pretrained(model, runtime=runtime, **loading)
+        if not isinstance(model, Predictor | tuple):
+            return cls.from_pretrained(model, runtime=runtime, device=device, dtype=dtype)
+        if runtime != "torch" or device != "auto" or dtype is not None:
+            raise ValueError(
+                f"`runtime`, `device` and `dtype` are for a model that is loaded, got {runtime!r}, {device!r} and "
+                f"{dtype!r}."
+            )
+        return model if isinstance(model, Predictor) else cls(*model)
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str, but not of images
@@ -172,7 +181,7 @@ class Predictor:
         Raises:
             ValueError: a file is not an image, or an argument is out of range.
         """
-        tiling = _check_options(task, threshold, tile=tile, overlap=overlap)
+        tiling = check_options(task, threshold, tile=tile, overlap=overlap)
         if isinstance(images, Image.Image | str | Path):
             return self([images], task=task, threshold=threshold, tile=tile, overlap=overlap)[0]
         records = self._single_records(images)
@@ -211,7 +220,14 @@ class Predictor:
             ValueError: an argument is out of range, or an image cannot be read.
             FloatingPointError: the model's outputs are not finite.
         """
-        _check_options(task, threshold, batch_size=batch_size, detections=detections, on_error=on_error)
+        check_options(
+            task,
+            threshold,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            detections=detections,
+            on_error=on_error,
+        )
         failures = [] if failures is None else failures
         batches = self._batches(source, batch_size, share, workers=num_workers, on_error=on_error, failures=failures)
         yield from self._segment(batches, task, threshold, detections)
@@ -224,11 +240,20 @@ class Predictor:
         num_workers: int | None = None,
         on_error: OnError = "stop",
         failures: list[str] | None = None,
+        is_done: Callable[[int], bool] | None = None,
     ) -> Iterator[tuple[Batch, Any]]:
-        """Yields batches of records with the model's raw outputs, before post-processing; arguments of `iterate`."""
-        _check_options("panoptic", None, batch_size=batch_size, on_error=on_error)
+        """Yields batches of records with the model's raw outputs, before post-processing.
+
+        The arguments are those of `iterate`. Batches of which each image, by its index, `is_done` are left out.
+        """
+        check_options(batch_size=batch_size, num_workers=num_workers, on_error=on_error)
+        pictures = open_pictures(source)
+        report_failures(pictures.missing, on_error)
+        plan = plan_batches(pictures, batch_size)
+        if is_done is not None:
+            plan = (batch for batch in plan if not all(map(is_done, batch)))
         failures = [] if failures is None else failures
-        batches = self._batches(source, batch_size, workers=num_workers, on_error=on_error, failures=failures)
+        batches = self._read_batches(pictures, plan, workers=num_workers, on_error=on_error, failures=failures)
         yield from run_model(self.runtime, batches)
 
     def predict(  # noqa: PLR0913  every option of a long run, each with a default
@@ -281,18 +306,20 @@ class Predictor:
                 output folder holds results of other settings.
             FloatingPointError: the model's outputs are not finite.
         """
-        tiling = _check_options(
+        tiling = check_options(
             task,
             threshold,
             batch_size=batch_size,
+            num_workers=num_workers,
+            output=output,
             tile=tile,
             overlap=overlap,
             detections=detections,
             on_error=on_error,
             to=to,
         )
-        pictures, missing = open_pictures(source, split=split, data_format=data_format, limit=limit)
-        _report(missing, on_error)
+        pictures = open_pictures(source, split=split, data_format=data_format, limit=limit)
+        report_failures(pictures.missing, on_error)
         state = processes()
         draws = to == "files" if overlay is None else overlay
         folder = PredictionFolder(output, pictures, self.categories, layout=to)
@@ -304,7 +331,7 @@ class Predictor:
         state.wait_for_everyone()
         plan = [batch for batch in plan_batches(pictures, batch_size) if not all(map(folder.is_done, batch))]
         own = plan[state.process_index :: state.num_processes]
-        failures = list(missing) if state.is_main_process else []  # every process found the same
+        failures = list(pictures.missing) if state.is_main_process else []  # every process found the same
         batches = self._read_batches(
             pictures, iter(own), workers=num_workers, on_error=on_error, failures=failures, whole=tiling is None
         )
@@ -335,7 +362,7 @@ class Predictor:
             ValueError: the source is not a video, or an argument is out of range.
             ImportError: `pip install detr-panoptic[video]` is missing.
         """
-        _check_options(task, threshold)
+        check_options(task, threshold, every=every)
         with Video(source, every=every) as video:
             yield from follow_video(video, partial(self, task=task, threshold=threshold))
 
@@ -363,7 +390,7 @@ class Predictor:
             ValueError: as in `video`, or the output folder has results of this video.
             ImportError: as in `video`.
         """
-        _check_options(task, threshold)
+        check_options(task, threshold, every=every, output=output)
         with Video(source, every=every) as video:
             return write_video(video, partial(self, task=task, threshold=threshold), Path(output), progress=progress)
 
@@ -378,8 +405,8 @@ class Predictor:
 
     def _batches(self, source: Any, batch_size: int, share: bool = False, **options: Any) -> Iterator[Batch]:
         """Yields the batches of a source, or this process's share of them; `options` are those of `_read_batches`."""
-        pictures, missing = open_pictures(source)
-        _report(missing, options["on_error"])
+        pictures = open_pictures(source)
+        report_failures(pictures.missing, options["on_error"])
         plan = plan_batches(pictures, batch_size)
         if share:
             state = processes()
@@ -401,11 +428,9 @@ class Predictor:
         Images that are not taken `whole` but cut into tiles come without inputs.
         """
         processor = self.processor if whole else None
-        if workers is None:
-            on_cpu = self.model.device.type == "cpu"
-            workers = 0 if on_cpu else min((os.cpu_count() or 1) // processes().num_processes, MAX_WORKERS)
+        workers = default_workers(self.model.device) if workers is None else workers
         for batch, messages in load_batches(pictures, plan, processor, workers=workers):
-            _report(messages, on_error)
+            report_failures(messages, on_error)
             failures += messages
             if batch is not None:
                 yield batch
@@ -467,7 +492,13 @@ def processes() -> PartialState:
     return PartialState(cpu=on_cpu, timeout=PATIENCE)
 
 
-def _report(messages: Iterable[str], on_error: OnError) -> None:
+def default_workers(device: torch.device) -> int:
+    """Returns how many processes load images for a model: none on CPU, up to 8 on a GPU."""
+    return 0 if device.type == "cpu" else min((os.cpu_count() or 1) // processes().num_processes, MAX_WORKERS)
+
+
+def report_failures(messages: Iterable[str], on_error: OnError) -> None:
+    """Raises ValueError with the first message, or logs all of them to "skip" the images."""
     for message in messages:
         if on_error == "stop":
             raise ValueError(message)
@@ -482,32 +513,3 @@ def _segments_of_labels(label_map: torch.Tensor) -> dict[str, Any]:
         for index, (label, area) in enumerate(zip(labels.tolist(), areas.tolist(), strict=True), start=1)
     ]
     return {"segmentation": (segmentation + 1).int(), "segments_info": info}
-
-
-def _check_options(
-    task: str,
-    threshold: float | None,
-    *,
-    batch_size: int = 1,
-    tile: int | None = None,
-    overlap: int = OVERLAP,
-    **others: str,
-) -> Tiling | None:
-    """Returns how images are cut, if they are; raises ValueError for an option that is out of range."""
-    choices = {"task": Task, "detections": Detections, "on_error": OnError, "to": Layout}
-    for name, value in {"task": task, **others}.items():
-        if value not in (allowed := get_args(choices[name])):
-            raise ValueError(f"`{name}` must be {', '.join(allowed[:-1])} or {allowed[-1]}, got {value!r}.")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"`threshold` must be between 0 and 1, got {threshold}.")
-    if threshold is not None and task == "semantic":
-        raise ValueError("`threshold` has no meaning for the semantic task: every pixel gets its best class.")
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-    if tile is None:
-        return None
-    if others.get("detections", "none") != "none":
-        raise ValueError('`detections` must be "none" with `tile`: boxes of single queries are not joined.')
-    tiling = Tiling(tile, overlap)
-    tiling.check()
-    return tiling

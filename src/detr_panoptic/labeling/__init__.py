@@ -1,5 +1,7 @@
-"""Completion of annotations with a model."""
+"""Labels by a model: of whole images, or of what an annotation leaves void."""
 
-from .completion import Completion, complete_stuff
+from .completion import complete_stuff
+from .labels import label
+from .results import Labels
 
-__all__ = ["Completion", "complete_stuff"]
+__all__ = ["Labels", "complete_stuff", "label"]

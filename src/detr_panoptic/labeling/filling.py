@@ -1,60 +1,27 @@
 """Filling the void of an annotation with the segments that a model predicts there."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..data.categories import Categories, match_labels
 from ..data.findings import TINY_AREA
 from ..data.records import measure_segments
 from ..segment_ids import VOID_ID, segment_extents
+from .classes import LabelMatch
 
 MIN_VISIBLE_SHARE = 0.5  # of a thing; otherwise it is mostly an annotated thing that the model takes for another class
 
 
-class LabelMatch(NamedTuple):
-    """The categories of completed data, its own first, and its label for each label of the model to be added."""
-
-    categories: Categories
-    labels: dict[int, int]
-
-
 class Filled(NamedTuple):
-    """A map (H, W) whose void was filled, its segments, and the number of new pixels by label."""
+    """A map (H, W) whose void was filled, its segments, the new pixels by label, and the sum of their scores."""
 
     ids: np.ndarray
     segments_info: list[dict[str, Any]]
     added: dict[int, int]
-
-
-def match_stuff(data: Categories, model: Categories, *, with_things: bool) -> LabelMatch:
-    """Finds the labels of a model that may be added to data.
-
-    Stuff may be added, and `with_things` also things of classes that the data lacks: of the classes that it has, every
-    thing is annotated. Classes that are things in the data are never added as stuff. `match_labels` says which classes
-    are the same.
-
-    A new class keeps the model's category id, unless the data uses that id for another class. Then it gets an id that
-    neither uses.
-    """
-    known = match_labels(data, model)
-    last = max(*data.category_ids, *model.category_ids)
-    new: list[dict[str, Any]] = []
-    labels = {}
-    for label, category in enumerate(model.to_coco()):
-        if label in known:
-            own = known[label]
-            if not model.is_thing[label] and not data.is_thing[own]:
-                labels[label] = own
-        elif with_things or not model.is_thing[label]:
-            if category["id"] in data.category_ids:
-                last += 1
-                category["id"] = last
-            labels[label] = len(data) + len(new)
-            new.append(category)
-    return LabelMatch(Categories.from_coco([*data.to_coco(), *new]), labels)
+    score_sum: float
 
 
 def fill_void(
@@ -67,19 +34,22 @@ def fill_void(
     """Fills the void of a map.
 
     Annotated pixels stay. Stuff that is annotated in a part of the image grows, since stuff has one segment per class;
-    everything else becomes a new segment. Tiny segments and things of which less than half is visible are left out.
+    everything else becomes a new segment, with the mean score of its parts. Tiny segments, and things of which less
+    than half is visible, are left out.
 
     Args:
         ids: (H, W) annotated map.
         segments_info: its segments, as in records.
         seen: (H, W) map of the model's segments, 0 where there is none or where the model is not sure.
-        seen_segments: their `id` and `label_id` (the model's).
+        seen_segments: their `id`, `label_id` (the model's) and `score` (1 by default).
         match: labels that may be added.
     """
     free = np.where(ids == VOID_ID, seen, VOID_ID)
     stuff = {s["label_id"]: s["id"] for s in segments_info if not match.categories.is_thing[s["label_id"]]}
     taken = {segment["id"] for segment in segments_info}
     unused = (new_id for new_id in count(1) if new_id not in taken)
+    scores = {segment["id"]: segment.get("score", 1.0) for segment in seen_segments}
+    sums = Counter[int]()  # of pixels times score, by new id
     new_ids: dict[int, int] = {}
     new_segments = []
     added: dict[int, int] = {}
@@ -91,13 +61,15 @@ def fill_void(
             stuff |= {} if is_thing else {label: new_ids[seen_id]}
         else:
             new_ids[seen_id] = stuff[label]
+        sums[new_ids[seen_id]] += area * scores[seen_id]
         added[label] = added.get(label, 0) + area
     result = ids.copy()
     for seen_id, new_id in new_ids.items():
         result[free == seen_id] = new_id
     grown = set(new_ids.values())
     old = [measure_segments(result, [s])[0] if s["id"] in grown else dict(s) for s in segments_info]
-    return Filled(result, old + measure_segments(result, new_segments), added)
+    new = [{**s, "score": round(sums[s["id"]] / s["area"], 6)} for s in measure_segments(result, new_segments)]
+    return Filled(result, old + new, added, sum(sums.values()))
 
 
 def _fitting(

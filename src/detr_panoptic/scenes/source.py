@@ -30,7 +30,7 @@ def read_source(
         scene_side: height and width of scenes in pixels.
         scene_seed: another seed gives other scenes.
         scene_workers: number of processes that generate scenes; 0 uses this process.
-        options: further ones of `read_panoptic`. Scenes ignore all but `categories`.
+        options: further ones of `read_panoptic`. Scenes have neither `split` nor `data_format`.
 
     Raises:
         ValueError: as `read_panoptic`.
@@ -42,6 +42,9 @@ def read_source(
     """
     if source != SCENES:
         return read_panoptic(source, limit=limit, **options)
+    for name in ("split", "data_format"):
+        if options.get(name) is not None:
+            raise ValueError(f"`{name}` does not apply to generated scenes, got {options[name]!r}.")
     scenes = scenes_dataset(
         limit or SCENE_COUNT, seed=scene_seed, height=scene_side, width=scene_side, workers=scene_workers
     )

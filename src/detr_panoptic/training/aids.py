@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..box_ops import at_least_float32
 from ..losses import loss_normalizers
-from ..matcher import Labels, checked_labels
+from ..matcher import Labels, moved_labels
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
 AIDS = "training_aids"
@@ -96,7 +96,7 @@ def _add_aid_losses(model: Any, _args: Any, given: dict[str, Any], output: Any) 
     labels, logits = given.get("labels"), output.logits
     if not model.training or labels is None or "masks" not in labels[0]:
         return output
-    labels = checked_labels(labels, batch=len(logits), num_labels=logits.shape[-1] - 1, device=logits.device)
+    labels = moved_labels(labels, logits.device)
     coefficients = {name: getattr(model.config, name) for name in ("num_queries", "eos_coefficient")}
     normalizers = given.get("normalizers") or loss_normalizers(labels, **coefficients, device=logits.device)
     aids, canvas_size = getattr(model, AIDS), given["pixel_values"].shape[-2:]

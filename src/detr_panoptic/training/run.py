@@ -20,7 +20,7 @@ from .model import build_model, calibrate
 from .optimization import fix_batch_size
 from .reports import best_evaluation, describe_plan, write_reports
 from .settings import RunSettings, TrainingSettings, resolve_settings
-from .state import Run, open_run
+from .state import Run, check_output, open_run
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +102,8 @@ def train(
     if resolved.run.output is None:
         raise ValueError("`output` is needed: a folder for the model, checkpoints and metrics.")
     folder = Path(resolved.run.output)
+    if not (overwrite or dry_run):
+        check_output(folder, resolved)
     with started_accelerator(resolved.run) as accelerator:
         set_seed(resolved.run.seed)
         data = read_data(resolved.data, resolved.run.seed, in_memory)

@@ -23,7 +23,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, load, set_seed
 
-from ..data.files import PARTIAL_PREFIX, reported_failure, sync, written_whole
+from ..data.files import PARTIAL_PREFIX, check_folder, reported_failure, sync, written_whole
 from ..data.plain_text import first_line
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
@@ -94,13 +94,12 @@ def _lock(folder: Path, stack: ExitStack) -> None:
             raise ValueError(f"`output` {folder} belongs to another run that has not ended.") from error
 
 
-def _prepare(folder: Path, settings: TrainingSettings, overwrite: bool) -> None:
-    """Writes the settings; raises ValueError if the folder holds another model or a run with other settings."""
-    if overwrite:
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        for name in (SETTINGS, METRICS):
-            (folder / name).unlink(missing_ok=True)
-    elif (folder / SETTINGS).is_file():
+def check_output(folder: Path, settings: TrainingSettings) -> None:
+    """Raises ValueError if a folder holds the data, another model or a run with other settings."""
+    check_folder(folder)
+    if settings.data.data is not None and folder.resolve() == Path(settings.data.data).resolve():
+        raise ValueError(f"`output` must not be the folder of the data, got {folder}.")
+    if (folder / SETTINGS).is_file():
         if differences := settings.differences(TrainingSettings.from_dict(read_settings(folder / SETTINGS))):
             raise ValueError(
                 f"`output` {folder} holds a run with other settings: {', '.join(differences)}. Use the same "
@@ -108,6 +107,16 @@ def _prepare(folder: Path, settings: TrainingSettings, overwrite: bool) -> None:
             )
     elif (folder / "config.json").is_file():
         raise ValueError(f"`output` {folder} holds a model that was not trained here; use another folder.")
+
+
+def _prepare(folder: Path, settings: TrainingSettings, overwrite: bool) -> None:
+    """Writes the settings; raises what `check_output` raises, unless an earlier run is to be deleted."""
+    if overwrite:
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        for name in (SETTINGS, METRICS):
+            (folder / name).unlink(missing_ok=True)
+    else:
+        check_output(folder, settings)
     for leftover in (folder / CHECKPOINTS).glob(PARTIAL_PREFIX + "*"):
         shutil.rmtree(leftover)
     with written_whole(folder / SETTINGS, durable=True) as path:

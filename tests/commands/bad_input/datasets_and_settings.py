@@ -281,6 +281,28 @@ def model_call(**inputs: Any) -> Case:
     return call(lambda: build_tiny()(**({"pixel_values": torch.zeros(1, 3, 32, 64)} | inputs)))
 
 
+def target(**changes: Any) -> dict[str, Any]:
+    """A target of one image, with changes; None leaves a part out."""
+    parts = {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])} | changes
+    return {name: value for name, value in parts.items() if value is not None}
+
+
+LABELS: dict[str, Any] = {
+    "boxes in pixels": [target(boxes=torch.tensor([[10.0, 20.0, 30.0, 40.0]]))],
+    "boxes that are NaN": [target(boxes=torch.full((1, 4), float("nan")))],
+    "a box of negative width": [target(boxes=torch.tensor([[0.5, 0.5, -0.2, 0.2]]))],
+    "two boxes for one class": [target(boxes=torch.rand(2, 4))],
+    "classes of one axis too many": [target(class_labels=torch.tensor([[0]]))],
+    "classes that are fractions": [target(class_labels=torch.tensor([0.5]))],
+    "classes in a list": [target(class_labels=[0])],
+    "no boxes": [target(boxes=None)],
+    "no classes": [target(class_labels=None)],
+    "a class below zero": [target(class_labels=torch.tensor([-1]))],
+    "a semantic map": torch.zeros(1, 32, 64, dtype=torch.int64),
+    "one target that is not in a list": target(),
+}
+
+
 def arrays(image: Any, **options: Any) -> Case:
     return call(lambda: DetrPanopticImageProcessor()(image, return_tensors="pt", **options))
 
@@ -303,7 +325,18 @@ IN_PYTHON: dict[str, Case] = {
     "a class that the model does not have": model_call(
         labels=[{"class_labels": torch.tensor([3]), "boxes": torch.rand(1, 4)}]
     ),
+    **{f"labels: {what}": model_call(labels=labels) for what, labels in LABELS.items()},
+    "masks of another size than the image": model_call(labels=[target(masks=torch.ones(1, 16, 32).bool())]),
     "`mask_queries` that are more than there are": model_call(mask_queries=6),
+    "an array with NaN": arrays(torch.full((3, 8, 8), float("nan"))),
+    "a threshold for the preparation of images": arrays(torch.zeros(3, 8, 8), threshold=0.5),
+    "a misspelled setting of the image processor": arrays(torch.zeros(3, 8, 8), do_resise=False),
+    "a crop of the center": arrays(torch.zeros(3, 8, 8), do_center_crop=True),
+    "`id2label` with a gap": call(lambda: DetrPanopticConfig(id2label={0: "boat", 2: "sea"})),
+    "`id2label` that disagrees with `num_labels`": call(lambda: DetrPanopticConfig(id2label={0: "sea"}, num_labels=2)),
+    "a misspelled field in `from_pretrained`": lambda place: place.refused(
+        lambda: DetrPanopticForSegmentation.from_pretrained(place.model(), num_querys=50)
+    ),
     "a configuration with a misspelled field": call(lambda: DetrPanopticConfig(num_querys=5)),
     "`limit` of -1": call(lambda: read_panoptic(Path("my_data"), limit=-1)),
 }

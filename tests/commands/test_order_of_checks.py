@@ -1,0 +1,118 @@
+"""What is wrong beside the model is named before the model is loaded: here there is no model to load."""
+
+import re
+
+import pytest
+
+from detr_panoptic import complete_stuff, convert_checkpoint, evaluate, explain, export, label, tune_thresholds
+from detr_panoptic.inference import Predictor
+from tests.commands.bad_input.place import Place
+from tests.conftest import photo
+from tests.data_folders import coco_panoptic
+
+NO_MODEL = ("--model", "no_model")
+PREDICT = ("predict", "photo.png", *NO_MODEL)
+EVALUATE = ("evaluate", "--data", "my_data", *NO_MODEL)
+EXPLAIN = ("explain", "photo.png", *NO_MODEL)
+COMPLETE = ("data", "complete-stuff", "my_data", "out", *NO_MODEL)
+EXPORT = ("export", "no_model")
+TRAIN = ("train", "--data", "my_data", *NO_MODEL)
+
+COMMANDS = [
+    *(((*words, "--threshold", "1.5"), "`threshold` .* got 1.5") for words in (PREDICT, EVALUATE, EXPLAIN, COMPLETE)),
+    *(((*words, "--threshold", "abc"), "--threshold.*abc") for words in (PREDICT, EVALUATE, EXPLAIN, COMPLETE)),
+    *(((*words, "--batch-size", "0"), "`batch_size` .* got 0") for words in (PREDICT, EVALUATE, COMPLETE)),
+    *(((*words, "--workers", "-1"), "`num_workers` .* got -1") for words in (PREDICT, EVALUATE, COMPLETE)),
+    *(((*words, "--output", "file"), "`output` .*'.*file'") for words in (PREDICT, EVALUATE, EXPLAIN, TRAIN)),
+    *(
+        ((*words, "--output", "file/x"), "`output` .*file' in the way of .*file/x")
+        for words in (PREDICT, EVALUATE, TRAIN)
+    ),
+    ((*COMPLETE, "--report", "file"), "`report` .*file"),
+    ((*PREDICT, "--tile", "0"), "`tile` .* got 0"),
+    ((*PREDICT, "--every", "0"), "`every` .* got 0"),
+    ((*PREDICT, "--limit", "0"), "`limit` .* got 0"),
+    ((*PREDICT, "--split", "val"), "`split` .*'val'"),
+    ((*PREDICT, "--task", "semantic", "--threshold", "0.5"), "`threshold` has no meaning"),
+    (("predict", "empty", *NO_MODEL), "no images in empty"),
+    (("predict", "gone.jpg", *NO_MODEL, "--on-error", "stop"), "gone.jpg"),
+    (("predict", "--data", "my_data", "--split", "tset", *NO_MODEL), "'tset'"),
+    (("predict", "--data", "scenes", "--split", "val", *NO_MODEL), "`split` .*'val'"),
+    ((*EVALUATE, "--split", "tset"), "'tset'"),
+    (("explain", "gone.jpg", *NO_MODEL), "gone.jpg"),
+    ((*EXPLAIN, "--query", "-1"), "`queries` .* got -1"),
+    ((*EXPLAIN, "--segments", "0"), "`segments` .* got 0"),
+    ((*EXPLAIN, "--layer", "0"), "--layer"),
+    ((*EXPORT, "file"), "`output` .*file"),
+    ((*EXPORT, "model.onnx"), "`output` must be a folder.*'model.onnx'"),
+    ((*EXPORT, "out", "--mask-queries", "0"), "`mask_queries` .* got 0"),
+    ((*EXPORT, "out", "--quantize", "static", "--calibration", "gone"), "gone"),
+    ((*TRAIN, "--output", "my_data"), "`output` must not be the folder of the data"),
+    ((*TRAIN, "--output", "trained"), "`output` trained holds a run with other settings: .*`epochs` .*, not 7"),
+    ((*TRAIN, "--output", "run", "--split", "tset"), "'tset'"),
+    ((*TRAIN, "--output", "run", "--tracker", "nope"), "`tracker` .*'nope'"),
+    (("app", *NO_MODEL, "--port", "99999"), "`port` .* got 99999"),
+    (("app", *NO_MODEL, "--max-pixels", "0"), "--max-pixels"),
+    (("demo", "--output", "demo.xyz"), "--output.*'demo.xyz'"),
+    (("data", "check", "my_data", "--report", "file"), "`report` .*file"),
+    (("data", "check", "my_data", "--queries", "0"), "`num_queries` must be at least 1, got 0"),
+]
+
+
+@pytest.fixture
+def place(tmp_path, model_folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    coco_panoptic(tmp_path / "my_data")
+    photo((31, 23), seed=0).save("photo.png")
+    for name in ("empty", "trained"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "trained" / "training.yaml").write_text("epochs: 7\n")
+    (tmp_path / "file").write_text("a file")
+    return Place(tmp_path, model_folder)
+
+
+@pytest.mark.parametrize(("words", "message"), COMMANDS, ids=str)
+def test_a_command_names_what_is_wrong_beside_the_model(words, message, place):
+    line = place.program(*words)
+    assert re.search(message, line), line
+
+
+BAD_OPTIONS = ({"threshold": 2}, {"threshold": "0.5"}, {"batch_size": 0}, {"num_workers": -1}, {"on_error": "ignore"})
+CALLS = [
+    *((evaluate, ("my_data",), options) for options in (*BAD_OPTIONS, {"average_precision": "boxes"})),
+    *((complete_stuff, ("my_data", "out"), options) for options in BAD_OPTIONS),
+    *((label, ("my_data", "out"), options) for options in (*BAD_OPTIONS, {"report": "file"})),
+    *((tune_thresholds, ("my_data",), options) for options in (*BAD_OPTIONS[2:], {"thresholds": (2,)})),
+    *((explain, ("photo.png",), options) for options in ({"threshold": 2}, {"task": "semantic"}, {"queries": [-1]})),
+    *((export, ("out",), options) for options in ({"format": "tflite"}, {"quantize": "int4"}, {"size": "64"})),
+]
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(("function", "arguments", "options"), CALLS, ids=str)
+def test_a_function_names_what_is_wrong_beside_the_model(function, arguments, options):
+    places = {complete_stuff: {"model": "no_model"}, label: {"teacher": "no_model"}}.get(function, {})
+    leading = arguments if places else ("no_model", *arguments)
+    with pytest.raises(ValueError, match=f"`{next(iter(options))}`"):
+        function(*leading, **places, **options)
+
+
+def test_options_of_loading_are_not_ignored(model_folder):
+    predictor = Predictor.from_pretrained(model_folder)
+    assert Predictor.of(predictor) is predictor
+    for options in ({"dtype": "bfloat16"}, {"device": "cpu"}):
+        with pytest.raises(ValueError, match="`device` and `dtype` are for a model that is loaded"):
+            Predictor.of(predictor, **options)
+
+
+@pytest.mark.parametrize("name", ["", "/below"])
+def test_a_checkpoint_is_not_converted_to_a_file(name, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"`output` must be a folder, got .*file"):
+        convert_checkpoint("no_model", f"{tmp_path}/file{name}")
+
+
+def test_a_folder_that_is_closed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(OSError, match=r"`output` .*out cannot be written"):
+        evaluate("no_model", "scenes", output=tmp_path / "out")
