@@ -8,6 +8,7 @@ from markdown_it import MarkdownIt
 
 from detr_panoptic.commands import main
 from detr_panoptic.data.plain_text import markdown, one_line
+from detr_panoptic.evaluation.errors import ErrorAnalysis
 from detr_panoptic.evaluation.results import ClassQuality, Evaluation, GroupQuality, PanopticQualityResult
 from detr_panoptic.sharing.card import CardFacts, build_card
 from detr_panoptic.training.data import TrainingData
@@ -84,7 +85,7 @@ def test_an_evaluation_shows_names_as_they_are(tmp_path):
     row = ClassQuality(1, True, 0.5, 0.5, 0.5, 1, 0, 0)
     quality = PanopticQualityResult(group, group, group, dict.fromkeys(NAMES, row))
     settings = {"data": "a|b\n<c>"}
-    evaluation = Evaluation(quality, {}, 1, NAMES, dataset="", settings=settings)
+    evaluation = Evaluation(quality, {}, 1, NAMES, dataset="", settings=settings, errors=ErrorAnalysis({}, {}))
     assert_only_table_cells((evaluation.save(tmp_path) / "metrics.md").read_text(), NAMES)
 
 

@@ -70,7 +70,7 @@ def test_two_processes_measure_what_one_measures(tmp_path, alone):
     assert [json.loads(result.read_text()) for result in results] == [[2, expected, expected]] * 2
     assert json.loads((output / "metrics.json").read_text()) == expected[0]
     alone.save(tmp_path / "alone")
-    assert (output / "worst_images.png").read_bytes() == (tmp_path / "alone" / "worst_images.png").read_bytes()
+    assert (output / "report.html").read_bytes() == (tmp_path / "alone" / "report.html").read_bytes()
 
 
 @pytest.mark.slow  # test_predictions_that_exist_are_used is the quick one

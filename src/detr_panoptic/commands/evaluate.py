@@ -47,7 +47,7 @@ def evaluate(
 
         metrics.json, metrics.md   all numbers, also of each class
         predictions/               the predictions in COCO's panoptic format
-        worst_images.png           annotation and prediction side by side
+        report.html                metrics, what went wrong, the worst errors in pictures
 
     Existing predictions are kept, so an interrupted run continues when it is
     started again. On several processes: accelerate launch scripts/evaluate.py

@@ -19,6 +19,8 @@ from ..inference.predictor import Predictor, processes
 from ..scenes.source import read_source
 from .average_precision import Instance, true_instances
 from .average_precision import average_precision as compute_average_precision
+from .errors import ErrorCounts
+from .matching import pair_segments
 from .panoptic_quality import PanopticQuality, relabel
 from .results import Evaluation, Example
 
@@ -157,6 +159,7 @@ class _Comparison:
     kinds: tuple[str, ...]
     images: list[_Image] = field(default_factory=list)
     worst: list[tuple[float, int, Example]] = field(default_factory=list)
+    errors: ErrorCounts = field(default_factory=ErrorCounts)
 
     def add(self, results: Iterable[tuple[Mapping[str, Any], Prediction]], *, progress: bool) -> None:
         """Adds images: records with their `index` in the data, and their predictions."""
@@ -165,7 +168,9 @@ class _Comparison:
             truth = {"segmentation": truth_ids(record), "segments_info": record["segments_info"]}
             predicted = relabel(prediction.segmentation, prediction.segments_info, self.labels)
             quality = PanopticQuality(self.categories)
-            quality.update(truth, predicted)
+            pairs = pair_segments(truth, predicted, self.categories.category_ids)
+            quality.add(pairs)
+            self.errors.add(record["index"], pairs, record, (truth, predicted))
             true = true_instances(**truth, is_thing=self.categories.is_thing) if self.kinds else []
             detections = prediction.detections or []
             found = [d | {"label_id": self.labels[d["label_id"]]} for d in detections if d["label_id"] in self.labels]
@@ -188,6 +193,10 @@ class _Comparison:
         instances = (image[2] for image in self.images)
         ap = compute_average_precision(instances, self.categories, self.kinds) if self.kinds else {}
         worst = [example for _, _, example in self.worst]
+        errors = ErrorCounts()
+        for counts in gather_object([self.errors]):
+            errors += counts
+        about["errors"] = errors.compute(self.categories.names)
         return Evaluation(quality=total.compute(), ap=ap, images=len(self.images), worst=worst, **about)
 
 

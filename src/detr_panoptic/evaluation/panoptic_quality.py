@@ -14,30 +14,24 @@ Differences:
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from functools import reduce
-from numbers import Real
 from operator import add
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..data.categories import match_labels
-from ..data.records import truth_ids
-from ..segment_ids import VOID_ID
+from .matching import SegmentPairs, pair_segments
 from .results import ClassQuality, GroupQuality, PanopticQualityResult
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
     from ..data.categories import Categories
     from ..inference.prediction import Prediction
-
-MATCH_IOU = 0.5  # two matches of one segment cannot both exceed it, so matching needs no assignment
-IGNORED_SHARE = 0.5  # of a wrong prediction's area in void or crowd, above which it does not count
 
 
 class PanopticQuality:
@@ -87,7 +81,11 @@ class PanopticQuality:
         if not isinstance(prediction, Mapping):
             labels = match_labels(self.categories, prediction.id2label)
             prediction = relabel(prediction.segmentation, prediction.segments_info, labels)
-        self._images.append(_count(truth, prediction, self.categories.category_ids))
+        self.add(pair_segments(truth, prediction, self.categories.category_ids))
+
+    def add(self, pairs: SegmentPairs) -> None:
+        """Adds one image whose segments are matched already."""
+        self._images.append(_count(pairs))
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -155,97 +153,13 @@ _Counts = list[tuple[int, int, float]]
 """Of one image: a row, a label and what to add there; the rows are IoU, matches, wrong and missed segments."""
 
 
-class _Segment(NamedTuple):
-    """One listed segment."""
-
-    label: int
-    area: int
-    is_crowd: bool = False
-
-
-def _count(truth: Mapping[str, Any], prediction: Mapping[str, Any], category_ids: Sequence[int]) -> _Counts:
-    """Finds matches, wrong predictions and missed segments of one image."""
-    overlaps = _overlaps(truth_ids(truth), truth_ids(prediction))
-    true_areas, areas = Counter[int](), Counter[int]()
-    for (true_id, found_id), overlap in overlaps.items():
-        true_areas[true_id] += overlap
-        areas[found_id] += overlap
-    label_of = {category_id: label for label, category_id in enumerate(category_ids)}
-    true = {
-        s["id"]: _Segment(_label(s, label_of), _area(s, true_areas[s["id"]]), s.get("iscrowd", 0) == 1)
-        for s in truth["segments_info"]
-    }
-    found = {s["id"]: _Segment(_label(s, label_of), areas[s["id"]]) for s in prediction["segments_info"]}
-    _check_same_ids(areas, found)
-    ious = _match(true, found, overlaps)
-    matched_true, matched_found = ({pair[side] for pair in ious} for side in (0, 1))
-    crowd_of = {segment.label: i for i, segment in true.items() if segment.is_crowd}
+def _count(pairs: SegmentPairs) -> _Counts:
+    """Returns what an image adds to matches, wrong and missed segments."""
     counts: _Counts = []
-    for (i, _), iou in ious.items():
-        counts += [(0, true[i].label, iou), (1, true[i].label, 1)]
-    for i, segment in found.items():
-        excused = overlaps.get((VOID_ID, i), 0) + overlaps.get((crowd_of.get(segment.label, -1), i), 0)
-        if i not in matched_found and excused / segment.area <= IGNORED_SHARE:
-            counts.append((2, segment.label, 1))
-    missed = [segment.label for i, segment in true.items() if i not in matched_true and not segment.is_crowd]
-    return counts + [(3, label, 1) for label in missed]
-
-
-def _overlaps(true_ids: NDArray[Any], found_ids: NDArray[Any]) -> dict[tuple[int, int], int]:
-    """Counts the pixels that each (true id, predicted id) shares, in ascending order of the pairs."""
-    if true_ids.shape != found_ids.shape:
-        raise ValueError(f"Truth and prediction must have the same shape, got {true_ids.shape} and {found_ids.shape}.")
-    true_ids, found_ids = true_ids.ravel(), found_ids.ravel()
-    starts_run = np.ones(true_ids.size, dtype=bool)
-    starts_run[1:] = (true_ids[1:] != true_ids[:-1]) | (found_ids[1:] != found_ids[:-1])
-    starts = np.flatnonzero(starts_run)
-    pairs, run_pairs = np.unique(true_ids[starts].astype(np.int64) << 32 | found_ids[starts], return_inverse=True)
-    areas = np.bincount(run_pairs, np.diff(starts, append=true_ids.size)).astype(int)
-    return {(pair >> 32, pair & 0xFFFFFFFF): area for pair, area in zip(pairs.tolist(), areas.tolist(), strict=True)}
-
-
-def _match(
-    true: dict[int, _Segment], found: dict[int, _Segment], overlaps: Mapping[tuple[int, int], int]
-) -> dict[tuple[int, int], float]:
-    """Returns the IoU of each matched (true id, predicted id)."""
-    ious = {}
-    for (i, j), overlap in overlaps.items():
-        if i not in true or j not in found or true[i].is_crowd or true[i].label != found[j].label:
-            continue
-        union = found[j].area + true[i].area - overlap - overlaps.get((VOID_ID, j), 0)
-        if union <= 0:
-            raise ValueError(
-                f"Segment {i} has the `area` {true[i].area} but shares {overlap} pixels with segment {j}."
-            )
-        if overlap / union > MATCH_IOU:
-            ious[i, j] = overlap / union
-    return ious
-
-
-def _area(segment: Mapping[str, Any], counted: int) -> Any:
-    """Returns the listed area of a true segment, as the official evaluator uses it, else the counted one."""
-    area: Any = segment.get("area", counted)
-    if not isinstance(area, Real) or area < min(counted, 1):
-        raise ValueError(f"Segment {segment['id']} must have a number of pixels as its `area`, got {area!r}.")
-    return area
-
-
-def _label(segment: Mapping[str, Any], label_of: Mapping[int, int]) -> int:
-    """Returns the label of an entry that has a category id or a label id."""
-    if "category_id" not in segment and "label_id" in segment and 0 <= segment["label_id"] < len(label_of):
-        return int(segment["label_id"])
-    if segment.get("category_id") not in label_of:
-        name = "category_id" if "category_id" in segment else "label_id"
-        raise ValueError(f"Segment {segment['id']} has the unknown `{name}` {segment.get(name)}.")
-    return label_of[segment["category_id"]]
-
-
-def _check_same_ids(in_map: Collection[int], listed: Collection[int]) -> None:
-    """Raises ValueError unless a prediction's map and entries have the same ids."""
-    if unlisted := sorted(set(in_map) - set(listed) - {VOID_ID}):
-        raise ValueError(f"Segments {unlisted} are in the prediction's map but not in its `segments_info`.")
-    if unseen := sorted(set(listed) - set(in_map)):
-        raise ValueError(f"Segments {unseen} are in the prediction's `segments_info` but not in its map.")
+    for (i, _), iou in pairs.ious.items():
+        counts += [(0, pairs.true[i].label, iou), (1, pairs.true[i].label, 1)]
+    counts += [(2, pairs.found[j].label, 1) for j in pairs.wrong()]
+    return counts + [(3, pairs.true[i].label, 1) for i in pairs.missed()]
 
 
 def _divide(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> list[float]:

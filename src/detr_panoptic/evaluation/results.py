@@ -11,13 +11,15 @@ from PIL import Image
 
 from ..data.files import written_whole
 from ..data.plain_text import markdown, one_line
-from ..visualization import draw_side_by_side, stack
+from ..visualization import draw_side_by_side
+from ..visualization.report import Section, Table, write_report
 from .average_precision import FIGURES
+from .errors import KINDS, ErrorAnalysis, ErrorExample
+from .tables import format_table, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
-SHEET_WIDTH = 1600  # pixels, at most
 GROUP_COLUMNS = ("classes", "number", "PQ", "SQ", "RQ")
 PRECISION_COLUMNS = ("things", "AP", "AP50", "AP75", "small", "medium", "large")
 CLASS_COLUMNS = ("class", "kind", "PQ", "SQ", "RQ", "TP", "FP", "FN")
@@ -105,6 +107,7 @@ class Evaluation:
         failures: messages about images that could not be read and are not part of the metrics.
         dataset: its name; may be empty.
         settings: how the model was run.
+        errors: what went wrong, by cause.
         worst: the images with the lowest panoptic quality, the lowest first.
     """
 
@@ -114,6 +117,7 @@ class Evaluation:
     failures: list[str]
     dataset: str
     settings: dict[str, Any]
+    errors: ErrorAnalysis
     worst: list[Example] = field(default_factory=list, repr=False)
 
     @property
@@ -147,6 +151,10 @@ class Evaluation:
                 {"name": name, **asdict(row), **{f"{kind}_ap": self.ap[kind]["per_class"][label] for kind in self.ap}}
                 for label, (name, row) in enumerate(self.per_class.items())
             ],
+            "errors": self.errors.counts,
+            "confusion": [
+                {"true": true, "found": found, "number": n} for (true, found), n in self.errors.confusion.items()
+            ],
             "dataset": self.dataset,
             "images": self.images,
             "skipped": self.failures,
@@ -160,10 +168,10 @@ class Evaluation:
     def __str__(self) -> str:
         """Returns the tables and the number of images."""
         skipped = f"; {len(self.failures)} could not be read and are left out" if self.failures else ""
-        return f"{self.table()}\n\n{self.images} images{skipped}"
+        return f"{self.table()}\n\n{self.errors}\n\n{self.images} images{skipped}"
 
     def save(self, folder: str | Path) -> Path:
-        """Writes `metrics.json`, the tables as `metrics.md`, and the worst images as `worst_images.png`.
+        """Writes `metrics.json`, the tables as `metrics.md`, and `report.html` with the tables and the worst errors.
 
         Args:
             folder: created if it does not exist.
@@ -176,22 +184,41 @@ class Evaluation:
         for name, text in (("metrics.json", metrics), ("metrics.md", self._markdown())):
             with written_whole(folder / name) as part:
                 part.write_text(text, encoding="utf-8")
-        if self.worst:
-            with written_whole(folder / "worst_images.png") as part:
-                stack([self._draw(example) for example in self.worst]).save(part, format="PNG")
+        title = f"Evaluation on {self.dataset}" if self.dataset else "Evaluation"
+        groups = {"PQ": self.quality.overall, "things": self.things, "stuff": self.stuff}
+        figures = [(name, percent(group.pq)) for name, group in groups.items()]
+        write_report(folder / "report.html", title, self.sections(), figures=[*figures, ("images", str(self.images))])
         return folder
 
-    def _draw(self, example: Example) -> Image.Image:
-        """Draws image, annotation and prediction side by side."""
-        captions = (example.name, "annotation", f"prediction, PQ {percent(example.pq)}")
+    def sections(self) -> list[Section]:
+        """Returns the parts of the report: metrics, errors, worst images, settings."""
         id2label = dict(enumerate(self.per_class))
-        row = draw_side_by_side(example.image, example.truth, example.prediction, id2label, captions=captions)
-        row.thumbnail((SHEET_WIDTH, row.height), Image.Resampling.LANCZOS)
-        return row
+
+        def draw(example: Example | ErrorExample) -> Image.Image:
+            return draw_side_by_side(example.image, example.truth, example.prediction, id2label)
+
+        errors = [
+            Section(f"{kind[0].upper()}{kind[1:]}: {KINDS[kind]}", pictures=[(e.title, draw(e)) for e in examples])
+            for kind, examples in self.errors.examples.items()
+            if examples
+        ]
+        worst = [(f"{example.name}, PQ {percent(example.pq)}", draw(example)) for example in self.worst]
+        return [
+            Section("Metrics in percent", tables=metric_tables(self.quality, self.ap)),
+            Section("What went wrong", tables=self.errors.tables()),
+            Section("Images with the lowest PQ", pictures=worst),
+            *errors,
+            Section(
+                "How it was measured",
+                lines=[f"could not be read: {message}" for message in self.failures],
+                tables=[(("setting", "value"), [[name, str(value)] for name, value in self.settings.items()])],
+            ),
+        ]
 
     def _markdown(self) -> str:
         parts = [f"# Evaluation\n\n{self.images} images. Numbers in percent; classes that occur."]
         parts.append(_tables(self.quality, self.ap, escape=markdown))
+        parts += [format_table(header, rows, escape=markdown) for header, rows in self.errors.tables()]
         if self.failures:
             messages = "\n".join(f"- {markdown(message)}" for message in self.failures)
             parts.append(f"{len(self.failures)} images could not be read and are left out:\n\n{messages}")
@@ -203,13 +230,18 @@ class Evaluation:
 def _tables(
     quality: PanopticQualityResult, ap: Mapping[str, Mapping[str, Any]], *, escape: Callable[[str], str] = one_line
 ) -> str:
+    """Returns the tables as Markdown."""
+    return "\n\n".join(format_table(header, rows, escape=escape) for header, rows in metric_tables(quality, ap))
+
+
+def metric_tables(quality: PanopticQualityResult, ap: Mapping[str, Mapping[str, Any]]) -> list[Table]:
     """Returns tables of groups of classes, of average precision and of the classes that occur, in percent."""
     groups = {"all": quality.overall, "things": quality.things, "stuff": quality.stuff}
     group_rows = [[name, str(row.n), *map(percent, (row.pq, row.sq, row.rq))] for name, row in groups.items()]
-    tables = [format_table(GROUP_COLUMNS, group_rows)]
+    tables: list[Table] = [(GROUP_COLUMNS, group_rows)]
     if ap:
         rows = [[kind, *(percent(values[name]) for name in FIGURES)] for kind, values in ap.items()]
-        tables.append(format_table(PRECISION_COLUMNS, rows))
+        tables.append((PRECISION_COLUMNS, rows))
     class_rows = [
         [
             name,
@@ -222,31 +254,4 @@ def _tables(
         if row.occurs
     ]
     header = [*CLASS_COLUMNS, *(f"{kind} AP" for kind in ap)]
-    return "\n\n".join([*tables, format_table(header, class_rows, escape=escape)])
-
-
-def format_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, escape: Callable[[str], str] = one_line
-) -> str:
-    """Returns a Markdown table: the first column is aligned to the left, the others to the right.
-
-    Example:
-        >>> print(format_table(["class", "PQ"], [["cat", "62.1"], ["sky", "9.0"]]))
-        | class |   PQ |
-        | :---- | ---: |
-        | cat   | 62.1 |
-        | sky   |  9.0 |
-    """
-    lines = [[escape(cell) for cell in line] for line in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
-    aligned = [
-        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        for line in lines
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [aligned[0], rule, *aligned[1:]])
-
-
-def percent(value: float | None) -> str:
-    """Returns a fraction in percent with one decimal, and "-" for None."""
-    return "-" if value is None else f"{100 * value:.1f}"
+    return [*tables, (header, class_rows)]

@@ -31,7 +31,8 @@ from ..panoptic_merging import is_above
 from ..scenes.source import read_source
 from .model_evaluation import match_classes
 from .panoptic_quality import PanopticQuality, relabel
-from .results import PanopticQualityResult, format_table, percent
+from .results import PanopticQualityResult
+from .tables import format_table, percent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

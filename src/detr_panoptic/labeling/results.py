@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..data.plain_text import markdown, one_line
 from ..data.records import segmentation_ids
-from ..evaluation.results import format_table
+from ..evaluation.tables import format_table
 from ..visualization import draw_segments
 from ..visualization.sheets import stack
 

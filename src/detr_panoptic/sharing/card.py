@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..data.hub_names import hub_name
 from ..data.plain_text import markdown, one_line
 from ..evaluation import Evaluation
-from ..evaluation.results import format_table, percent
+from ..evaluation.tables import format_table, percent
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
 CARD = "README.md"

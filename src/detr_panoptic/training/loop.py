@@ -33,7 +33,7 @@ from ..matcher import Labels, match
 from ..visualization import draw_side_by_side, stack
 from .data import Batch, collate
 from .optimization import unchanged_random_state
-from .reports import PICTURE
+from .reports import PICTURE, write_run_report
 from .state import Run
 
 logger = logging.getLogger(__name__)
@@ -233,7 +233,10 @@ def measure(run: Run, model: Any) -> dict[str, float]:
 def panoptic_metrics(run: Run, model: Any, records: Dataset) -> dict[str, float]:
     """Returns PQ, SQ and RQ in [0, 1] of all classes, things and stuff, and `pq/NAME` of each class that occurs."""
     data = PanopticData(records, run.data.categories)
-    quality = evaluate(Predictor(model, run.processor), data, average_precision=False, progress=False).quality
+    evaluation = evaluate(Predictor(model, run.processor), data, average_precision=False, progress=False)
+    if records is run.data.validation:
+        run.validation = evaluation
+    quality = evaluation.quality
     groups = {"": quality.overall, "_things": quality.things, "_stuff": quality.stuff}
     metrics = {f"{name}{end}": getattr(group, name) for end, group in groups.items() for name in ("pq", "sq", "rq")}
     return metrics | {f"pq/{name}": row.pq for name, row in quality.per_class.items() if row.occurs}
@@ -268,3 +271,5 @@ def publish(run: Run, model: Any, pictures: list[Image.Image]) -> None:
         model.save_pretrained(folder)
         run.processor.save_pretrained(folder)
         stack(pictures).save(folder / PICTURE)
+    run.best = run.validation
+    write_run_report(run.folder, run.data, run.plan, run.best)

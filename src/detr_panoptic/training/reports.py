@@ -17,8 +17,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..data.hub_names import hub_name
+from ..evaluation import Evaluation
+from ..evaluation.tables import percent
 from ..sharing.card import MeasuredQuality, write_card
 from ..visualization.curves import draw_curves
+from ..visualization.report import Section, write_report
 from .data import TrainingData
 from .optimization import BACKBONE, effective_batch, rate_factor
 from .settings import OptimizationSettings, TrainingSettings
@@ -26,7 +29,7 @@ from .settings import OptimizationSettings, TrainingSettings
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
-PICTURE = "validation.png"
+PICTURE, CURVES, REPORT = "validation.png", "training_curves.png", "report.html"
 SHOWN_TERMS = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
 
 
@@ -141,10 +144,17 @@ def _read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_reports(
-    folder: Path, model: Any, settings: TrainingSettings, data: TrainingData, plan: Sequence[str]
+    folder: Path,
+    model: Any,
+    settings: TrainingSettings,
+    data: TrainingData,
+    plan: Sequence[str],
+    best: Evaluation | None,
 ) -> None:
-    """Draws the curves of a run and writes the model card beside its model."""
-    draw_curves(_read_metrics(folder), folder / "training_curves.png")
+    """Draws the curves of a run, and writes its report and the model card beside its model."""
+    if best is not None or not (folder / REPORT).is_file():  # a resumed run may have its best evaluation behind it
+        write_run_report(folder, data, plan, best)
+    draw_curves(_read_metrics(folder), folder / CURVES)
     write_card(
         folder,
         model,
@@ -155,6 +165,23 @@ def write_reports(
         datasets=[name for name in (hub_name(settings.data.data or ""),) if name],
         base_model=hub_name(settings.model.model or ""),
     )
+
+
+def write_run_report(folder: Path, data: TrainingData, plan: Sequence[str], best: Evaluation | None) -> None:
+    """Writes losses so far, the plan, and the metrics and errors of the best evaluation as one page."""
+    lines, measured = _read_metrics(folder), best_evaluation(folder)
+    draw_curves(lines, folder / CURVES)
+    with Image.open(folder / CURVES) as curves:
+        sections = [Section("Losses and panoptic quality", pictures=[("over the updates", curves.convert("RGB"))])]
+    figures = []
+    if best is not None and measured:
+        on = " on training images" if data.validation is data.train else ""
+        groups = {"PQ": best.quality.overall, "things": best.things, "stuff": best.stuff}
+        figures = [(f"{name}{on}", percent(group.pq)) for name, group in groups.items()]
+        about = f"{best.images} {'training ' if on else ''}images, after update {measured['step']}"
+        sections += [Section(f"Best evaluation: {about}"), *best.sections()]
+    sections.append(Section("The run", lines=plan))
+    write_report(folder / REPORT, f"Training: {folder.name}", sections, figures=figures)
 
 
 def measured_quality(best: Mapping[str, Any], data: TrainingData) -> MeasuredQuality | None:

@@ -156,7 +156,7 @@ def execute(run: Run) -> TrainingResult:
             text = f"Out of memory with `batch_size` {size}: use auto, smaller images (`short_side`) or bf16."
             raise ValueError(text) from error
     if progress.is_finished and run.accelerator.is_main_process:
-        write_reports(folder, run.evaluated, settings, run.data, run.plan)
+        write_reports(folder, run.evaluated, settings, run.data, run.plan, run.best)
     done = "finished after update %d: see %s" if progress.is_finished else "stopped after update %d; %s can be resumed"
     logger.info(done, progress.step, folder)
     run.accelerator.end_training()

@@ -25,6 +25,7 @@ from accelerate.utils import broadcast_object_list, load, set_seed
 
 from ..data.files import PARTIAL_PREFIX, check_folder, reported_failure, sync, written_whole
 from ..data.plain_text import first_line
+from ..evaluation import Evaluation
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from .data import Batches, TrainingData
@@ -203,6 +204,8 @@ class Run:
         if settings.run.compile:
             model.model.compile(dynamic=True)  # in place, so that names of weights stay; sizes of images differ
         self.model, self.optimizer, self.loader = accelerator.prepare(model, optimizer, batches.loader)
+        self.validation: Evaluation | None = None  # the last one of this process
+        self.best: Evaluation | None = None
         self.plan, self.total_steps = describe_plan(settings, data, model, accelerator.num_processes)
         self.schedule = build_schedule(self.optimizer, optimization, total_steps=self.total_steps)
         self.progress, averages = Progress(), [] if self.averaged is None else [self.averaged]
