@@ -113,7 +113,7 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
     )
     _check(output, format, quantize, calibration, options)
     pictures = None if calibration is None else calibration_pictures(calibration, options)
-    predictor = Predictor.of(model, device="cpu")
+    predictor = Predictor.of(model)
     loaded, processor = predictor.model, predictor.processor
     if format == "transformers":
         write_transformers(loaded, processor, output)

@@ -6,18 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch.utils.data import DataLoader
+
 from ..data.files import check_new_folder, whole_folder
 from ..evaluation.model_evaluation import evaluate
 from ..inference import Predictor
-from ..runtimes.choice import SESSIONS, WRITERS, check_installed
-from ..runtimes.int8 import write_int8
+from ..runtimes.choice import SESSIONS, WRITERS, check_installed, write_int8
 from ..scenes.source import read_source
 from .graph import GraphOptions
 from .inputs import calibration_pictures
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ..data import PanopticData
     from ..evaluation.results import Evaluation
 
@@ -95,15 +94,16 @@ def quantize(
     data = read_source(source, split=split, data_format=data_format, limit=limit)
     pictures = calibration_pictures(data if calibration is None else calibration, GraphOptions())
     loaded = Predictor.of(model)
+    indices: Any = range(len(pictures))
     network, processor = loaded.model, loaded.processor
 
-    def batches() -> Iterator[Any]:
-        return (processor(pictures[index]["image"], return_tensors="pt") for index in range(len(pictures)))
+    def prepare(index: int) -> Any:
+        return processor(pictures[index]["image"], return_tensors="pt")
 
     with whole_folder(output) as folder:
         network.save_pretrained(folder)
         processor.save_pretrained(folder)
-        write_int8(network, folder, batches)
+        write_int8(network, folder, DataLoader(indices, batch_size=None, collate_fn=prepare))
     options: dict[str, Any] = {"average_precision": False, "runtime": runtime, "device": "cpu"}
     before, after = (evaluate(str(output), data, dtype=dtype, **options) for dtype in ("float32", "int8"))
     return QuantizedModel(Path(output), runtime, len(pictures), before, after)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..data.categories import Categories
 from ..data.files import written_whole
 from ..data.writing import write_parquet
-from ..runtimes.cache import add_weights
+from ..runtimes.cache import hash_of
 from .pictures import Pictures, unique_stems
 from .prediction import JSON, MAP, OVERLAY, Prediction, coco_annotation
 
@@ -146,9 +145,6 @@ def claim_folder(output: Path, settings: Mapping[str, Any]) -> None:
 
 def fingerprint(model: Any, processor: Any) -> str:
     """Returns a hash of all weights, labels and settings of the image processor."""
-    digest = hashlib.blake2b(digest_size=8)
-    add_weights(digest, model)
     names = ("id2label", "stuff_label_ids", "category_ids")
-    for value in (*(getattr(model.config, name, None) for name in names), processor.to_dict()):
-        digest.update(json.dumps(value, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
+    values = (*(getattr(model.config, name, None) for name in names), processor.to_dict())
+    return hash_of(model, json.dumps(values, sort_keys=True, default=str))

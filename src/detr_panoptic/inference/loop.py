@@ -16,7 +16,7 @@ from transformers import BatchFeature
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from ..runtimes import Runtime
+    from ..runtimes import GraphRuntime, TorchRuntime
     from .pictures import Pictures
 
 WINDOW = 64  # batches; images are sorted by shape within a window, whose sizes are read ahead
@@ -61,7 +61,7 @@ def load_batches(
 
 
 def run_model(
-    runtime: Runtime, batches: Iterable[Batch], *, mask_queries: str | int | None = None
+    runtime: TorchRuntime | GraphRuntime, batches: Iterable[Batch], *, mask_queries: str | int | None = None
 ) -> Iterator[tuple[Batch, Any]]:
     """Yields each batch with its raw outputs.
 

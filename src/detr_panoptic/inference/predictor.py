@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..image_reading import read_picture
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
-from ..runtimes import Choice, Runtime, TorchRuntime, open_if_prepared, open_runtime
+from ..runtimes import Choice, GraphRuntime, TorchRuntime, open_if_prepared, open_runtime
 from .detections import detect
 from .folder import Layout, PredictionFolder, fingerprint
 from .loading import find_device, load, model_categories
@@ -66,7 +66,7 @@ class Predictor:
         self,
         model: DetrPanopticForSegmentation,
         processor: DetrPanopticImageProcessor,
-        runtime: Runtime | None = None,
+        runtime: TorchRuntime | GraphRuntime | None = None,
     ) -> None:
         self.model = model
         self.processor = processor

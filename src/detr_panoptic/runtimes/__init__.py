@@ -1,6 +1,6 @@
 """What computes a model's outputs: PyTorch, OpenVINO or ONNX Runtime."""
 
-from .choice import RUNTIMES, Choice, Runtime, open_if_prepared, open_runtime
-from .pytorch import TorchRuntime
+from .choice import Choice, open_if_prepared, open_runtime
+from .running import GraphRuntime, TorchRuntime
 
-__all__ = ["RUNTIMES", "Choice", "Runtime", "TorchRuntime", "open_if_prepared", "open_runtime"]
+__all__ = ["Choice", "GraphRuntime", "TorchRuntime", "open_if_prepared", "open_runtime"]

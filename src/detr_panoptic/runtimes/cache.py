@@ -29,25 +29,24 @@ def cache_home() -> Path:
     return Path(constants.HF_ASSETS_CACHE) / "detr_panoptic" / "graphs"
 
 
-def add_weights(digest: Any, model: DetrPanopticForSegmentation) -> None:
-    """Adds the names, shapes and values of all weights to a hash."""
+def hash_of(model: DetrPanopticForSegmentation, *others: str) -> str:
+    """Returns a hash of the weights of a model, with their names and shapes, and of other texts."""
+    digest = hashlib.blake2b(repr(others).encode(), digest_size=16)
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-
-
-def key_of(model: DetrPanopticForSegmentation) -> str:
-    """Returns what changes whenever the graphs of a model would: a hash of its weights and its configuration."""
-    digest = hashlib.blake2b(f"{VERSION} {torch.__version__}".encode(), digest_size=16)
-    add_weights(digest, model)
-    config = {name: value for name, value in model.config.to_dict().items() if not name.startswith("_")}
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
-def is_empty() -> bool:
-    """Returns whether no model has graphs in the cache."""
-    return not cache_home().is_dir() or not any(cache_home().iterdir())
+def key_of(model: DetrPanopticForSegmentation) -> str:
+    """Returns what changes whenever the graphs of a model would."""
+    config = {name: value for name, value in model.config.to_dict().items() if not name.startswith("_")}
+    return hash_of(model, VERSION, torch.__version__, json.dumps(config, sort_keys=True, default=str))
+
+
+def is_prepared(model: DetrPanopticForSegmentation) -> bool:
+    """Returns whether the cache has the graphs of a model."""
+    return cache_home().is_dir() and (cache_home() / key_of(model)).is_dir()
 
 
 @contextmanager
@@ -69,11 +68,6 @@ def prepared(key: str, write: Callable[[Path], Any]) -> Iterator[Path]:
         os.utime(folder)
         yield folder
     _remove_unused(home)
-
-
-def has(key: str) -> bool:
-    """Returns whether the cache has the graphs of a key."""
-    return (cache_home() / key).is_dir()
 
 
 def _remove_unused(home: Path) -> None:

@@ -8,7 +8,7 @@ masks are those of the model at any size: nothing is padded, and none is compute
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,27 +26,18 @@ if TYPE_CHECKING:
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
 SHARED = ("shared_32", "shared_16", "shared_8", "shared_4")  # by stride
-DETECTION_INPUTS = ("pixel_values", "pixel_mask")
-DETECTION_OUTPUTS = ("logits", "pred_boxes", "attention", *SHARED)
-MASK_INPUTS, MASK_OUTPUTS = ("attention", *SHARED), ("masks",)
+DETECTED = ("logits", "pred_boxes", "attention", *SHARED)  # outputs of the first graph
 MAX_BATCH, MIN_SIDE, MAX_SIDE = 256, 33, 8192  # bounds for the shape solver
 EXAMPLE_SIZE = (97, 131)  # for tracing
 
 
-class GraphFiles(NamedTuple):
-    """The files of both graphs in a folder."""
-
-    detection: Path
-    masks: Path
-
-    @classmethod
-    def of(cls, folder: Path) -> GraphFiles:
-        """Returns where the files of a folder are."""
-        return cls(folder / "detection.onnx", folder / "masks.onnx")
+def graph_files(folder: Path) -> tuple[Path, Path]:
+    """Returns where a folder has the graphs."""
+    return folder / "detection.onnx", folder / "masks.onnx"
 
 
 class DetectionGraph(nn.Module):
-    """Images (B, 3, H, W) and their mask (B, H, W) to `DETECTION_OUTPUTS`."""
+    """Images (B, 3, H, W) and their mask (B, H, W) to `DETECTED`."""
 
     def __init__(self, model: DetrPanopticForSegmentation) -> None:
         super().__init__()
@@ -86,7 +77,7 @@ class MaskGraph(nn.Module):
         return head.predictor(x)[:, 0]
 
 
-def write_graphs(model: DetrPanopticForSegmentation, folder: Path) -> GraphFiles:
+def write_graphs(model: DetrPanopticForSegmentation, folder: Path) -> None:
     """Writes both graphs of a model in float32. It takes about half a minute.
 
     Raises:
@@ -99,7 +90,6 @@ def write_graphs(model: DetrPanopticForSegmentation, folder: Path) -> GraphFiles
     images = torch.zeros(2, model.config.num_channels, *EXAMPLE_SIZE), torch.ones(2, *EXAMPLE_SIZE, dtype=torch.int64)
     batch = Dim("batch", min=1, max=MAX_BATCH)
     rows, columns = (Dim(name, min=MIN_SIDE, max=MAX_SIDE) for name in ("height", "width"))
-    files = GraphFiles.of(folder)
     detect, segment = DetectionGraph(model), MaskGraph(model.mask_head)
     shapes: Any = {0: batch, 2: rows, 3: columns}, {0: batch, 1: rows, 2: columns}
     with torch.no_grad():
@@ -108,9 +98,9 @@ def write_graphs(model: DetrPanopticForSegmentation, folder: Path) -> GraphFiles
         arguments = (attention[0], *(map_[:1] for map_ in shared))
         free: Any = {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}, tuple({2: Dim.AUTO, 3: Dim.AUTO} for _ in shared)
         masks = _traced(segment, arguments, free)
-    write_program(detection, files.detection, inputs=DETECTION_INPUTS, outputs=DETECTION_OUTPUTS)
-    write_program(masks, files.masks, inputs=MASK_INPUTS, outputs=MASK_OUTPUTS)
-    return files
+    files = graph_files(folder)
+    write_program(detection, files[0], inputs=("pixel_values", "pixel_mask"), outputs=DETECTED)
+    write_program(masks, files[1], inputs=("attention", *SHARED), outputs=("masks",))
 
 
 def _traced(graph: nn.Module, arguments: tuple[Tensor, ...], shapes: Any) -> Any:

@@ -27,18 +27,15 @@ CAPABILITIES = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16", "int8"
 class OpenVinoSession:
     """A graph in OpenVINO, with as many threads as PyTorch uses.
 
-    Args:
-        file: the ONNX file.
-        device: OpenVINO's name of the device, such as "CPU".
-        dtype: what it computes in; with "int8", what is not quantized is computed in bfloat16 if the device can.
-        cache: folder for the compiled graph.
+    With "int8", what is not quantized is computed in bfloat16 if the device can. `cache` gets the compiled graph.
     """
 
-    def __init__(self, file: Path, *, device: str, dtype: str, cache: Path) -> None:
+    def __init__(self, file: Path, device: str, dtype: str, cache: Path) -> None:
         import openvino
 
         core = openvino.Core()
-        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": self.hint(device, dtype)}
+        able = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": HINTS.get(dtype, "bf16" if "BF16" in able else "f32")}
         if device == "CPU":
             settings["INFERENCE_NUM_THREADS"] = torch.get_num_threads()
         compiled = _compiled(core, file, device, settings, cache)
@@ -64,26 +61,18 @@ class OpenVinoSession:
             found = ", ".join(core.available_devices).lower()
             raise ValueError(f'`device` must be auto or {found} with `runtime="openvino"`, got {name!r}.')
         able = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
-        if CAPABILITIES[dtype] not in able:
+        if CAPABILITIES.get(dtype) not in able:
             names = [known for known, capability in CAPABILITIES.items() if capability in able]
             raise ValueError(
                 f'`dtype` must be {", ".join(names)} with `runtime="openvino"` on this {device}, got {dtype!r}.'
             )
         return device
 
-    @staticmethod
-    def hint(device: str, dtype: str) -> str:
-        """Returns OpenVINO's name of a precision."""
-        import openvino
-
-        able = openvino.Core().get_property(device, "OPTIMIZATION_CAPABILITIES")
-        return HINTS.get(dtype, "bf16" if "BF16" in able else "f32")
-
 
 class OnnxRuntimeSession:
-    """A graph in ONNX Runtime, with as many threads as PyTorch uses; the arguments of `OpenVinoSession`."""
+    """A graph in ONNX Runtime, with as many threads as PyTorch uses; it has no use for `dtype` and `cache`."""
 
-    def __init__(self, file: Path, *, device: str, dtype: str, cache: Path) -> None:  # noqa: ARG002  as above
+    def __init__(self, file: Path, device: str, dtype: str, cache: Path) -> None:  # noqa: ARG002  as above
         import onnxruntime
 
         settings = onnxruntime.SessionOptions()

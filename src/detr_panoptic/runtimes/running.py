@@ -1,4 +1,4 @@
-"""A model's graphs in another runtime than PyTorch."""
+"""The runtimes: the model itself in PyTorch, or its graphs in another runtime."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticSe
 from .graphs import MIN_SIDE, SHARED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     Session = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
@@ -25,28 +25,52 @@ DIFFERENCES = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1, "int8": float("
 """Largest `GraphRuntime.difference`. With int8 only numbers that are not finite are refused."""
 
 
+class TorchRuntime:
+    """Runs a model in evaluation mode, on its device and in its dtype; its own mode is restored after each batch.
+
+    Args:
+        model: the model.
+        compile: whether to run it compiled by `torch.compile`.
+    """
+
+    name = "torch"
+
+    def __init__(self, model: DetrPanopticForSegmentation, *, compile: bool = False) -> None:
+        self.model = model
+        self._forward: Any = torch.compile(model) if compile else model
+
+    @property
+    def dtype(self) -> str:
+        """The precision, such as "float32"."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @torch.no_grad()
+    def __call__(self, inputs: Mapping[str, Tensor], *, mask_queries: str | int | None = None) -> Any:
+        """Returns the outputs of a batch, given `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W)."""
+        model, mask = self.model, inputs.get("pixel_mask")
+        pixels = inputs["pixel_values"].to(device=model.device, dtype=model.dtype)
+        was_training = model.training
+        model.eval()
+        try:
+            mask = None if mask is None else mask.to(model.device)
+            return self._forward(pixel_values=pixels, pixel_mask=mask, mask_queries=mask_queries)
+        finally:
+            model.train(was_training)
+
+
 class GraphRuntime:
-    """Runs the graphs of a model, as `GraphFiles` has them.
+    """Runs the graphs of a model, as `write_graphs` makes them.
 
     Args:
         model: the model in float32 on CPU. It runs images whose sides are shorter than the graphs accept.
-        detect: the graph from images to classes, boxes and what masks need.
-        segment: the graph from those to masks.
+        sessions: the graph from images to classes, boxes and what masks need, and the graph from those to masks.
         name: of the runtime.
         dtype: the precision.
     """
 
-    def __init__(
-        self,
-        model: DetrPanopticForSegmentation,
-        detect: Session,
-        segment: Session,
-        *,
-        name: str,
-        dtype: str,
-    ) -> None:
+    def __init__(self, model: DetrPanopticForSegmentation, sessions: Sequence[Session], name: str, dtype: str) -> None:
         self.model, self.name, self.dtype = model, name, dtype
-        self.detect, self._segment = detect, segment
+        self.detect, self._segment = sessions
 
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, Tensor], *, mask_queries: str | int | None = None) -> Any:
@@ -54,8 +78,7 @@ class GraphRuntime:
         pixels, mask = inputs["pixel_values"], inputs.get("pixel_mask")
         if min(pixels.shape[-2:]) < MIN_SIDE:
             return self.model(pixels, mask, mask_queries=mask_queries)
-        mask = torch.ones_like(pixels[:, 0], dtype=torch.int64) if mask is None else mask.long()
-        found = self.detect(self.detection_inputs(pixels, mask))
+        found = self.detect(self.detection_inputs(inputs))
         logits, boxes = (torch.from_numpy(found[name]) for name in ("logits", "pred_boxes"))
         rows = select_rows(logits, self.model.config.mask_queries if mask_queries is None else mask_queries)
         height, width = (-(-length // MASK_STRIDE) for length in pixels.shape[-2:])
@@ -72,9 +95,11 @@ class GraphRuntime:
         )
 
     @staticmethod
-    def detection_inputs(pixels: Tensor, mask: Tensor) -> dict[str, np.ndarray]:
+    def detection_inputs(inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Returns a batch as the first graph takes it."""
-        return {"pixel_values": pixels.float().numpy(), "pixel_mask": mask.numpy()}
+        pixels, mask = inputs["pixel_values"].float(), inputs.get("pixel_mask")
+        mask = torch.ones_like(pixels[:, 0]) if mask is None else mask
+        return {"pixel_values": pixels.numpy(), "pixel_mask": mask.long().numpy()}
 
     @staticmethod
     def mask_inputs(
