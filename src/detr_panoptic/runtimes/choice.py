@@ -58,7 +58,7 @@ class Choice:
             runtime = _automatic(str(device), precision, compile)
         if runtime == "torch":
             if precision == INT8:
-                raise ValueError('`dtype="int8"` needs `runtime="openvino"` or `runtime="onnxruntime"`.')
+                raise ValueError('`dtype` "int8" needs `runtime="openvino"` or `runtime="onnxruntime"`.')
             return None
         if compile:
             raise ValueError(f'`compile` is for `runtime="torch"`, got {runtime!r}.')
@@ -135,7 +135,7 @@ def find_int8(model: DetrPanopticForSegmentation, source: str | Path) -> tuple[P
     """Returns the graphs in int8 beside a model; ValueError if there are none, or those of other weights."""
     folder = Path(source) / INT8
     if not (folder / WEIGHTS).is_file():
-        raise ValueError(f'`dtype="int8"` needs a folder that `quantize` wrote, got {str(source)!r}.')
+        raise ValueError(f'`dtype` "int8" needs a folder that `quantize` wrote, got {str(source)!r}.')
     if (folder / WEIGHTS).read_text() != hash_of(model):
         raise ValueError(f"`model` {str(source)!r} has other weights than `quantize` found there: run it again.")
     return graph_files(folder)
