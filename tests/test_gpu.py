@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import pipeline
+from transformers import BatchFeature, pipeline
 
 from detr_panoptic.checkpoints import BUNDLED
 from detr_panoptic.inference import load
@@ -49,6 +49,15 @@ def test_predictions_are_those_of_the_processor(tiny_batch):
         found = model.cuda()(**on_device(images), mask_queries="all")
     for name in ("logits", "pred_boxes", "pred_masks"):
         torch.testing.assert_close(found[name].cpu(), expected[name], atol=1e-4, rtol=1e-4)
+
+
+def test_labels_that_stay_on_the_cpu_are_moved(tiny_batch):
+    """`BatchFeature.to` moves tensors, but no lists of them."""
+    model = build_tiny().train()
+    expected = model(**tiny_batch).loss
+    batch = BatchFeature(tiny_batch).to("cuda")
+    assert batch["labels"][0]["boxes"].device.type == "cpu"
+    torch.testing.assert_close(model.cuda()(**batch).loss.cpu(), expected, atol=1e-3, rtol=1e-4)
 
 
 def test_chunks_of_rows_change_nothing(tiny_batch, monkeypatch):

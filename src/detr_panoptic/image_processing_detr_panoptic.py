@@ -9,26 +9,19 @@ from difflib import get_close_matches
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import get_size_with_aspect_ratio
-from transformers.image_utils import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    ChannelDimension,
-    PILImageResampling,
-    SizeDict,
-)
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling, SizeDict
 from transformers.models.detr.image_processing_detr import convert_segmentation_to_rle
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
 from .box_ops import cxcywh_to_xyxy
-from .image_reading import array_to_tensor, channels_last, each_image, picture_to_tensor, read_picture, stack_padded
+from .image_reading import each_image, image_to_tensor, read_picture, stack_padded
 from .mask_head import MASK_STRIDE, SKIPPED_MASK_LOGIT
 from .panoptic_merging import (
     ImageSizes,
@@ -39,7 +32,7 @@ from .panoptic_merging import (
     semantic_map,
     semantic_scores,
 )
-from .panoptic_targets import panoptic_target
+from .panoptic_targets import training_target
 from .pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline  # so that its file is saved too
 
 logger = logging.get_logger(__name__)
@@ -48,7 +41,6 @@ Sizes = Sequence[Sequence[int]] | Tensor
 MERGING_MODES = ("paper", "score_weighted")
 THRESHOLDS = ("threshold", "mask_threshold", "overlap_mask_area_threshold")
 SAVED_BESIDES = {"image_processor_type", "processor_class", "feature_extractor_type", "auto_map"}  # not settings
-RGB = 3  # channels
 
 
 class DetrPanopticImageProcessorKwargs(ImagesKwargs, total=False):
@@ -60,6 +52,8 @@ class DetrPanopticImageProcessorKwargs(ImagesKwargs, total=False):
     threshold: float | int | list[float] | None
     mask_threshold: float | int | None
     overlap_mask_area_threshold: float | int | None
+    format: str | None
+    max_size: int | None
 
 
 class DetrPanopticImageProcessor(TorchvisionBackend):
@@ -75,10 +69,12 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         mask_threshold: probability above which a pixel belongs to a query's own mask, in the score-weighted mode and
             for instances.
         overlap_mask_area_threshold: share of its own mask that a segment must keep in these two.
+        format: "coco_panoptic" or "coco_detection", the only annotations to take; None: both.
+        max_size: the longest edge if `size` is one number, the shortest edge.
 
     Example:
         >>> processor = DetrPanopticImageProcessor(stuff_label_ids=[2])
-        >>> list(processor(Image.new("RGB", (640, 480)), return_tensors="pt")["pixel_values"].shape)
+        >>> list(processor(torch.zeros(3, 480, 640), return_tensors="pt")["pixel_values"].shape)
         [1, 3, 800, 1066]
     """
 
@@ -100,6 +96,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     threshold: float | list[float] = 0.85
     mask_threshold = 0.5
     overlap_mask_area_threshold = 0.8
+    format: str | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         """Checks and keeps the settings; the class's arguments."""
@@ -120,8 +117,8 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     @classmethod
     def for_model(cls, config: PreTrainedConfig, **kwargs: Any) -> "DetrPanopticImageProcessor":
         """Returns a processor with a model's stuff, category ids and threshold; `kwargs` override them."""
-        if getattr(config, "num_channels", RGB) != RGB:
-            raise ValueError(f"`num_channels` must be {RGB}: images are read as RGB, got {config.num_channels}.")
+        if getattr(config, "num_channels", 3) != 3:
+            raise ValueError(f"`num_channels` must be 3: images are read as RGB, got {config.num_channels}.")
         names = ("stuff_label_ids", "category_ids", "threshold")
         return cls(**{name: getattr(config, name) for name in names} | kwargs)
 
@@ -136,29 +133,21 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Reads the settings for `from_pretrained`; those of other models are translated by `foreign_readers`."""
-        hub_options = dict(kwargs)
-        settings, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+        settings, unused = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
         if settings.get("image_processor_type") != cls.__name__:
             for read in cls.foreign_readers:
-                settings = read(settings, pretrained_model_name_or_path, **hub_options)
-        return settings, kwargs
+                settings = read(settings, pretrained_model_name_or_path, **kwargs)
+        return settings, unused
 
-    def process_image(
-        self,
-        image: Any,
-        do_convert_rgb: bool | None = True,  # noqa: ARG002  images always become RGB
-        input_data_format: str | None = None,
-        device: torch.device | str | None = None,
-        **kwargs: Any,  # noqa: ARG002  settings of later steps
+    def process_image(  # type: ignore[override]
+        self, image: Any, *, input_data_format: str | None = None, device: Any = None, **_: Any
     ) -> Tensor:
-        """Converts a picture of any mode, or an array or tensor, to (3, H, W), uint8 or the given floats."""
-        is_picture = isinstance(image, Image.Image)
-        pixels = picture_to_tensor(image) if is_picture else array_to_tensor(image, input_data_format)
-        return pixels if device is None else pixels.to(device)
+        """Returns the (3, H, W) pixels of `image_to_tensor`, whose arguments and errors it has, on `device`."""
+        return image_to_tensor(image, input_data_format).to(device)
 
     def fetch_images(self, images: Any) -> Any:
         """Opens each path, URL or base64 string; pictures and arrays are returned as they are."""
-        if isinstance(images, (list, tuple)):
+        if isinstance(images, Sequence) and not isinstance(images, str):
             return [self.fetch_images(image) for image in images]
         return read_picture(images) if isinstance(images, (str, os.PathLike)) else images
 
@@ -169,12 +158,20 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         if size.shortest_edge and size.longest_edge:
             height, width = get_size_with_aspect_ratio(image.shape[-2:], size.shortest_edge, size.longest_edge)
             size = SizeDict(height=max(height, 1), width=max(width, 1))
-        if 1 in (size.width, size.shortest_edge):
-            image = channels_last(image)
+        if 1 in (
+            size.width,
+            size.shortest_edge,
+        ):  # else PyTorch 2.14 mixes rows and channels
+            image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
         return super().resize(image, size, resample, antialias, **kwargs)
 
     def preprocess(
-        self, images: Any, annotations: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None, **kwargs: Any
+        self,
+        images: Any,
+        annotations: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        return_segmentation_masks: bool | None = None,
+        masks_path: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
     ) -> BatchFeature:
         """Resizes, normalizes and pads images, and makes targets from their annotations.
 
@@ -182,7 +179,9 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
             images: a picture, path, URL, array or tensor, or a list of such.
             annotations: for each image `image_id`, `segmentation` (id map: (H, W) integers, or a picture whose colors
                 are R + 256 G + 256² B; 0 is void) and `segments_info` (one entry per segment: `id`, `label_id` or
-                `category_id`, and `iscrowd`, 0 if absent).
+                `category_id`, and `iscrowd`, 0 if absent). Or `image_id` and COCO's `annotations` of instances.
+            return_segmentation_masks: whether targets have `masks`; None: if the annotations are panoptic.
+            masks_path: the folder of maps; annotations then may have a `file_name` instead of a `segmentation`.
             kwargs: settings for this call only, such as `size` or `do_resize`.
 
         Returns:
@@ -190,9 +189,6 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
             image: `class_labels` (T,), `boxes` (T, 4) cxcywh relative to the image, `masks` (T, h, w) bool of the
             image's processed size, `iscrowd` (T,), `area` (T,) in processed pixels, `image_id` (1,), `size` (2,) and
             `orig_size` (2,), height first. Segments that vanish when resized are left out.
-
-        Raises:
-            ValueError: an image is unreadable, or a map and its `segments_info` disagree.
         """
         _refuse_unknown(kwargs)
         if late := sorted({"stuff_label_ids", "merging", *THRESHOLDS} & kwargs.keys()):
@@ -204,27 +200,50 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
             annotations = [annotations]
         if annotations is not None and len(annotations) != len(images):
             raise ValueError(f"`annotations` must be one per image, got {len(annotations)} for {len(images)} images.")
-        return super().preprocess(images, annotations, **kwargs)
+        return super().preprocess(images, annotations, return_segmentation_masks, masks_path, **kwargs)
 
     def _preprocess_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
-        (annotations,) = args
+        annotations, with_masks, masks_path = args
         tensor_type = kwargs["return_tensors"]
         images = [self.process_image(image, **kwargs) for image in images]
         processed = [self._process_pixels(image, **kwargs) for image in images]
-        batch = BatchFeature(_batched(processed, do_pad=kwargs["do_pad"], pad_size=kwargs["pad_size"]), tensor_type)
+        sizes, do_pad = [tuple(image.shape[-2:]) for image in processed], kwargs["do_pad"]
+        if not do_pad and len(set(sizes)) > 1:
+            raise ValueError(f"`do_pad` must be True for images of different sizes, got False and {sizes}.")
+        batch = self.pad(processed, kwargs["pad_size"] if do_pad else None, return_tensors=tensor_type)
+        if not do_pad:
+            del batch["pixel_mask"]
         if annotations is not None:
-            targets = [
-                panoptic_target(annotation, image.shape[-2:], small.shape[-2:], kwargs["category_ids"])
-                for annotation, image, small in zip(annotations, images, processed, strict=True)
-            ]
+            options = {"settings": kwargs, "with_masks": with_masks, "masks_path": masks_path}
+            targets = [training_target(*each, **options) for each in zip(annotations, images, sizes, strict=True)]
             batch["labels"] = [BatchFeature(target, tensor_type=tensor_type) for target in targets]
         return batch
+
+    def pad(  # type: ignore[override]  # the base class's returns a list, DETR's a batch
+        self, images: Sequence[Tensor], pad_size: Any = None, *, return_tensors: str | None = None
+    ) -> BatchFeature:
+        """Stacks images (3, h, w) as a batch, padded at the right and the bottom, with its `pixel_mask`."""
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        canvas = None if pad_size is None else (pad_size["height"], pad_size["width"])
+        if canvas is not None and any(height > canvas[0] or width > canvas[1] for height, width in sizes):
+            raise ValueError(f"`pad_size` must be as large as the images, which have {sizes}, got {pad_size}.")
+        masks = [torch.ones(size, dtype=torch.int64, device=images[0].device) for size in sizes]
+        data = {"pixel_values": stack_padded(images, canvas), "pixel_mask": stack_padded(masks, canvas)}
+        return BatchFeature(data, return_tensors)
+
+    def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        size, max_size = kwargs["size"], kwargs.get("max_size")
+        if isinstance(size, int):
+            kwargs["size"] = {"shortest_edge": size, "longest_edge": max_size or type(self).size["longest_edge"]}
+        elif max_size is not None:
+            raise ValueError(f"`max_size` must come with a `size` of one number, got `size` {size}.")
+        return super()._standardize_kwargs(**kwargs | {"max_size": None})
 
     def _validate_preprocess_kwargs(self, *args: Any, do_center_crop: bool | None = None, **kwargs: Any) -> None:
         data_format = kwargs.get("data_format")
         if do_center_crop:
             raise ValueError("`do_center_crop` must be False: segments are those of the whole image, got True.")
-        if data_format not in (None, ChannelDimension.FIRST):
+        if data_format not in (None, "channels_first"):
             raise ValueError(f'`data_format` must be "channels_first", got {data_format!r}.')
         super()._validate_preprocess_kwargs(*args, **kwargs)
 
@@ -239,10 +258,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         # As the base class, to the bit, but in float32 whatever torch's default dtype is: another thread changes it
         # while it loads a model, and the base class caches what it then computes.
         scale = 1 / settings["rescale_factor"] if settings["do_rescale"] else 1
-        mean, std = (
-            torch.tensor(settings[name], dtype=torch.float32, device=image.device) * scale
-            for name in ("image_mean", "image_std")
-        )
+        mean, std = (torch.tensor(settings[n], dtype=torch.float32) * scale for n in ("image_mean", "image_std"))
         return self.normalize(image.to(torch.float32), mean, std, inplace=image.dtype != torch.float32)
 
     def post_process_panoptic_segmentation(
@@ -317,10 +333,9 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     def post_process_object_detection(
         self, outputs: Any, threshold: float | Sequence[float] | None = None, target_sizes: Sizes | None = None
     ) -> list[dict[str, Tensor]]:
-        """Returns boxes of things and stuff, per image.
+        """Returns `scores` (N,), `labels` (N,) and `boxes` (N, 4) xyxy of things and stuff, per image.
 
-        Returns:
-            `scores` (N,), `labels` (N,) and `boxes` (N, 4) xyxy in pixels of `target_sizes`; without these, in [0, 1].
+        Boxes are in pixels of `target_sizes`; without these, in [0, 1].
         """
         threshold = self._thresholds(outputs, threshold)["threshold"]
         scores, labels = outputs.logits.float().softmax(-1)[..., :-1].max(-1)  # (B, Q) each
@@ -335,9 +350,8 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
 
     def _thresholds(self, outputs: Any, *given: float | Sequence[float] | None) -> dict[str, Any]:
         """Returns the thresholds by name, in the order of `THRESHOLDS`; the processor's own where None is given."""
-        values: dict[str, Any] = {
-            n: getattr(self, n) if v is None else v for n, v in zip(THRESHOLDS, given, strict=False)
-        }
+        pairs = zip(THRESHOLDS, given, strict=False)
+        values: dict[str, Any] = {name: getattr(self, name) if value is None else value for name, value in pairs}
         for name, value in values.items():
             several = name == "threshold" and isinstance(value, (list, tuple))
             good = all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in (value if several else [value]))
@@ -356,20 +370,6 @@ def _images(outputs: Any, target_sizes: Sizes | None) -> Iterator[tuple[Tensor, 
         columns.append(sizes)
     canvas, processed, target = columns
     return zip(outputs.logits, outputs.pred_masks, map(ImageSizes, processed, canvas, target), strict=True)
-
-
-def _batched(images: list[Tensor], *, do_pad: bool, pad_size: SizeDict | None) -> dict[str, Tensor]:
-    """Returns images (3, h, w) as a batch, padded at the right and the bottom if the settings say so."""
-    sizes = [tuple(image.shape[-2:]) for image in images]
-    if not do_pad:
-        if len(set(sizes)) > 1:
-            raise ValueError(f"`do_pad` must be True for images of different sizes, got False and {sizes}.")
-        return {"pixel_values": torch.stack(images)}
-    canvas = None if pad_size is None else (pad_size.height or 0, pad_size.width or 0)
-    if canvas is not None and any(height > canvas[0] or width > canvas[1] for height, width in sizes):
-        raise ValueError(f"`pad_size` must have `height` and `width` of at least the images' {sizes}, got {pad_size}.")
-    masks = [torch.ones(size, dtype=torch.int64, device=images[0].device) for size in sizes]
-    return {"pixel_values": stack_padded(images, canvas), "pixel_mask": stack_padded(masks, canvas)}
 
 
 def _pairs(name: str, sizes: Sizes, count: int) -> list[tuple[int, int]]:

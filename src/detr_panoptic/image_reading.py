@@ -60,14 +60,16 @@ def _floats_to_eight_bits(values: Tensor) -> Tensor:
     return (values * (MAX_UINT8 if high <= 1 else 1)).round().to(torch.uint8)
 
 
-def array_to_tensor(image: np.ndarray | Tensor, input_data_format: str | ChannelDimension | None) -> Tensor:
-    """Converts an array or tensor to (3, H, W), uint8 or the given floats.
+def image_to_tensor(image: Any, input_data_format: str | ChannelDimension | None = None) -> Tensor:
+    """Converts a picture of any mode, an array or a tensor to (3, H, W), uint8 or the given floats.
 
     Args:
-        image: (H, W), (C, H, W) or (H, W, C), C 1, 3 or 4. uint16 is scaled to 8 bits, booleans are black and white,
-            a fourth channel (alpha) is dropped.
+        image: a picture, or (H, W), (C, H, W) or (H, W, C), C 1, 3 or 4. uint16 is scaled to 8 bits, booleans are
+            black and white, a fourth channel (alpha) is dropped.
         input_data_format: "channels_first" or "channels_last"; None infers it, last for arrays where both fit.
     """
+    if isinstance(image, Image.Image):
+        return picture_to_tensor(image)
     if not isinstance(image, (np.ndarray, Tensor)):
         raise ValueError(f"`images` must be pictures, paths, URLs, arrays or tensors, got {type(image).__name__}.")
     shape = tuple(image.shape)
@@ -102,14 +104,6 @@ def _eight_bits(pixels: Tensor) -> Tensor:
     return pixels.to(torch.uint8)
 
 
-def channels_last(pixels: Tensor) -> Tensor:
-    """Returns the same (3, H, W) values with the channels last in memory, as a resize to a width of 1 needs them.
-
-    PyTorch 2.14 otherwise mixes rows and channels of uint8 images that become one pixel wide, or stops with an error.
-    """
-    return pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-
-
 def each_image(images: Any) -> Iterator[Any]:
     """Yields the single images of lists and of batches (B, C, H, W)."""
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) > 3:
@@ -120,10 +114,7 @@ def each_image(images: Any) -> Iterator[Any]:
 
 
 def stack_padded(tensors: Sequence[Tensor], size: tuple[int, int] | None = None) -> Tensor:
-    """Stacks (..., h, w) tensors at the upper left of zeros (B, ..., H, W), of `size` or as large as the largest.
-
-    Every value is written once: transformers' `pad` copies three times, which took half the time of a training batch.
-    """
+    """Stacks (..., h, w) tensors at the upper left of zeros (B, ..., H, W), of `size` or as large as the largest."""
     height, width = size or (max(t.shape[-2] for t in tensors), max(t.shape[-1] for t in tensors))
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
     stacked = tensors[0].new_zeros((len(tensors), *tensors[0].shape[:-2], height, width), dtype=dtype)

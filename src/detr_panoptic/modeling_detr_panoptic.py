@@ -96,8 +96,7 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
     foreign_readers: ClassVar[list[Callable[..., Any]]] = []
     """Readers of other projects' checkpoints, which `from_pretrained` tries first; empty in code loaded from the Hub.
 
-    `reader(cls, source, **hub_arguments)` returns None if the format is another one; otherwise the arguments of
-    `DetrPanopticConfig`, a state dict for `cls`, and notes for the log.
+    `reader(cls, source, **hub_arguments)` returns the fields of a configuration and a state dict for `cls`, or None.
     """
 
     if TYPE_CHECKING:  # transformers leaves these without types, or with types that do not fit
@@ -106,8 +105,9 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
         train: Callable[..., Any]
         to: Callable[..., Any]  # type: ignore[assignment]
 
-    def get_input_embeddings(self) -> None:  # type: ignore[override]  # there, a module
-        """Returns None: there are no tokens. Accelerate asks before it shards a model."""
+    def get_input_embeddings(self) -> Any:
+        """Returns the first layer of the transformer's input, where peft begins the gradients of adapters."""
+        return self.base_model.input_projection
 
     @classmethod
     def from_pretrained(
@@ -115,24 +115,24 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
     ) -> ModelType:
         """Loads a checkpoint, with the arguments of `PreTrainedModel.from_pretrained`.
 
-        If the package is installed, it also loads transformers' own DETR checkpoints; one for detection only gets a
-        new mask head. Raises ValueError if such a checkpoint has parameters that this model lacks, or lacks some.
+        With the package it also reads transformers' DETR (a detector gets a new mask head); ValueError if one misfits.
         """
         source = pretrained_model_name_or_path
         for reader in cls.foreign_readers if source is not None and "state_dict" not in kwargs else ():
             foreign = reader(cls, source, **{name: kwargs[name] for name in HUB_ARGUMENTS & kwargs.keys()})
             if foreign is not None:
-                config_fields, state_dict, notes = foreign
-                for note in notes:
-                    logger.warning(note)
+                config_fields, state_dict = foreign
                 if kwargs.get("config") is None:
                     config, kwargs = DetrPanopticConfig.from_dict(config_fields, return_unused_kwargs=True, **kwargs)
                     kwargs["config"] = config
-                return cls.from_pretrained(None, *args, state_dict=state_dict, **kwargs)
+                source, kwargs["state_dict"] = None, state_dict
+                break
         loaded = super().from_pretrained(source, *args, **kwargs)
-        for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
-            if isinstance(module, Backbone):
-                module.freeze_stem()  # loaded parameters require gradients
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if source != pretrained_model_name_or_path:  # adapters are saved with the name
+            model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
+        for backbone in (module for module in model.modules() if isinstance(module, Backbone)):
+            backbone.freeze_stem()  # loaded parameters require gradients
         return loaded
 
     @classmethod

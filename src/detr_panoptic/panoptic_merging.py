@@ -13,9 +13,8 @@ Maps are resized as by F.interpolate (bilinear, align_corners=False), a strip of
 strips changes no value.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -25,11 +24,7 @@ from torch import Tensor
 from .box_ops import at_least_float32
 from .segment_ids import VOID_ID
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
-
-    Threshold = float | Sequence[float]  # for all labels, or for each
-
+Threshold = float | Sequence[float]  # for all labels, or for each
 MIN_SEGMENT_AREA = 4  # pixels; DETR drops segments of this size or smaller after merging
 STRIP_BYTES = 4 * 2**20  # of resized values in memory: fits a CPU cache, 2x faster than 32 MiB
 

@@ -1,55 +1,87 @@
-"""Makes targets for training from panoptic annotations in memory.
+"""Makes targets for training from panoptic annotations, and from COCO's annotations of instances.
 
 Follows datasets/coco_panoptic.py of facebookresearch/detr (29901c5); docs/deviations.md lists the differences.
 """
 
+import os
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.models.detr.image_processing_detr import prepare_coco_detection_annotation
 
 from .box_ops import xyxy_to_cxcywh
+from .image_reading import read_picture
 from .segment_ids import VOID_ID, nearest_positions, rgb_to_ids, segment_extents
 
 
-def panoptic_target(
+def training_target(
     annotation: Mapping[str, Any],
-    image_size: Sequence[int],
-    processed_size: Sequence[int],
-    category_ids: Sequence[int] | None = None,
+    image: Tensor,
+    size: Sequence[int],
+    *,
+    settings: Mapping[str, Any],
+    with_masks: bool | None = None,
+    masks_path: str | os.PathLike[str] | None = None,
 ) -> dict[str, Tensor]:
     """Returns the targets that the losses compare the predictions for one image with.
 
-    Args:
-        annotation: `image_id`, `segmentation` (id map: (H, W) integers, or colors R + 256 G + 256² B as (H, W, 3) or
-            picture; 0 is void) and `segments_info` (`id`, `label_id` or `category_id`, `iscrowd` if it is one).
-        image_size: (H, W) of the original image.
-        processed_size: (h, w) of the image as the model sees it, without padding.
-        category_ids: the dataset's category id of each label; None where they are the same.
-
-    Returns:
-        `class_labels` (T,) int64, `boxes` (T, 4) float32 cxcywh relative to the image, `masks` (T, h, w) bool, `area`
-        (T,) float32 in processed pixels, `iscrowd` (T,), `image_id` (1,), `size` (2,) and `orig_size` (2,) int64.
+    Annotation, result and errors are as in `DetrPanopticImageProcessor.preprocess`, the `settings` its `category_ids`
+    and `format`. `size` is the (h, w) of the image (3, H, W) as the model sees it, without padding.
     """
+    known, category_ids = settings["format"], settings["category_ids"]
+    found = "coco_detection" if "annotations" in annotation else "coco_panoptic"
+    if known not in (None, found):
+        raise ValueError(f"`format` must be {found!r} for annotations of {sorted(annotation)}, got {known!r}.")
+    if found == "coco_detection":
+        return _detection_target(annotation, image, size, category_ids, bool(with_masks))
+    if masks_path is not None and "segmentation" not in annotation and "file_name" in annotation:
+        annotation = {**annotation, "segmentation": read_picture(Path(masks_path) / annotation["file_name"])}
+    target = _panoptic_target(annotation, tuple(image.shape[-2:]), size, category_ids)
+    return {name: value for name, value in target.items() if with_masks is not False or name != "masks"}
+
+
+def _detection_target(
+    annotation: Mapping[str, Any], image: Tensor, size: Sequence[int], category_ids: Any, with_masks: bool
+) -> dict[str, Tensor]:
+    """Returns the targets of COCO's instances without crowds."""
+    image_id, entries = annotation.get("image_id", "?"), [e for e in annotation["annotations"] if not e.get("iscrowd")]
+    for entry in (annotation, *entries):
+        needed = {"image_id"} if entry is annotation else {"bbox", "area", *["segmentation"] * with_masks}
+        if not needed <= set(entry):
+            raise ValueError(f"Image {image_id}: COCO annotations must have {sorted(needed)}, got {sorted(entry)}.")
+    entries = [{**e, "category_id": _label_id(e, category_ids, image_id)} for e in entries]
+    target = prepare_coco_detection_annotation(image.cpu(), {**annotation, "annotations": entries}, with_masks)
+    (height, width), (new_height, new_width) = image.shape[-2:], size
+    target["boxes"] = xyxy_to_cxcywh(target["boxes"]) / torch.tensor([width, height, width, height])
+    target["area"] *= new_height * new_width / (height * width)
+    target["size"] = torch.tensor([new_height, new_width])
+    if with_masks:
+        rows, columns = nearest_positions(height, new_height), nearest_positions(width, new_width)
+        target["masks"] = target["masks"].bool()[:, rows[:, None], columns]
+    return target
+
+
+def _panoptic_target(
+    annotation: Mapping[str, Any], image_size: Sequence[int], size: Sequence[int], category_ids: Any
+) -> dict[str, Tensor]:
+    """Returns the targets of a panoptic annotation in memory."""
     if not {"image_id", "segmentation", "segments_info"} <= set(annotation):
-        raise ValueError(
-            f"An annotation must have `image_id`, `segmentation` and `segments_info`, got {sorted(annotation)}."
-        )
-    image_id = annotation["image_id"]
-    segments = list(annotation["segments_info"])
+        wanted = "`image_id`, `segments_info` and `segmentation` (or `file_name`, with `masks_path`)"
+        raise ValueError(f"An annotation must have {wanted}, got {sorted(annotation)}.")
+    image_id, segments = annotation["image_id"], list(annotation["segments_info"])
     ids = _id_map(annotation["segmentation"], image_id)
-    if tuple(ids.shape) != tuple(image_size):
-        raise ValueError(
-            f"Image {image_id}: `segmentation` must have the image's size {tuple(image_size)}, got {tuple(ids.shape)}."
-        )
+    if ids.shape != image_size:
+        raise ValueError(f"Image {image_id}: `segmentation` must have the image's size {image_size}, got {ids.shape}.")
     found = segment_extents(ids)
     _check_ids(found.ids.tolist(), [int(segment["id"]) for segment in segments], image_id)
     labels = [_label_id(segment, category_ids, image_id) for segment in segments]
 
-    height, width = processed_size
+    height, width = size
     if ids.shape != (height, width):
         ids = ids[nearest_positions(ids.shape[0], height)][:, nearest_positions(ids.shape[1], width)]
         found = segment_extents(ids)
@@ -73,13 +105,12 @@ def panoptic_target(
 def _id_map(segmentation: Image.Image | np.ndarray | Tensor, image_id: int) -> np.ndarray:
     """Returns the (H, W) int32 or int64 map of what an annotation holds."""
     if isinstance(segmentation, Image.Image) and segmentation.mode not in ("RGB", "L", "I", "I;16"):
-        modes = "RGB, or L, I, I;16 for an id map"
-        raise ValueError(f"Image {image_id}: `segmentation` must have mode {modes}, got mode {segmentation.mode}.")
+        raise ValueError(f"Image {image_id}: `segmentation` must be RGB, L, I or I;16, got mode {segmentation.mode}.")
     ids = segmentation.cpu().numpy() if isinstance(segmentation, Tensor) else np.asarray(segmentation)
-    if ids.ndim == 3 and ids.shape[2] == 3 and ids.dtype == np.uint8:
-        ids = rgb_to_ids(ids)
+    if ids.ndim == 3 and 3 in (ids.shape[0], ids.shape[2]) and ids.dtype == np.uint8:
+        ids = rgb_to_ids(ids if ids.shape[2] == 3 else ids.transpose(1, 2, 0))
     if ids.ndim != 2 or ids.dtype.kind not in "iu":
-        expected = "an (H, W) map of integers or (H, W, 3) uint8 colors"
+        expected = "an (H, W) map of integers or (H, W, 3) or (3, H, W) uint8 colors"
         raise ValueError(f"Image {image_id}: `segmentation` must be {expected}, got {ids.shape} of {ids.dtype}.")
     return ids if ids.dtype == np.int32 else ids.astype(np.int64)
 
@@ -90,17 +121,15 @@ def _check_ids(in_map: Collection[int], listed: list[int], image_id: int) -> Non
         wrong = sorted({i for i in listed if listed.count(i) > 1 or i == VOID_ID})
         raise ValueError(f"Image {image_id}: `segments_info` must list each id once and not {VOID_ID}, got {wrong}.")
     wanted, found = set(listed), set(in_map) - {VOID_ID}
-    for lacking, place in (
-        (found - wanted, "an entry in `segments_info`"),
-        (wanted - found, "pixels in `segmentation`"),
-    ):
+    places = {"an entry in `segments_info`": found - wanted, "pixels in `segmentation`": wanted - found}
+    for place, lacking in places.items():
         if lacking:
             raise ValueError(f"Image {image_id}: segment ids {sorted(lacking)[:8]} must have {place}, got none.")
 
 
 def _label_id(segment: Mapping[str, Any], category_ids: Sequence[int] | None, image_id: int) -> int:
     """Returns the label of a segment, checked as far as the labels are known."""
-    name = f"Image {image_id}: segment {segment['id']}"
+    name = f"Image {image_id}: segment {segment.get('id')}"
     label: Any = segment.get("label_id")
     category: Any = segment.get("category_id")
     if label is None and category is None:

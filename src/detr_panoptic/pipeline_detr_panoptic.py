@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput
 from .image_reading import read_picture, stack_padded
 
 TASK = "image-segmentation"
+ARGUMENTS = ("subtask", "threshold", "mask_threshold", "overlap_mask_area_threshold", "timeout")  # of a call
 
 # Pipelines log an error unless they find a model's name here. The table loads no class.
 MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES.setdefault("detr_panoptic", "DetrPanopticForSegmentation")
@@ -41,30 +42,32 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
     _load_tokenizer = False  # type: ignore[assignment]
     _load_video_processor = False  # type: ignore[assignment]
 
-    image_processor_class: ClassVar[Any] = None
-    """Set by the image processor's file, which imports this one."""
+    image_processor_class: ClassVar[Any] = None  # set by the image processor's file, which imports this one
 
     @classmethod
     def from_pretrained(cls, model: str | os.PathLike[str], **kwargs: Any) -> "DetrPanopticImageSegmentationPipeline":
-        """Builds the pipeline of one of our checkpoints, or of transformers' DETR, which is converted.
+        """Builds the pipeline of a folder or Hub repository of ours or of transformers' DETR, as `pipeline` does."""
+        from .modeling_detr_panoptic import HUB_ARGUMENTS, DetrPanopticForSegmentation
 
-        Args:
-            model: a folder, or OWNER/NAME on the Hub.
-            kwargs: other arguments of a pipeline, such as `device`.
-        """
-        from .modeling_detr_panoptic import DetrPanopticForSegmentation
-
-        processor = cls.image_processor_class.from_pretrained(model)
-        loaded = DetrPanopticForSegmentation.from_pretrained(model)
+        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS & kwargs.keys()}
+        loading = {name: kwargs.pop(name) for name in ("dtype", "device_map") if name in kwargs}
+        processor = cls.image_processor_class.from_pretrained(model, **hub)
+        loaded = DetrPanopticForSegmentation.from_pretrained(model, **hub, **loading, **kwargs.pop("model_kwargs", {}))
         return cls(model=loaded, image_processor=processor, task=TASK, **kwargs)
 
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Segments images; a tuple of them, or a column of a dataset, is answered like a list."""
+        several = isinstance(inputs, Sequence) and not isinstance(inputs, str)
+        return super().__call__(list(inputs) if several else inputs, **kwargs)
+
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if unknown := sorted(kwargs.keys() - ARGUMENTS):
+            raise ValueError(f"The pipeline takes the arguments {', '.join(ARGUMENTS)}, got {', '.join(unknown)}.")
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
         if "subtask" in kwargs:
             forward = {**forward, "mask_queries": "all" if kwargs["subtask"] == "semantic" else None}
         return preprocess, forward, postprocess
 
-    # The three steps take narrower arguments than the base class's, as those of ImageSegmentationPipeline do.
     def preprocess(  # type: ignore[override]
         self,
         image: Any,
@@ -79,7 +82,7 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
             image = read_picture(image, timeout=timeout)
         processor: Any = self.image_processor
         pixels = processor.process_image(image)
-        inputs = processor(pixels, return_tensors="pt").to(self.dtype)
+        inputs = processor(pixels, do_pad=True, return_tensors="pt").to(self.dtype)
         return {**inputs, "target_size": torch.tensor([pixels.shape[-2:]])}
 
     def get_iterator(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -106,10 +109,7 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
         mask_threshold: float | None = None,
         overlap_mask_area_threshold: float | None = None,
     ) -> list[dict[str, Any]]:
-        """Returns `score`, `label` and `mask` of each segment of one image; None means the processor's threshold.
-
-        Raises ValueError if there is no such subtask.
-        """
+        """Returns `score`, `label` and `mask` of each segment of an image; None means the processor's threshold."""
         processor: Any = self.image_processor
         sizes = model_outputs["target_size"]
         if subtask == "semantic":
@@ -118,8 +118,7 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
         if subtask not in {None, "panoptic", "instance"}:
             raise ValueError(f"`subtask` must be panoptic, instance or semantic, got {subtask!r}.")
         merge = getattr(processor, f"post_process_{subtask or 'panoptic'}_segmentation")
-        thresholds = threshold, mask_threshold, overlap_mask_area_threshold
-        merged = merge(model_outputs, *thresholds, target_sizes=sizes)[0]
+        merged = merge(model_outputs, threshold, mask_threshold, overlap_mask_area_threshold, target_sizes=sizes)[0]
         segmentation = merged["segmentation"].numpy()
         return [
             self._result(segmentation == segment["id"], segment["label_id"], segment["score"])
@@ -134,16 +133,9 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
 
 def collate_padded(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Stacks preprocessed images to one batch, padded at the right and the bottom, 0 in `pixel_mask`."""
-    pixels = [item["pixel_values"][0] for item in items]
-    masks = [
-        item["pixel_mask"][0] if "pixel_mask" in item else image.new_ones(image.shape[-2:], dtype=torch.int64)
-        for item, image in zip(items, pixels, strict=True)
-    ]
-    return {
-        "pixel_values": stack_padded(pixels),
-        "pixel_mask": stack_padded(masks),
-        "target_size": torch.cat([item["target_size"] for item in items]),
-    }
+    names = ("pixel_values", "pixel_mask")
+    batch = {name: stack_padded([item[name][0] for item in items]) for name in names}
+    return batch | {"target_size": torch.cat([item["target_size"] for item in items])}
 
 
 __all__ = ["DetrPanopticImageSegmentationPipeline"]

@@ -1,13 +1,9 @@
 """Reads segment ids from colors (COCO's panoptic PNG format, id = R + 256 G + 256² B), and measures segments."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, NDArray
 
 VOID_ID = 0  # reserved by the COCO panoptic PNG format: a pixel of no segment
 MAX_ID = 256**3 - 1  # three bytes

@@ -1,8 +1,12 @@
 """What the documents show works: their Python blocks run, their command lines are run or at least understood."""
 
+import builtins
+import logging
+import os
 import re
 import shlex
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import create_autospec
@@ -10,6 +14,7 @@ from unittest.mock import create_autospec
 import av
 import pytest
 from transformers import DetrConfig, DetrForSegmentation, DetrImageProcessor
+from transformers.utils import logging as logging_of_transformers
 
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.commands import main
@@ -163,6 +168,54 @@ def test_python_blocks_run(block, monkeypatch, request):
         pytest.importorskip("onnxruntime")
         assert main(["export", "my_model", "exported", "--dynamic", "--mask-queries", "5"]) == 0
     exec(compile(block.text, str(block), "exec"), {"__name__": str(block)})
+
+
+class Habit(NamedTuple):
+    """A row of docs/habits.md: what is typed, and what the comment beside the outcome says of it."""
+
+    line: int
+    typed: str
+    check: str
+
+
+def habits() -> list:
+    """Every row of the tables; those that trace the model are slow."""
+    found = []
+    for number, line in enumerate((ROOT / "docs" / "habits.md").read_text().splitlines(), start=1):
+        if line.startswith("| `"):
+            typed, check = re.fullmatch(r"\| `(.*?)` \| .* <!-- (.*) --> \|", line).groups()
+            slow = (pytest.mark.slow, pytest.mark.promise) if "torch.compile" in typed or "export(" in typed else ()
+            found.append(pytest.param(Habit(number, typed, check), id=f"{number}: {typed[:60]}", marks=slow))
+    return found
+
+
+@pytest.fixture
+def names(request, caplog, monkeypatch) -> dict:
+    """What the rows of docs/habits.md and their checks may name; what is logged comes to `caplog`."""
+    request.getfixturevalue("workplace")
+    for name in ("transformers", "detr_panoptic"):
+        logger = logging.getLogger(name)
+        monkeypatch.setattr(logger, "handlers", [*logger.handlers, caplog.handler])
+    logging_of_transformers.warning_once.cache_clear()
+    names: dict = {"os": os, "request": request}
+    (setup,) = [block for block in blocks("python") if block.document.name == "habits.md"]
+    exec(compile(setup.text, str(setup), "exec"), names)
+    names["model"].class_head.bias.data[-1] = 9.0  # as in use, an image has fewer objects than queries
+    return names
+
+
+@pytest.mark.filterwarnings("ignore")  # those of libraries, about each other
+@pytest.mark.parametrize("habit", habits())
+def test_a_habit_has_the_outcome_that_the_page_says(habit, names, caplog):
+    for name in re.findall(r"\b(accelerate|peft|torchao)\.", habit.typed):
+        names[name] = pytest.importorskip(name)
+    if "push_to_hub" in habit.typed:
+        names["hub"] = names["request"].getfixturevalue("hub")
+    error = re.fullmatch(r"raises (\w+): (.*)", habit.check)
+    with pytest.raises(getattr(builtins, error[1]), match=re.escape(error[2])) if error else nullcontext():
+        is_statement = habit.typed.startswith("with ")
+        exec(habit.typed if is_statement else f"_ = {habit.typed}", names)
+    assert error or eval(habit.check, names | {"log": caplog.text})
 
 
 def test_a_loaded_example_is_the_model(workplace):

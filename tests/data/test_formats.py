@@ -272,7 +272,7 @@ def test_a_crowd_lies_beneath_a_larger_instance():
     dog, crowd = np.zeros((2, 2, 5), bool)
     dog[:, :4] = crowd[1, 3:] = True
     for masks, is_crowd in (([dog, crowd], [False, True]), ([crowd, dog], [True, False])):
-        ids = paint_instances(masks, is_crowd, (2, 5))
+        ids = paint_instances(masks, [2 - crowd for crowd in is_crowd], (2, 5))
         assert (ids == 1 + is_crowd.index(False)).tolist() == dog.tolist()
         assert np.argwhere(ids == 1 + is_crowd.index(True)).tolist() == [[1, 4]]
 

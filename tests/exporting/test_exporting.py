@@ -14,7 +14,7 @@ from torch.export import Dim
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.exporting import GraphOptions, export, graph_inputs
 from detr_panoptic.exporting.graph import CANVAS_STEP, PREDICTIONS, ExportGraph, missing_pixels
-from detr_panoptic.exporting.inputs import calibration_batches, fitted_to_canvas
+from detr_panoptic.exporting.inputs import calibration_batches, calibration_pictures, fitted_to_canvas
 from detr_panoptic.exporting.merging import merge_batch
 from detr_panoptic.exporting.writing import trace, write_onnx
 from detr_panoptic.panoptic_merging import ImageSizes, merge_paper
@@ -148,6 +148,23 @@ def test_an_exported_program_of_any_size_equals_the_model(tmp_path, model, progr
         logits, boxes, masks = predictions(model, *padded(images, mask))
         masks = masks[..., : -(-shape[1] // 4), : -(-shape[2] // 4)]
         assert_close([value.detach().numpy() for value in run(images, mask)], (logits, boxes, masks))
+
+
+@pytest.mark.slow  # the C++ compiler takes a minute or more
+@pytest.mark.promise
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_package_equals_the_model(tmp_path, model, processor):
+    exported = export((model, processor), tmp_path, format="aotinductor", size=CANVAS, mask_queries=MASKS)
+    images, mask = batch(1, *CANVAS)
+    outputs = torch._inductor.aoti_load_package(str(exported.file))(images, mask)
+    assert_close([value.numpy() for value in outputs], predictions(model, images, mask), tolerance=2e-5)
+
+
+def test_a_compiled_package_needs_a_compiler(tmp_path, model, processor, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(OSError, match=r"needs a C\+\+ compiler"):
+        export((model, processor), tmp_path / "out", format="aotinductor", size=CANVAS)
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_is_folded_at_run_time(write):
@@ -320,10 +337,11 @@ def test_calibration_reads_a_folder_in_whole_batches(tmp_path, processor):
     for i in range(5):
         Image.new("L", (7 + i, 5)).save(tmp_path / f"{i}.png")
     options = GraphOptions(size=CANVAS, batch_size=2)
-    batches = list(calibration_batches(tmp_path, fitted_to_canvas(processor, CANVAS), options))
+    pictures = calibration_pictures(tmp_path, options)
+    batches = list(calibration_batches(pictures, fitted_to_canvas(processor, CANVAS), options))
     assert [batch["pixel_values"].shape for batch in batches] == [(2, 3, *CANVAS)] * 2
     with pytest.raises(ValueError, match="at least 6"):
-        list(calibration_batches(tmp_path, processor, GraphOptions(size=CANVAS, batch_size=6)))
+        calibration_pictures(tmp_path, GraphOptions(size=CANVAS, batch_size=6))
 
 
 @pytest.mark.parametrize(

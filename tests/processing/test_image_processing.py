@@ -274,7 +274,7 @@ def test_labels_that_do_not_exist_are_refused():
 def test_annotations_are_one_per_image_and_complete():
     with pytest.raises(ValueError, match="got 1 for 2 images"):
         untouched()([noise(3, 5), noise(3, 5)], annotations=[annotation()])
-    with pytest.raises(ValueError, match=r"`segmentation` and `segments_info`, got \['file_name', 'image_id'\]"):
+    with pytest.raises(ValueError, match=r"with `masks_path`\), got \['file_name', 'image_id'\]"):
         untouched()(noise(3, 5), annotations={"image_id": 5, "file_name": "5.png"})
 
 

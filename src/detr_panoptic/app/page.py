@@ -149,12 +149,16 @@ def build_page(predictor: Predictor, *, max_pixels: int = MAX_PIXELS) -> gr.Bloc
                 tasks = [(f"{name}: {meaning}", name) for name, meaning in TASKS.items()]
                 task = gr.Radio(tasks, value="panoptic", label="Task")
                 threshold = gr.Slider(0, 1, desk.threshold, step=0.01, label="Threshold", info=desk.threshold_info)
-                table = gr.Dataframe(headers=["segment", "score", "area"], interactive=False, max_height=300)
+                headers = ["segment", "score", "area"]
+                table = gr.Dataframe(
+                    headers=headers, label="Scores", show_label=False, interactive=False, max_height=300
+                )
                 files = gr.File(label="Segment ids (PNG), segments (JSON), overlay", interactive=False)
             with gr.Column(scale=3, min_width=280):
                 # The colors are fixed here: Gradio does not delete the files of a component that changes its settings.
                 segments = gr.AnnotatedImage(label="Segments", color_map=desk.color_map(), height=640)
-                attention = gr.Image(show_label=False, interactive=False, buttons=["download", "fullscreen"])
+                buttons: Any = ["download", "fullscreen"]
+                attention = gr.Image(label="Attention", show_label=False, interactive=False, buttons=buttons)
         # Without `preprocess`, because there Pillow opens files of any size and format.
         settings: dict[str, Any] = {"inputs": [image, task, threshold], "concurrency_id": "model", "preprocess": False}
         gr.on(
@@ -165,7 +169,9 @@ def build_page(predictor: Predictor, *, max_pixels: int = MAX_PIXELS) -> gr.Bloc
             trigger_mode="always_last",
             **settings,
         )
-        segments.select(desk.explain, outputs=attention, api_name="explain", **settings)
+        # A client of the API cannot select, so this is not part of it.
+        hidden: Any = {"api_name": "explain", "api_visibility": "undocumented"}
+        segments.select(desk.explain, outputs=attention, **hidden, **settings)
     return page
 
 

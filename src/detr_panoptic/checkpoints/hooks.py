@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.integrations.peft import maybe_load_adapters
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
@@ -34,15 +35,25 @@ def register_readers() -> None:
 
 def read_foreign_model(
     cls: type[DetrPanopticPreTrainedModel], source: Any, **hub_arguments: Any
-) -> tuple[dict[str, Any], StateDict, list[str]] | None:
-    """Reads transformers' DETR from a folder or the Hub, as `foreign_readers` of the model describes it."""
+) -> tuple[dict[str, Any], StateDict] | None:
+    """Reads transformers' DETR from a folder or the Hub, as `foreign_readers` of the model describes it.
+
+    Raises ValueError for an adapter of one, which transformers would put on a model with random weights.
+    """
     config = _config_of(source, hub_arguments)
+    options: Any = dict(hub_arguments)
+    base = source if config else maybe_load_adapters(source, options)[1]
+    if base != source and _config_of(base, {}).get("model_type") == FOREIGN_MODEL_TYPE:
+        how = f"peft.PeftModel.from_pretrained({cls.__name__}.from_pretrained({str(base)!r}), {str(source)!r})"
+        raise ValueError(f"{source} is an adapter of a checkpoint of transformers: load it as {how}.")
     if config.get("model_type") != FOREIGN_MODEL_TYPE:
         return None
     subfolder = hub_arguments.pop("subfolder", "")
     converted = convert_files(local_checkpoint(source, **hub_arguments) / subfolder)
     notes = [note for note in converted.notes if note != NO_MASK_HEAD or issubclass(cls, DetrPanopticForSegmentation)]
-    return converted.config_kwargs, weights_for(cls, converted), notes
+    for note in notes:
+        logger.warning(note)
+    return converted.config_kwargs, weights_for(cls, converted)
 
 
 def read_foreign_processor(settings: Mapping[str, Any], source: Any, **hub_arguments: Any) -> dict[str, Any]:

@@ -47,16 +47,37 @@ def check(
     return 1 if result.has_errors else 0
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """The form of the output, and what the input does not say."""
+
+    to: Annotated[Literal["coco", "dataset", "parquet", "coco-instances"], Parameter(help="Format of the output.")] = (
+        "coco"
+    )
+    masks: Annotated[Literal["polygons", "rle"], Parameter(help="Masks of coco-instances.")] = "polygons"
+    stuff: Stuff = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Scenes:
+    """How `scenes` are generated."""
+
+    seed: Annotated[int, Parameter(help="Of `scenes`: another number gives other scenes.")] = 0
+    workers: Annotated[int, Parameter(help="Processes that paint `scenes`; 0: this one.", validator=Number(gte=0))] = 0
+
+
+FORM, SCENES_OPTIONS = Form(), Scenes()
+
+
 def convert(
     source: Source,
     output: NewFolder,
     /,
     *,
-    to: Annotated[Literal["coco", "dataset", "parquet"], Parameter(help="Format of the output.")] = "coco",
-    seed: Annotated[int, Parameter(help="Of `scenes`: another number gives other scenes.")] = 0,
-    workers: Annotated[
-        int, Parameter(help="Processes that paint `scenes`; 0: this one.", validator=Number(gte=0))
-    ] = 0,
+    form: Form = FORM,
+    scenes: Scenes = SCENES_OPTIONS,
     on_error: OnError = "stop",
     reading: Reading = READING,
 ) -> int:
@@ -65,10 +86,11 @@ def convert(
         --to coco     images/, panoptic/ and panoptic.json
         --to dataset  a folder for load_from_disk of `datasets`
         --to parquet  data/SPLIT-….parquet, the layout of the Hub
+        --to coco-instances  images/ and instances.json, for annotation tools
 
     For example:
 
-        detr-panoptic data convert my_export my_data
+        detr-panoptic data convert my_export my_data --stuff sky road
         detr-panoptic data convert cityscapes out --split train --to parquet
         detr-panoptic data convert scenes my_scenes --limit 30000 --workers 16
     """
@@ -77,8 +99,8 @@ def convert(
 
     data: Any = source
     if source == SCENES:
-        data = read_source(source, limit=reading.limit, scene_seed=seed, scene_workers=workers)
-    result = convert_data(data, output, to=to, on_error=on_error, **reading.arguments())
+        data = read_source(source, limit=reading.limit, scene_seed=scenes.seed, scene_workers=scenes.workers)
+    result = convert_data(data, output, **asdict(form), on_error=on_error, **reading.arguments())
     print(result)
     return 2 if result.failures else 0
 

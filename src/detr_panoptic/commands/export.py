@@ -31,7 +31,9 @@ def export(
     output: Annotated[Path, Parameter(help="Folder for the files.")],
     /,
     *,
-    format: Annotated[Literal["onnx", "torch", "transformers"], Parameter(help="Format of the files.")] = "onnx",
+    format: Annotated[
+        Literal["onnx", "torch", "aotinductor", "transformers"], Parameter(help="Format of the files.")
+    ] = "onnx",
     graph: Graph = GRAPH,
     quantize: Annotated[
         Literal["dynamic", "static"] | None,
@@ -46,6 +48,7 @@ def export(
 
         --format onnx          model.onnx for ONNX Runtime, OpenVINO, TensorRT
         --format torch         model.pt2 for torch.export.load
+        --format aotinductor   compiled.pt2 for torch._inductor.aoti_load_package
         --format transformers  a folder for transformers' DetrForSegmentation
 
     The folder also gets config.json with the labels, and preprocessor_config.json

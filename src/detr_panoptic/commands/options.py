@@ -62,7 +62,10 @@ class Running:
         Parameter(name="--workers", help="Processes that read images; by default none on CPU, up to 8 for a GPU."),
     ] = None
     device: Device = "auto"
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], Parameter(help="Precision of the model.")] = "float32"
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16", "int8"],
+        Parameter(help="Precision of the model; int8 with other runtimes than torch, after `quantize`."),
+    ] = "float32"
 
     def loading(self) -> dict[str, Any]:
         """Returns the arguments that load a model."""
@@ -78,10 +81,6 @@ class Running:
 class RunningAnywhere(Running):
     """The same, also in other runtimes than PyTorch."""
 
-    dtype: Annotated[  # type: ignore[assignment]  # one more
-        Literal["float32", "bfloat16", "float16", "int8"],
-        Parameter(help="Precision of the model; int8 needs a model that `quantize` wrote, and not torch."),
-    ] = "float32"
     runtime: Annotated[
         Literal["auto", "torch", "openvino", "onnxruntime"] | None,
         Parameter(

@@ -23,7 +23,6 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F  # noqa: N812  torchvision's own name for it
 from transformers import BatchFeature
 
-from ..image_reading import channels_last
 from ..segment_ids import nearest_positions
 from .records import Record, measure_segments, segmentation_ids
 
@@ -173,7 +172,7 @@ def _scaled(size: Sequence[int], short_side: int, max_size: int | None = None) -
 def _resize(image: Tensor, ids: Tensor, size: list[int]) -> tuple[Tensor, Tensor]:
     """Resizes both to (height, width)."""
     if size[1] == 1:
-        image = tv_tensors.Image(channels_last(image))
+        image = tv_tensors.Image(image.permute(1, 2, 0).contiguous().permute(2, 0, 1))
     image = F.resize(image, size, antialias=True)
     # By index: torchvision's kernel for masks is the misaligned nearest, and goes through float32.
     for axis, length in enumerate(image.shape[-2:]):

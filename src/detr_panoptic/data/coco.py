@@ -89,9 +89,10 @@ def raw_coco_panoptic(folder: Path, options: ReadOptions) -> RawRecords:
     if options.limit is None:
         for image_id in [image_id for image_id in images if image_id not in seen]:
             file.report("unannotated-image", images[image_id]["file_name"], f"image {image_id!r}")
-    complete = all(None not in segment.values() for row in rows for segment in row["segments_info"])
-    decode = None if complete or options.report else _measure_missing
-    return RawRecords(dataset_of(rows, panoptic_features(categories)), categories, decode)
+    entries = [segment for row in rows for segment in row["segments_info"]]
+    decode = None if options.report or all(None not in segment.values() for segment in entries) else _measure_missing
+    features = panoptic_features(categories, with_scores=any("score" in segment for segment in entries))
+    return RawRecords(dataset_of(rows, features), categories, decode)
 
 
 class CocoFile(NamedTuple):
@@ -204,7 +205,8 @@ def _checked_segment(entry: Any, categories: Categories, where: str, report: Rep
     labels = {label: label for label in range(len(categories))} if labeled else categories.label_ids
     if category not in labels:
         report("unknown-category", where, f"{place}: `{category_key}` {category} is unknown")
-    return {"id": entry["id"], "label_id": labels.get(category), **measures}
+    score = {"score": float(entry["score"])} if isinstance(entry.get("score"), int | float) else {}
+    return {"id": entry["id"], "label_id": labels.get(category), **measures, **score}
 
 
 def crowd_flag(entry: Mapping[str, Any]) -> int:

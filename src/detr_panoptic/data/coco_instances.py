@@ -2,12 +2,17 @@
 
 Instances may overlap, segments of a panoptic map do not. Where instances overlap, the smaller one is on top, as it is
 often a part of the larger one; of two equal ones, the first in the file. Crowds lie below all other instances, stuff
-below crowds. Images with overlaps are logged. Pixels that nothing covers are void.
+below crowds, a map of stuff below everything. Images with overlaps are logged. Pixels that nothing covers are void.
+
+Exports of annotation tools are such files too. CVAT writes `annotations/instances_default.json`, and `iscrowd` 1 for
+every mask that was painted; Label Studio `result.json`, with `images/` in its file names; Roboflow
+`_annotations.coco.json` beside the images, with a category that only groups the others.
 """
 
 import itertools
 import json
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +20,7 @@ from typing import Any
 import numpy as np
 from datasets import Features, Value
 
-from .categories import Categories
+from .categories import Categories, match_labels
 from .coco import KEY, CocoFile, annotation_paths, checked_categories, crowd_flag, image_folders, splits_hint, whole
 from .folders import CATEGORIES_FILE, excerpt, first_existing, read_categories
 from .label_maps import MAP_FEATURES, VOID_VALUES
@@ -33,7 +38,9 @@ from .lazy_records import (
 )
 from .records import Record, measure_segments
 
-ROBOFLOW_FILE = "_annotations.coco.json"  # its exports have the images beside the file
+ROBOFLOW_FILE, LABEL_STUDIO_FILE = "_annotations.coco.json", "result.json"  # file names are relative to the file
+CVAT_SPLIT = "default"
+STUFF, CROWD, INSTANCE = range(3)  # from below
 OTHER_CATEGORY = 183  # of COCO's stuff maps: "there is a thing here"
 FURTHEST = 4  # sides of the image that a point of a polygon may lie away from its corner
 RLE_ZERO, RLE_CODES, RLE_GOES_ON = ord("0"), 64, 0x20  # of compressed RLE
@@ -48,25 +55,26 @@ _logger = logging.getLogger(__name__)
 
 
 def instance_files(folder: Path, split: str | None) -> list[Path]:
-    """Returns where the annotations may lie: `instances.json`, the official layout, or a Roboflow export."""
-    return [*annotation_paths(folder, split, "instances", ".json"), folder / (split or "") / ROBOFLOW_FILE]
+    """Returns where the annotations may lie: `instances.json`, the official layout, or an export of a tool."""
+    exports = [folder / (split or "") / name for name in (ROBOFLOW_FILE, LABEL_STUDIO_FILE)]
+    cvat = [] if split else [folder / "annotations" / f"instances_{CVAT_SPLIT}.json"]
+    return [*annotation_paths(folder, split, "instances", ".json"), *exports, *cvat]
 
 
 def raw_coco_instances(folder: Path, options: ReadOptions) -> RawRecords:
     """Reads the images in the order of `images`, including those without instances."""
     split = options.split
     json_path = first_existing(instance_files(folder, split), hint=splits_hint(folder, split, "instances"))
-    in_export = json_path.name == ROBOFLOW_FILE
-    image_dir = json_path.parent if in_export else first_existing(image_folders(folder, split))
+    image_dir = _image_folder(json_path, folder, split)
     stuff_dirs = [folder / (split or "") / "stuff", *annotation_paths(folder, split, "stuff", "_pixelmaps")]
     stuff_dir = next((path for path in stuff_dirs if path.is_dir()), None)
     file = CocoFile.read(json_path, options)
-    categories = _categories(file, folder, split, stuff_dir)
+    categories = _categories(file, folder, options, stuff_dir)
     images = file.images()
     annotations = _annotations_by_image(file, categories, images)
     rows: list[Record] = []
     for image_id, entry in list(images.items())[: options.limit]:
-        name = entry["file_name"]
+        name = entry["file_name"].replace("\\", "/")  # Label Studio on Windows
         image, stuff = file.path(image_dir, name, name, "unreadable-image"), None
         if stuff_dir is not None:
             stuff = file.path(stuff_dir, str(Path(name).with_suffix(".png")), name, "unreadable-map")
@@ -82,6 +90,14 @@ def raw_coco_instances(folder: Path, options: ReadOptions) -> RawRecords:
     return RawRecords(dataset_of(rows, FEATURES), categories, partial(decode_instances, categories))
 
 
+def _image_folder(json_path: Path, folder: Path, split: str | None) -> Path:
+    if json_path.name in (ROBOFLOW_FILE, LABEL_STUDIO_FILE):
+        return json_path.parent
+    if split is None and json_path.stem.endswith(f"_{CVAT_SPLIT}"):
+        return first_existing([folder / "images" / CVAT_SPLIT, folder / "images"])
+    return first_existing(image_folders(folder, split))
+
+
 def _annotations_by_image(
     file: CocoFile, categories: Categories, images: dict[int | str, Any]
 ) -> dict[int | str, list[dict[str, Any]]]:
@@ -94,17 +110,29 @@ def _annotations_by_image(
             file.report("unknown-category", file.name, f"{place}: `category_id` {entry['category_id']} is unknown")
         else:
             try:
-                shape = {key: entry.get(key) for key in MASK_KEYS} | {"iscrowd": crowd_flag(entry)}
+                own = entry.get("attributes")  # of CVAT, whose `iscrowd` only says that a mask is run lengths
+                flags = {"iscrowd": own.get("is_crowd")} if isinstance(own, dict) else entry
+                shape = {key: entry.get(key) for key in MASK_KEYS} | {"iscrowd": crowd_flag(flags)}
                 found[entry["image_id"]].append(shape)
             except ValueError as error:
                 file.report("broken-entry", file.name, f"{place}: {error}")
     return found
 
 
-def _categories(file: CocoFile, folder: Path, split: str | None, stuff_dir: Path | None) -> Categories:
-    """Returns all classes: those of the instances are things; those of stuff maps come from a file beside them."""
-    entries = [{**entry, "isthing": 1} if isinstance(entry, dict) else entry for entry in file.contents["categories"]]
+def _categories(file: CocoFile, folder: Path, options: ReadOptions, stuff_dir: Path | None) -> Categories:
+    """Returns all classes: those of the instances are things unless the file or the options say otherwise.
+
+    The classes of stuff maps come from a file beside them.
+    """
+    split = options.split
+    entries = [{"isthing": 1, **entry} if isinstance(entry, dict) else entry for entry in _used_categories(file)]
     things = checked_categories(entries, file.name, file.report)
+    if options.stuff is not None:
+        named = match_labels(dict(enumerate(options.stuff)), things)
+        if lacking := [name for place, name in enumerate(options.stuff) if place not in named.values()]:
+            known = ", ".join(things.names[:40])
+            raise ValueError(f"`stuff` names {lacking[0]!r}, which is not a class of {file.name}: {known}.")
+        things = replace(things, is_thing=tuple(label not in named for label in range(len(things))))
     if stuff_dir is None:
         return things
     paths = [folder / (split or "") / CATEGORIES_FILE, folder / CATEGORIES_FILE]
@@ -119,6 +147,18 @@ def _categories(file: CocoFile, folder: Path, split: str | None, stuff_dir: Path
     return Categories.from_coco([*things.to_coco(), *added])
 
 
+def _used_categories(file: CocoFile) -> list[Any]:
+    """Returns the categories without those that only group others, which Roboflow writes."""
+    entries = file.contents["categories"]
+    groups = {entry.get("supercategory") for entry in entries if isinstance(entry, dict)}
+    used = {entry.get("category_id") for entry in file.contents["annotations"] if isinstance(entry, dict)}
+    return [
+        entry
+        for entry in entries
+        if not isinstance(entry, dict) or entry.get("name") not in groups or entry.get("id") in used
+    ]
+
+
 def decode_instances(categories: Categories, row: Record) -> Record:
     """Makes a record of an image, its instances and its map of stuff, whose values are category ids.
 
@@ -129,14 +169,23 @@ def decode_instances(categories: Categories, row: Record) -> Record:
         check_size(row, (row["width"], row["height"]))  # the polygons are in these coordinates
     annotations = json.loads(row["annotations"])
     masks = [_mask(annotation, height, width, row) for annotation in annotations]
-    ids = paint_instances(masks, [bool(entry["iscrowd"]) for entry in annotations], (height, width))
-    _log_overlaps(masks, ids, row)
-    segments = [
-        {"id": index, "label_id": categories.label_id(entry["category_id"]), "iscrowd": entry["iscrowd"]}
-        for index, entry in enumerate(annotations, start=1)
+    labels = [categories.label_id(entry["category_id"]) for entry in annotations]
+    levels = [
+        (CROWD if entry["iscrowd"] else INSTANCE) if categories.is_thing[label] else STUFF
+        for label, entry in zip(labels, annotations, strict=True)
     ]
+    ids = paint_instances(masks, levels, (height, width))
+    _log_overlaps(masks, ids, row)
+    segments: list[dict[str, Any]] = []
+    first_of: dict[int, int] = {}  # the id of the segment that all of a stuff class becomes
+    for index, (label, entry) in enumerate(zip(labels, annotations, strict=True), start=1):
+        if not categories.is_thing[label] and label in first_of:
+            ids[ids == index] = first_of[label]
+        else:
+            first_of[label] = index
+            segments.append({"id": index, "label_id": label, "iscrowd": entry["iscrowd"]})
     if row["segmentation"] is not None:
-        ids, stuff = _add_stuff(ids, categories, row, first_id=len(segments) + 1)
+        ids, stuff = _add_stuff(ids, categories, row, first_id=len(annotations) + 1)
         segments += stuff
     return make_record(row, ids, measure_segments(ids, segments))
 
@@ -165,12 +214,12 @@ def _add_stuff(
     return ids, segments
 
 
-def paint_instances(masks: list[np.ndarray], is_crowd: list[bool], size: tuple[int, int]) -> np.ndarray:
-    """Makes one map (H, W) int64 of overlapping masks: the index of the mask plus 1, or 0."""
+def paint_instances(masks: list[np.ndarray], levels: list[int], size: tuple[int, int]) -> np.ndarray:
+    """Makes one map (H, W) int64 of overlapping masks: the index of the mask plus 1, or 0; higher levels cover."""
     ids = np.zeros(size, dtype=np.int64)
     areas = [int(np.count_nonzero(mask)) for mask in masks]
     # The lowest is painted first.
-    order = sorted(range(len(masks)), key=lambda i: (not is_crowd[i], -areas[i], -i))
+    order = sorted(range(len(masks)), key=lambda i: (levels[i], -areas[i], -i))
     for index in order:
         ids[masks[index]] = index + 1
     return ids

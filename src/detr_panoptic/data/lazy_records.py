@@ -18,7 +18,7 @@ from PIL import Image as PILImage
 from .categories import Categories, match_labels
 from .findings import DataError, Report
 from .plain_text import first_line
-from .records import Record, ids_to_rgb, panoptic_features
+from .records import Record, has_scores, ids_to_rgb, panoptic_features
 
 MAX_SHARDS = 64  # of a stream; more processes and workers than this share none
 MAX_HASHED_ID = 2**52  # JSON readers with floats for numbers still read it exactly
@@ -39,6 +39,7 @@ class ReadOptions:
     streaming: bool = False  # do not download and prepare rows first
     files_may_be_missing: bool = False  # do not look for the files of COCO datasets
     categories: Categories | None = None  # what category ids mean if the source does not say
+    stuff: tuple[str, ...] | None = None  # names of the stuff classes, in formats that do not say which are
     report: Report | None = None  # collects the findings of the validator. None: the first error is raised
 
 
@@ -60,7 +61,7 @@ def map_style_records(raw: RawRecords) -> Dataset:
     if raw.decode is None:
         return raw.rows
     earlier = raw.rows.format["format_kwargs"].get("transform")  # of records that were read before
-    return raw.rows.with_transform(partial(_decode_batch, raw.decode, earlier))
+    return raw.rows.with_transform(partial(_decode_batch, raw.decode, earlier, frozenset(raw.rows.column_names)))
 
 
 def streamed_records(raw: RawRecords) -> IterableDataset:
@@ -70,17 +71,23 @@ def streamed_records(raw: RawRecords) -> IterableDataset:
         rows = rows.to_iterable_dataset(num_shards=min(len(rows), MAX_SHARDS))
     if raw.decode is None:
         return rows
-    features = panoptic_features(raw.categories)
+    features = panoptic_features(raw.categories, with_scores=has_scores(rows.features))
     extra = [name for name in rows.column_names if name not in features]
     # With `features`, `map` passes decoded images on; without, it would write them as new files.
     return rows.map(raw.decode, remove_columns=extra, features=features)
 
 
-def _decode_batch(decode: Decode, earlier: Callable[[Batch], Batch] | None, batch: Batch) -> Batch:
+def _decode_batch(
+    decode: Decode, earlier: Callable[[Batch], Batch] | None, columns: frozenset[str], batch: Batch
+) -> Batch:
+    """Makes records of raw rows; columns that `map` has added are kept, and rows that `map` has replaced."""
+    if not columns & batch.keys():
+        return batch
+    added = {name: values for name, values in batch.items() if name not in columns}
     batch = batch if earlier is None else earlier(batch)
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     records = [decode(row) for row in rows]
-    return {name: [record[name] for record in records] for name in records[0]}
+    return {name: [record[name] for record in records] for name in records[0]} | added
 
 
 class NamedRecords:

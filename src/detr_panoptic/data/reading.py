@@ -1,6 +1,6 @@
 """Reads datasets of every format as canonical records, and images without annotations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
@@ -81,6 +81,7 @@ def read_panoptic(
     data_format: str | None = None,
     limit: int | None = None,
     categories: Categories | None = None,
+    stuff: Sequence[str] | None = None,
     streaming: bool = False,
     files_may_be_missing: bool = False,
 ) -> PanopticData:
@@ -92,7 +93,7 @@ def read_panoptic(
     `coco-panoptic`   `panoptic.json`, `images/`, `panoptic/`; or the official COCO layout
     `rows`            a dataset of `datasets`: on the Hub, saved to disk, or Parquet files
     `two-channel`     `images/`, `maps/` (red: class, green: instance), `categories.json`
-    `coco-instances`  `instances.json`, `images/`, maybe `stuff/`; official layout; Roboflow export
+    `coco-instances`  `instances.json`, `images/`, maybe `stuff/`; official layout; exports of annotation tools
     `cityscapes`      `leftImg8bit/SPLIT/`, `gtFine/SPLIT/`
     `semantic`        `images/`, `maps/` with one class per pixel, `categories.json`
     ================  =========================================================================
@@ -109,6 +110,8 @@ def read_panoptic(
         limit: maximum number of records, from the first.
         categories: use these label ids; classes are matched by name (`match_labels`). If the source does not say what
             its category ids mean, they mean these categories. By default the source's own.
+        stuff: names of the classes of COCO instances that are stuff, such as those of an annotation tool's export;
+            the others are things. By default the file's `isthing`, and things without it.
         streaming: return an `IterableDataset` with the same records in the same order.
         files_may_be_missing: a missing file of a COCO dataset is an error when its record is used, not now.
 
@@ -128,11 +131,12 @@ def read_panoptic(
     """
     check_limit(limit)
     if isinstance(source, PanopticData):
-        if split is not None or data_format is not None or streaming:
-            raise ValueError("`split`, `data_format` and `streaming` do not apply to a `PanopticData`.")
+        if split is not None or data_format is not None or streaming or stuff is not None:
+            raise ValueError("`split`, `data_format`, `stuff` and `streaming` do not apply to a `PanopticData`.")
         raw = RawRecords(first_rows(source.records, limit), source.categories)
     else:
-        options = ReadOptions(split, limit, streaming, files_may_be_missing, categories)
+        named = None if stuff is None else tuple(stuff)
+        options = ReadOptions(split, limit, streaming, files_may_be_missing, categories, named)
         raw = raw_records(str(source), data_format, options)
     if isinstance(raw.rows, Dataset) and len(raw.rows) == 0:
         raise ValueError(f"`source` {str(source)!r} holds no annotated image.")
@@ -153,6 +157,8 @@ def raw_records(source: str, data_format: str | None, options: ReadOptions) -> R
     if data_format is not None and data_format not in FORMATS:
         raise ValueError(f"`data_format` must be one of {', '.join(FORMATS)}, got {data_format!r}.")
     name = data_format or recognize(source, split=options.split)
+    if options.stuff is not None and name != COCO_INSTANCES:
+        raise ValueError(f"`stuff` applies to {COCO_INSTANCES} only; {name} says itself which classes are stuff.")
     if name == ROWS or (name in (TWO_CHANNEL, SEMANTIC) and (holds_rows(source) or not Path(source).exists())):
         return raw_rows(source, options, map_kind=None if name == ROWS else name)
     readers: dict[str, Callable[[Path, ReadOptions], RawRecords]] = {

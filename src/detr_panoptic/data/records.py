@@ -43,6 +43,12 @@ def panoptic_features(categories: Categories | None = None, *, with_scores: bool
     return Features(columns)
 
 
+def has_scores(features: Features | None) -> bool:
+    """Returns whether the segments of records have a `score`."""
+    segments = (features or {}).get("segments_info")
+    return isinstance(segments, List) and "score" in segments.feature
+
+
 def _label_feature(categories: Categories) -> ClassLabel:
     kinds = {"is_thing": [int(thing) for thing in categories.is_thing], "category_ids": list(categories.category_ids)}
     return ClassLabel(names=list(categories.names), id=json.dumps(kinds))

@@ -174,13 +174,14 @@ def _identified_stream(rows: IterableDataset, features: Features) -> IterableDat
 
     Workers and processes read different parts of a stream, so a count would give several images the same number.
     """
-    columns = Features({**features, "image": Image(decode=False), "image_id": Value("int64")})
+    columns = Features({**features, "image": Image(), "image_id": Value("int64")})
     return rows.cast_column("image", Image(decode=False)).map(_add_hash, features=columns)
 
 
 def _add_hash(row: Record) -> Record:
-    image = row["image"]
-    return {**row, "image_id": hashed_id(image.get("bytes") or str(image["path"]).encode())}
+    image = row["image"]  # opened here: a stream that has been mapped ignores `cast_column`
+    number = hashed_id(image.get("bytes") or str(image["path"]).encode())
+    return {**row, "image": opened(image), "image_id": number}
 
 
 def open_rows(source: str, *, split: str | None, streaming: bool) -> Dataset | IterableDataset:

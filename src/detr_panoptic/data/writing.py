@@ -7,26 +7,25 @@ Each takes any iterable of records. An image that comes as a file (`path` or `by
 import json
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from itertools import islice
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, load_from_disk
-from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from .categories import Categories
 from .contained_paths import path_inside
 from .files import check_new_folder, whole_folder
-from .lazy_records import NamedRecords, check_size, name_of, open_stored, row_error, undecoded, upright_size
+from .lazy_records import NamedRecords, name_of, open_stored, row_error, undecoded, upright_size
 from .reading import PanopticData, read_panoptic
-from .records import Record, ids_to_rgb, panoptic_features, segmentation_ids
+from .records import Record, has_scores, panoptic_features
+from .stored import map_file, picture_file, stored_record, write_file
+from .writing_instances import Masks, write_coco_instances
 
 ROW_GROUP = 64  # records; a reader of Parquet loads a group at once
 SHARD_BYTES = 500 * 2**20  # as of `datasets`
@@ -57,13 +56,13 @@ def write_coco_panoptic_dataset(folder: str | Path, records: Iterable[Record], c
                 raise row_error(record, f"expected each id and file name once, got {value!r} twice")
             seen.add(value)
         width, height = upright_size({"bytes": contents})
-        _write(path_inside(folder / "panoptic", map_name, name_of(record)), map_file(record))
-        _write(path_inside(folder / "images", name, name_of(record)), contents)
+        write_file(path_inside(folder / "panoptic", map_name, name_of(record)), map_file(record))
+        write_file(path_inside(folder / "images", name, name_of(record)), contents)
         segments = [segment_entry(entry, categories) for entry in record["segments_info"]]
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         annotations.append({"image_id": image_id, "file_name": map_name, "segments_info": segments})
     document = {"images": images, "annotations": annotations, "categories": categories.to_coco()}
-    _write(folder / "panoptic.json", json.dumps(document, ensure_ascii=False).encode())
+    write_file(folder / "panoptic.json", json.dumps(document, ensure_ascii=False).encode())
     return folder / "panoptic.json"
 
 
@@ -138,75 +137,14 @@ def _tables(records: Iterable[Record], features: Features) -> Iterator[pa.Table]
         raise ValueError("`records` must hold at least one record, got none.")
 
 
-def stored_record(record: Record) -> Record:
-    """Returns a record whose images are the contents of files; raises ValueError for a broken or unfitting map."""
-    name, contents = picture_file(record)
-    return {
-        "image": {"bytes": contents, "path": PurePosixPath(name).name},
-        "image_id": record["image_id"],
-        "file_name": name,
-        "segmentation": {"bytes": map_file(record), "path": PurePosixPath(name).with_suffix(".png").name},
-        "segments_info": record["segments_info"],
-    }
-
-
-def picture_file(record: Record) -> tuple[str, bytes]:
-    """Returns the name and contents of a record's image file; an image in memory becomes a PNG file."""
-    image, name, number = record["image"], record.get("file_name"), f"{record['image_id']:012d}"
-    if isinstance(image, PILImage.Image):
-        return str(PurePosixPath(name or number).with_suffix(".png")), _png(image)
-    contents = _contents(image)
-    if not name and image.get("path"):
-        name = PureWindowsPath(image["path"]).name  # either kind of slash
-    if not name:
-        with open_stored(image) as picture:
-            name = f"{number}.{str(picture.format).lower()}"
-    return name, contents
-
-
-def map_file(record: Record) -> bytes:
-    """Returns a record's id map as an RGB PNG file (copied if it is one); raises ValueError as `stored_record`."""
-    segmentation = record["segmentation"]
-    if isinstance(segmentation, Mapping):
-        contents = _contents(segmentation)
-        try:
-            with open_stored({"bytes": contents}) as picture:
-                picture.load()
-        except Exception as error:  # broken files raise anything from SyntaxError to struct.error
-            reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
-            message = f"the map {segmentation.get('path') or ''} is broken: {reason}"
-            raise row_error(record, message, kind="unreadable-map") from error
-        check_size(record, picture.size)
-        return contents if (picture.format, picture.mode) == ("PNG", "RGB") else _png(picture.convert("RGB"))
-    ids = segmentation_ids(segmentation)
-    check_size(record, ids.shape[::-1])
-    return _png(PILImage.fromarray(ids_to_rgb(ids)))
-
-
 def segment_entry(entry: Mapping[str, Any], categories: Categories) -> dict[str, Any]:
     """Returns an entry of `segments_info` as COCO's panoptic JSON has it."""
     category_id = categories.category_ids[entry["label_id"]]
-    return {"category_id": category_id, **{key: entry[key] for key in SEGMENT_KEYS if key in entry}}
+    return {"category_id": category_id, **{key: entry[key] for key in SEGMENT_KEYS if entry.get(key) is not None}}
 
 
-def _contents(picture: Mapping[str, Any]) -> bytes:
-    contents = picture.get("bytes")
-    return Path(picture["path"]).read_bytes() if contents is None else contents
-
-
-def _png(picture: PILImage.Image) -> bytes:
-    buffer = BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _write(path: Path, contents: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(contents)
-
-
-COCO, DATASET, PARQUET = TARGETS = ("coco", "dataset", "parquet")
-Target = Literal["coco", "dataset", "parquet"]
+COCO, DATASET, PARQUET, INSTANCES = TARGETS = ("coco", "dataset", "parquet", "coco-instances")
+Target = Literal["coco", "dataset", "parquet", "coco-instances"]
 ON_ERROR = ("stop", "skip")
 
 _logger = logging.getLogger(__name__)
@@ -242,7 +180,7 @@ class DataConversion:
         return "\n".join([total, *skipped] if self.failures else [total])
 
 
-def convert_data(
+def convert_data(  # noqa: PLR0913  every option of a long run, each with a default
     source: str | Path | PanopticData,
     output: str | Path,
     *,
@@ -250,15 +188,18 @@ def convert_data(
     split: str | None = None,
     data_format: str | None = None,
     limit: int | None = None,
+    stuff: Sequence[str] | None = None,
+    masks: Masks = "polygons",
     on_error: Literal["stop", "skip"] = "stop",
     progress: bool = True,
 ) -> DataConversion:
     """Writes a dataset in another format; image files are copied byte by byte.
 
-    `source`, `split`, `data_format` and `limit` are those of `read_panoptic`. `output`, a folder that is empty or does
-    not exist, appears when it is complete. "coco" writes `images/`, `panoptic/` and `panoptic.json`; "dataset" a
-    folder for `datasets.load_from_disk`; "parquet" `data/SPLIT-*.parquet`, the layout of the Hub. At an image that
-    cannot be read, `on_error` says whether to "stop" or to "skip" it.
+    `source`, `split`, `data_format`, `limit` and `stuff` are those of `read_panoptic`. `output`, a folder that is
+    empty or does not exist, appears when it is complete. "coco" writes `images/`, `panoptic/` and `panoptic.json`;
+    "dataset" a folder for `datasets.load_from_disk`; "parquet" `data/SPLIT-*.parquet`, the layout of the Hub;
+    "coco-instances" `images/` and `instances.json` for annotation tools, with `masks` as "polygons" or "rle". At an
+    image that cannot be read, `on_error` says whether to "stop" or to "skip" it.
 
     Raises:
         ValueError: an argument is invalid, an image cannot be read, or none can.
@@ -273,7 +214,11 @@ def convert_data(
         >>> read_panoptic(output)
         PanopticData: 2 records, 14 classes (8 things: house, tree, ...; 6 stuff: sky, mountain, ...)
     """
-    for name, value, allowed in (("to", to, TARGETS), ("on_error", on_error, ON_ERROR)):
+    for name, value, allowed in (
+        ("to", to, TARGETS),
+        ("masks", masks, get_args(Masks)),
+        ("on_error", on_error, ON_ERROR),
+    ):
         if value not in allowed:
             raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}.")
     check_new_folder(output)
@@ -281,7 +226,8 @@ def convert_data(
         data = read_panoptic(source, limit=limit)
     else:
         missing = on_error == "skip"
-        data = read_panoptic(source, split=split, data_format=data_format, limit=limit, files_may_be_missing=missing)
+        options: dict[str, Any] = {"split": split, "data_format": data_format, "limit": limit, "stuff": stuff}
+        data = read_panoptic(source, files_may_be_missing=missing, **options)
     if not isinstance(data.records, Dataset):
         raise ValueError("`source` must not be a stream.")
     conversion = DataConversion(Path(output), data.categories)
@@ -291,9 +237,12 @@ def convert_data(
         if to == COCO:
             write_coco_panoptic_dataset(part, bar, data.categories)
         elif to == DATASET:
-            save_dataset(part, bar, data.categories)
+            save_dataset(part, bar, data.categories, with_scores=has_scores(data.records.features))
+        elif to == INSTANCES:
+            write_coco_instances(part, bar, data.categories, masks=masks)
         else:
-            write_parquet(part, bar, data.categories, split=split or "train")
+            scored = has_scores(data.records.features)
+            write_parquet(part, bar, data.categories, split=split or "train", with_scores=scored)
     return conversion
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -27,12 +28,27 @@ class TrainerPanopticQuality:
     OUTPUTS = ("logits", "pred_boxes", "pred_masks", "image_sizes", "canvas_sizes")
 
     def __init__(self, processor: DetrPanopticImageProcessor, categories: Categories) -> None:
-        """Starts without images."""
+        """Starts without images; raises ValueError in one of several processes.
+
+        Accelerate cannot gather targets of different sizes: it would wait forever, or the processes would crash.
+        """
+        if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
+            raise ValueError(
+                f"`compute_metrics` must be None in {count} processes: call `evaluate` after the training."
+            )
         self.processor = processor
         self.quality = PanopticQuality(categories)
 
-    def __call__(self, batch: Any, compute_result: bool) -> dict[str, float]:
-        """Adds a batch; with `compute_result`, returns the quality of all batches in [0, 1] and starts again."""
+    def __call__(self, batch: Any, compute_result: bool | None = None) -> dict[str, float]:
+        """Adds a batch; with `compute_result`, returns the quality of all batches in [0, 1] and starts again.
+
+        Raises:
+            ValueError: the Trainer's arguments are not those that the class needs.
+        """
+        if compute_result is None:
+            raise ValueError("`batch_eval_metrics` of the TrainingArguments must be True, got False.")
+        if batch.inputs is None:
+            raise ValueError('`include_for_metrics` of the TrainingArguments must be ["inputs"], got no inputs.')
         outputs = DetrPanopticSegmentationOutput(**dict(zip(self.OUTPUTS, batch.predictions, strict=True)))
         results = self.processor.post_process_panoptic_segmentation(outputs)
         for target, result in zip(batch.inputs["labels"], results, strict=True):

@@ -1,4 +1,4 @@
-"""Export to ONNX, `torch.export` and transformers' own DETR; int8."""
+"""Export to ONNX, `torch.export`, AOTInductor and transformers' own DETR; int8."""
 
 from .exported import ExportedModel, export
 from .graph import GraphOptions

@@ -1,5 +1,7 @@
 """`export`: a model as files for programs without this package."""
 
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from .inputs import calibration_batches, calibration_pictures, fitted_to_canvas
 from .transformers_detr import write_transformers
 from .writing import trace, write_onnx
 
-FILE_NAMES = {"onnx": "model.onnx", "torch": "model.pt2"}
+FILE_NAMES = {"onnx": "model.onnx", "torch": "model.pt2", "aotinductor": "compiled.pt2"}
 FILE_SUFFIXES = (".onnx", ".pt2", ".pt", ".safetensors")
 FORMATS = (*FILE_NAMES, "transformers")
 QUANTIZATIONS = ("dynamic", "static")
@@ -27,7 +29,7 @@ class ExportedModel:
 
     Args:
         file: the graph or the weights; `config.json` and `preprocessor_config.json` are beside it.
-        format: "onnx", "torch" or "transformers".
+        format: "onnx", "torch", "aotinductor" or "transformers".
         options: inputs and outputs of the graph. None for "transformers".
     """
 
@@ -73,7 +75,8 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
     Args:
         model: a folder, a name on the Hub, a `Predictor`, or a (model, image processor) pair. It stays as it is.
         output: the folder to write to.
-        format: "onnx" for ONNX Runtime, OpenVINO and TensorRT, "torch" for `torch.export.load`, or "transformers" for
+        format: "onnx" for ONNX Runtime, OpenVINO and TensorRT, "torch" for `torch.export.load`, "aotinductor" for
+            `torch._inductor.aoti_load_package` on CPUs like this one (compiling takes minutes), or "transformers" for
             `transformers.DetrForSegmentation`, which takes none of the options below.
         size: height and width of the padded canvas in pixels, as a pair or as "800x1066". None takes the size of the
             image processor if it makes square images.
@@ -92,6 +95,7 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
     Raises:
         ValueError: an option is wrong, or options exclude each other. Nothing is written then.
         ImportError: the extra `export` is not installed.
+        OSError: "aotinductor" finds no C++ compiler.
 
     Example:
         >>> import tempfile
@@ -113,7 +117,10 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
     )
     _check(output, format, quantize, calibration, options)
     pictures = None if calibration is None else calibration_pictures(calibration, options)
-    predictor = Predictor.of(model)
+    if isinstance(model, Predictor | tuple):
+        predictor = Predictor.of(model)
+    else:
+        predictor = Predictor.from_pretrained(model, runtime="torch", device="cpu")
     loaded, processor = predictor.model, predictor.processor
     if format == "transformers":
         write_transformers(loaded, processor, output)
@@ -126,6 +133,8 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
     file = output / FILE_NAMES[format]
     if format == "torch":
         torch.export.save(program, file)
+    elif format == "aotinductor":
+        torch._inductor.aoti_compile_and_package(program, package_path=str(file))
     else:
         floats = file if quantize is None else file.with_name("float.onnx")
         write_onnx(program, floats, options, labels=loaded.config.id2label or {})
@@ -155,6 +164,8 @@ def _check(output: Path, format: str, quantize: str | None, calibration: Any, op
         raise ValueError(
             f'`quantize` needs `format="onnx"` in float32, got {format!r}{" with `half`" * options.half}.'
         )
+    if format == "aotinductor" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise OSError('`format="aotinductor"` needs a C++ compiler, such as g++.')
     if (quantize == "static") != (calibration is not None):
         raise ValueError('`quantize="static"` and `calibration` need each other.')
     if format == "onnx":

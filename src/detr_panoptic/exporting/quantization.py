@@ -93,11 +93,14 @@ def quantize(
     check_new_folder(output)
     data = read_source(source, split=split, data_format=data_format, limit=limit)
     pictures = calibration_pictures(data if calibration is None else calibration, GraphOptions())
-    loaded = Predictor.of(model)
+    if isinstance(model, Predictor | tuple):
+        loaded = Predictor.of(model)
+    else:
+        loaded = Predictor.from_pretrained(model, runtime="torch", device="cpu")
     indices: Any = range(len(pictures))
     network, processor = loaded.model, loaded.processor
 
-    def prepare(index: int) -> Any:
+    def prepare(index: Any) -> Any:
         return processor(pictures[index]["image"], return_tensors="pt")
 
     with whole_folder(output) as folder:

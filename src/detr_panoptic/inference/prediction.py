@@ -116,11 +116,12 @@ class Prediction:
 
         masks = self.segmentation[None] == np.array([s.id for s in self.segments]).reshape(-1, 1, 1)
         corners = [(x, y, x + width, y + height) for x, y, width, height in (s.bbox for s in self.segments)]
+        scores = [s.score for s in self.segments]
         return sv.Detections(
             xyxy=np.array(corners, dtype=np.float32).reshape(-1, 4),
             mask=masks,
             class_id=np.array([s.label_id for s in self.segments], dtype=int),
-            confidence=np.array([np.nan if s.score is None else s.score for s in self.segments], dtype=np.float32),
+            confidence=None if None in scores else np.array(scores, dtype=np.float32),  # no score of a semantic map
             data={"class_name": np.array([s.label for s in self.segments])},
         )
 

@@ -11,6 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
@@ -18,7 +19,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-from ..image_reading import read_picture
+from ..image_reading import image_to_tensor, read_picture
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from ..runtimes import Choice, GraphRuntime, TorchRuntime, open_if_prepared, open_runtime
 from .detections import detect
@@ -32,12 +33,11 @@ from .tiling import Tiling, predict_tiles
 from .video import Frame, Video, VideoPrediction, follow_video, write_video
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
-ImageInput = Image.Image | str | Path
+ImageInput = Image.Image | np.ndarray | str | Path
 MAX_WORKERS = 8  # more loading processes are faster than any GPU
 PATIENCE = timedelta(days=7)  # a process may wait for another one that has the slow images
 
@@ -169,7 +169,7 @@ class Predictor:
         """Segments one image or several; each goes through the model on its own, so none affects another.
 
         Args:
-            images: PIL images of any mode, or paths.
+            images: PIL images of any mode, paths, or arrays (H, W, 3) of uint8 in RGB order.
             task: "panoptic": things and stuff; "instance": things only; "semantic": one segment for each class.
             threshold: least score of a segment, in [0, 1]; None: the image processor's. Without meaning for the
                 semantic task.
@@ -182,7 +182,7 @@ class Predictor:
             ValueError: a file is not an image, or an argument is out of range.
         """
         tiling = check_options(task, threshold, tile=tile, overlap=overlap)
-        if isinstance(images, Image.Image | str | Path):
+        if isinstance(images, Image.Image | np.ndarray | str | Path):
             return self([images], task=task, threshold=threshold, tile=tile, overlap=overlap)[0]
         records = self._single_records(images)
         if tiling is not None:
@@ -399,8 +399,11 @@ class Predictor:
             picture, name = image, f"image {number}"
             if isinstance(image, str | Path):
                 picture, name = read_picture(image), Path(image).name
+            elif isinstance(image, np.ndarray) and image.dtype == np.uint8:
+                picture = Image.fromarray(image_to_tensor(image).permute(1, 2, 0).numpy())
             if not isinstance(picture, Image.Image):
-                raise TypeError(f"`images` must be PIL images or paths, got {type(image).__name__}.")
+                got = f"an array of {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+                raise TypeError(f"`images` must be PIL images, paths or arrays of uint8, got {got}.")
             yield {"image": plain_picture(picture), "image_id": number, "file_name": name}
 
     def _batches(self, source: Any, batch_size: int, share: bool = False, **options: Any) -> Iterator[Batch]:

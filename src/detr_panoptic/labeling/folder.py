@@ -13,7 +13,8 @@ from ..data.contained_paths import path_inside
 from ..data.files import check_folder, check_new_folder, written_whole
 from ..data.lazy_records import name_of
 from ..data.records import segmentation_ids
-from ..data.writing import map_file, picture_file, segment_entry
+from ..data.stored import map_file, picture_file
+from ..data.writing import segment_entry
 from ..inference.folder import SETTINGS, claim_folder
 from ..inference.pictures import Pictures, unique_stems
 from ..segment_ids import VOID_ID

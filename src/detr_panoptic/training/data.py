@@ -5,9 +5,10 @@ Order and augmentations depend on the seed and the epoch alone.
 
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -122,6 +123,12 @@ class Batches:
         """Sets order and augmentation of the next pass, so that a resumed run finds its place."""
         self._order.manual_seed((self.seed << 32) + epoch)
         self.collator.set_epoch(epoch)
+
+    def endless(self) -> Iterator[Batch]:
+        """Yields the batches of one pass after the other."""
+        for epoch in count():
+            self.start_epoch(epoch)
+            yield from self.loader
 
     def close(self) -> None:
         """Tells the workers that the next SIGTERM is meant for them."""

@@ -17,11 +17,11 @@ from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from .aids import attach_training_aids
 from .data import TrainingData
 from .optimization import freeze
-from .settings import ModelSettings, TrainingSettings
+from .settings import FEW_IMAGES_RECIPE, ModelSettings, TrainingSettings
 
 logger = logging.getLogger(__name__)
 
-FEW_IMAGES = 10_000  # that a new transformer overfits: the paper trained on 118 000
+OVERFITTED_IMAGES = 10_000  # that a new transformer overfits: the paper trained on 118 000
 # What a fine-tuned model's image processor inherits from its checkpoint:
 KEPT_OF_A_PROCESSOR = ("image_mean", "image_std", "merging", "mask_threshold", "overlap_mask_area_threshold")
 
@@ -38,9 +38,9 @@ def build_model(
     if wanted.model is None:
         model, unknown = _new_model(wanted, data.categories), list(data.categories.names)
         inherited: dict[str, Any] = model.model.backbone.image_statistics
-        if len(data.train) < FEW_IMAGES:
+        if len(data.train) < OVERFITTED_IMAGES and settings.recipe != FEW_IMAGES_RECIPE:
             text = "%d images are few for a new transformer: below %d, the recipe `finetune` avoids overfitting."
-            logger.warning(text, len(data.train), FEW_IMAGES)
+            logger.warning(text, len(data.train), OVERFITTED_IMAGES)
     else:
         model, processor = load(wanted.model, device="cpu")
         unknown = fit_class_head(model, data.categories)

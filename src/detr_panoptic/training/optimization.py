@@ -64,16 +64,16 @@ def build_optimizer(model: nn.Module, settings: OptimizationSettings, *, factor:
 
 def build_schedule(optimizer: Optimizer, settings: OptimizationSettings, *, total_steps: int) -> LambdaLR:
     """Builds the learning rate schedule: a factor on every rate as a function of the update."""
+    return LambdaLR(optimizer, lambda step: rate_at(settings, step=step, progress=step / total_steps))
 
-    def factor(step: int) -> float:
-        warmup = min(1.0, (step + 1) / (settings.warmup_steps + 1))
-        progress = step / total_steps
-        if settings.schedule == "cosine":
-            return warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-        dropped = settings.schedule == "step" and progress >= settings.drop_at
-        return warmup * (DROP_FACTOR if dropped else 1.0)
 
-    return LambdaLR(optimizer, factor)
+def rate_at(settings: OptimizationSettings, *, step: int, progress: float) -> float:
+    """Returns the schedule's factor on the learning rates after `step` updates, which are a share of the run."""
+    warmup = min(1.0, (step + 1) / (settings.warmup_steps + 1))
+    if settings.schedule == "cosine":
+        return warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    dropped = settings.schedule == "step" and progress >= settings.drop_at
+    return warmup * (DROP_FACTOR if dropped else 1.0)
 
 
 def average_weights(model: nn.Module, decay: float) -> AveragedModel:

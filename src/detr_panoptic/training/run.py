@@ -14,13 +14,22 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
 
 from ..data import PanopticData
+from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from .data import Batches, read_data
 from .loop import run_epochs
 from .model import build_model, calibrate
-from .optimization import fix_batch_size
+from .optimization import effective_batch, fix_batch_size, rate_factor
+from .positions import teach_positions
 from .reports import best_evaluation, describe_plan, write_reports
-from .settings import RunSettings, TrainingSettings, resolve_settings
-from .state import Run, check_output, open_run
+from .settings import (
+    FEW_IMAGES,
+    FEW_IMAGES_RECIPE,
+    RunSettings,
+    TrainingSettings,
+    resolve_for_images,
+    resolve_settings,
+)
+from .state import Run, check_output, has_checkpoint, open_run
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +82,9 @@ def train(
         source: training data: whatever `read_panoptic` takes, "scenes" for generated images, or a `PanopticData`. May
             also be `data` in `config`.
         output: folder of the results. May also be in `config`.
-        recipe: defaults for a purpose: "finetune" (the default, unless `config` names one), "finetune-small",
-            "from-scratch", "joint", "boxes", "masks", or "none".
+        recipe: defaults for a purpose: "finetune", "finetune-small", "few-photographs", "from-scratch", "joint",
+            "boxes", "masks", or "none". The default, unless `config` names one, is "finetune"; for a new transformer
+            and fewer than 1000 images it is "few-photographs".
         config: YAML file with any of the settings. It wins over the recipe, and keywords win over it.
         overwrite: discard the run in the output folder instead of resuming it.
         dry_run: read the data and build the model, but write nothing; print the result to see the plan.
@@ -98,27 +108,46 @@ def train(
     """
     given = {name: value for name, value in {"data": source, "output": output}.items() if value is not None} | settings
     in_memory = {name: value for name, value in given.items() if isinstance(value, PanopticData)}
-    resolved = resolve_settings(recipe, config, given | dict.fromkeys(in_memory, "data in memory"))
+    named = given | dict.fromkeys(in_memory, "data in memory")
+    resolved = resolve_settings(recipe, config, named)
     if resolved.run.output is None:
         raise ValueError("`output` is needed: a folder for the model, checkpoints and metrics.")
     folder = Path(resolved.run.output)
-    if not (overwrite or dry_run):
+    is_settled = resolved == resolve_for_images(0, recipe, config, named)  # otherwise the images decide
+    if is_settled and not (overwrite or dry_run):
         check_output(folder, resolved)
     with started_accelerator(resolved.run) as accelerator:
         set_seed(resolved.run.seed)
         data = read_data(resolved.data, resolved.run.seed, in_memory)
+        resolved = resolve_for_images(len(data.train), recipe, config, named)
+        if recipe is None and resolved.recipe == FEW_IMAGES_RECIPE:
+            text = "recipe: %s, for a new transformer and %d training images (fewer than %d)"
+            logger.info(text, resolved.recipe, len(data.train), FEW_IMAGES)
         model, processor = build_model(resolved, data)
         fixed = fix_batch_size(resolved, model, accelerator, most_segments=max(map(len, data.sample)))
         if dry_run:
             return TrainingResult(folder, fixed, *describe_plan(fixed, data, model, accelerator.num_processes))
         with open_run(folder, resolved, accelerator, overwrite=overwrite):
             batches = Batches(fixed, data, processor)
+            if fixed.optimization.position_updates and not has_checkpoint(folder):
+                prepare_backbone(model, batches, fixed, accelerator)
             if fixed.model.calibrate:
                 first = batches.first(CALIBRATION_IMAGES)
                 calibrate(model, first["pixel_values"], first["pixel_mask"])
             shown = {n: v if isinstance(v, bool | int | float) else str(v) for n, v in fixed.to_dict().items()}
             accelerator.init_trackers("detr-panoptic", shown, init_kwargs={"wandb": {"dir": str(folder)}})
             return execute(Run(fixed, accelerator, data, model, processor, batches, progress=progress))
+
+
+def prepare_backbone(
+    model: DetrPanopticForSegmentation, batches: Batches, settings: TrainingSettings, accelerator: Accelerator
+) -> None:
+    """Teaches the backbone positions on the accelerator's device; the same on every process."""
+    optimization = settings.optimization
+    factor = rate_factor(optimization, effective_batch(optimization, 1))
+    model.to(accelerator.device)
+    teach_positions(model, batches.endless(), optimization, updates=optimization.position_updates, factor=factor)
+    model.to("cpu")
 
 
 @contextmanager

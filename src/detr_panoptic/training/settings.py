@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 DEFAULT_RECIPE = "finetune"
+FEW_IMAGES_RECIPE = "few-photographs"
+FEW_IMAGES = 1000  # below it, that recipe is the default of a new transformer
 NO_RECIPE = "none"  # every setting that is not given has the default of its field
 RECIPES = Path(__file__).parent / "recipes"
 ARCHITECTURE = (
@@ -108,6 +110,9 @@ class OptimizationSettings(_Checked):
         "none", "scaling of the rates with the images per update, over reference_batch: none, sqrt or linear"
     )
     reference_batch: int = setting(64, "images per update for which the rates are meant", least=1)
+    position_updates: int = setting(
+        0, "updates before the run that teach the last stage of the backbone where things are", least=0
+    )
     ema_decay: float | None = setting(None, "evaluate and save weights averaged by this decay", least=0, most=0.99999)
     patience: int | None = setting(None, "stop after this many evaluations without a better PQ", least=1)
 
@@ -213,6 +218,31 @@ def resolve_settings(
     elif values.get("model") is not None and given.keys() & set(ARCHITECTURE):
         values |= {"model": None, "backbone_weights": "timm"}
     return TrainingSettings.from_dict({**values, **given, "recipe": name})
+
+
+def resolve_for_images(
+    images: int,
+    recipe: str | None = None,
+    file: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> TrainingSettings:
+    """Layers settings as `resolve_settings`; a new transformer for few images has a recipe of its own by default.
+
+    Args:
+        images: number of training images.
+        recipe: as in `resolve_settings`; so are the others.
+        file: as there.
+        overrides: as there.
+
+    Example:
+        >>> resolve_for_images(150, overrides={"backbone": "resnet18"}).recipe
+        'few-photographs'
+    """
+    settings = resolve_settings(recipe, file, overrides)
+    is_named = recipe is not None or (file is not None and "recipe" in read_settings(file))
+    if is_named or settings.model.model is not None or images >= FEW_IMAGES:
+        return settings
+    return resolve_settings(FEW_IMAGES_RECIPE, file, overrides)
 
 
 def recipe_names() -> tuple[str, ...]:

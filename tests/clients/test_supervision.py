@@ -1,12 +1,14 @@
 """Results as `supervision` reads them."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from detr_panoptic import DetrPanopticImageProcessor
-
-from ..conftest import build_tiny
+from detr_panoptic import DetrPanopticImageProcessor, Predictor
+from tests.conftest import build_tiny, photo
 
 pytestmark = pytest.mark.filterwarnings("ignore:OpenCV:UserWarning")  # a hint about speed
 
@@ -80,3 +82,65 @@ def test_nothing_found(outputs):
     detections = sv.Detections.from_transformers(result, id2label=NAMES)
     assert len(detections) == 0
     assert detections.mask.shape == (0, *SIZE)
+
+
+@pytest.fixture(scope="module")
+def predictor(model_folder):
+    return Predictor.from_pretrained(model_folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def image():
+    return photo((71, 53), seed=0)
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
+def test_a_prediction_is_what_supervision_makes_of_the_same_outputs(predictor, image, task):
+    import supervision as sv
+
+    prediction = predictor(image, task=task)
+    ours = prediction.to_supervision()
+    raw = {"segmentation": torch.from_numpy(prediction.segmentation), "segments_info": prediction.segments_info}
+    names = predictor.categories.id2label
+    theirs = sv.Detections.from_transformers(transformers_results=raw, id2label=names)
+    assert len(ours) == len(theirs) >= 1
+    assert np.array_equal(ours.mask, theirs.mask)
+    assert np.array_equal(ours.class_id, theirs.class_id)
+    assert ours.data["class_name"].tolist() == theirs.data["class_name"].tolist()
+    assert np.abs(ours.xyxy - theirs.xyxy).max() <= 1  # supervision's boxes end on the last pixel, ours after it
+    if task == "semantic":
+        assert ours.confidence is None  # NaN would be below every threshold
+    else:
+        np.testing.assert_allclose(ours.confidence, theirs.confidence, atol=1e-6)
+
+
+def test_annotators_filters_and_writers(predictor, image, tmp_path):
+    import supervision as sv
+
+    found = predictor(image).to_supervision()
+    drawn = sv.MaskAnnotator().annotate(image.copy(), found)
+    drawn = sv.LabelAnnotator().annotate(sv.BoxAnnotator().annotate(drawn, found), found)
+    assert drawn.size == image.size
+    assert not np.array_equal(np.array(drawn), np.array(image))
+    sure = found[found.confidence > np.median(found.confidence)]
+    assert 0 < len(sure) < len(found)
+    nothing = predictor(image, threshold=1.0).to_supervision()
+    assert nothing.mask.shape == (0, 53, 71)
+    assert len(sv.Detections.merge([found, nothing, sure])) == len(found) + len(sure)
+    image.save(tmp_path / "photo.png")
+    path = str(tmp_path / "photo.png")
+    classes = list(predictor.categories.names)
+    dataset = sv.DetectionDataset(classes=classes, images=[path], annotations={path: found})
+    dataset.as_coco(images_directory_path=str(tmp_path / "out"), annotations_path=str(tmp_path / "coco.json"))
+    assert len(json.loads((tmp_path / "coco.json").read_text())["annotations"]) >= len(found)
+
+
+def test_a_slicer_calls_the_predictor_with_arrays(predictor):
+    import supervision as sv
+
+    image = np.array(photo((130, 96), seed=1))
+    slicer = sv.InferenceSlicer(lambda tile: predictor(tile).to_supervision(), slice_wh=(80, 80), overlap_wh=(10, 10))
+    assert len(slicer(image)) >= 2
+    assert np.array_equal(predictor(image).segmentation, predictor(Image.fromarray(image)).segmentation)
+    with pytest.raises(TypeError, match="arrays of uint8, got an array of float64"):
+        predictor(image / 255)
