@@ -39,9 +39,8 @@ class Backbone(nn.Module):
     def __init__(self, name: str, *, dilation: bool = False, num_channels: int = 3, pretrained: bool = False) -> None:
         super().__init__()
         self._create = partial(_create_body, name, dilation=dilation, num_channels=num_channels)
-        body = self._create(pretrained=pretrained)
-        expected = DILATED_STRIDES if dilation else STRIDES
-        features: Any = body.feature_info
+        body: Any = self._create(pretrained=pretrained)
+        features, expected = body.feature_info, DILATED_STRIDES if dilation else STRIDES
         self._first_stage, self.pyramid = "", None
         if _is_vit(name):
             width: int = body.embed_dim
@@ -52,14 +51,13 @@ class Backbone(nn.Module):
         else:
             self.channels = features.channels()
             self._first_stage = features.module_name()[0].replace(".", "_")
-        statistics: Any = body.pretrained_cfg
-        self.image_statistics = {"image_mean": list(statistics["mean"]), "image_std": list(statistics["std"])}
-        self.canvas_multiple = STRIDES[-1] if _needs_whole_strides(body) else 1
+        self.image_statistics = {f"image_{name}": list(body.pretrained_cfg[name]) for name in ("mean", "std")}
         self._channels_last_output = getattr(body, "output_fmt", None) == Format.NHWC  # Swin and its relatives
         self.body = freeze_norms(body)
         # In a tuple, so that it is not registered and checkpoints and adapters (LoRA) see timm's layers alone.
         self._fused = ([*self.body.modules()], fuse_norms(self.body))
         self.freeze_stem()
+        self.canvas_multiple = self._find_canvas_multiple(name, expected, num_channels)
         # timm has initialized or downloaded the weights; on the meta device there is nothing yet.
         for module in (self, *self.body.modules()):
             module._is_hf_initialized = not any(tensor.is_meta for tensor in self.body.parameters())
@@ -75,8 +73,9 @@ class Backbone(nn.Module):
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """Computes maps (B, C_i, H/s, W/s) of strides 4, 8, 16 and 32 (16 if dilated) from images (B, 3, H, W)."""
         maps = self._body_to_run()(pixel_values.contiguous(memory_format=torch.channels_last))
-        if self.pyramid is not None:
-            last = _map_of_tokens(maps, pixel_values, self.body.num_prefix_tokens)
+        if self.pyramid is not None:  # these are tokens
+            height, width = (length // PATCH for length in pixel_values.shape[-2:])
+            last = maps[:, self.body.num_prefix_tokens :].unflatten(1, (height, width)).permute(0, 3, 1, 2)
             return [layers(last) for layers in self.pyramid]
         return [m.permute(0, 3, 1, 2) for m in maps] if self._channels_last_output else maps
 
@@ -113,6 +112,23 @@ class Backbone(nn.Module):
             return pixel_values, pixel_mask
         mask = torch.ones_like(pixel_values[:, 0], dtype=torch.int64) if pixel_mask is None else pixel_mask
         return F.pad(pixel_values, margins), F.pad(mask, margins)
+
+    @torch.enable_grad()  # so that no scaled weight is kept
+    def _find_canvas_multiple(self, name: str, strides: tuple[int, ...], num_channels: int) -> int:
+        """Returns 1 if maps of odd sizes are where they should be, otherwise the largest stride."""
+        reason: Any = "its maps have other sizes"
+        self.eval()
+        for multiple, size in ((1, (97, 65)), (STRIDES[-1], (160, 224))):
+            try:
+                maps = self(torch.zeros(1, num_channels, *size, device=next(self.body.parameters()).device))
+            except (RuntimeError, AssertionError) as error:
+                reason = error
+                continue
+            is_exact = [[*m.shape[2:]] for m in maps] == [[-(-n // stride) for n in size] for stride in strides]
+            if is_exact and not (multiple == 1 and _needs_whole_strides(self.body)):
+                self.train()
+                return multiple
+        raise ValueError(f"`backbone` must have four feature maps at any image size, got {name!r}: {reason}.")
 
     def train(self, mode: bool = True) -> "Backbone":
         """Switches between training and inference."""
@@ -277,10 +293,7 @@ def check_images(pixel_values: Tensor, pixel_mask: Tensor | None, *, num_channel
 
 
 def _needs_whole_strides(body: nn.Module) -> bool:
-    """Returns whether the place of a map's cells depends on the length of the image modulo the stride.
-
-    So it is with TensorFlow's "same" padding and with patches that drop the last pixels (ConvNeXt), not with ResNets.
-    """
+    """Tells whether a map's cells move with the length of the image modulo the stride, as in ConvNeXt, not ResNet."""
     strided = [m for m in body.modules() if isinstance(m, nn.Conv2d) and max(m.stride) > 1]
     return any(
         type(conv) is not nn.Conv2d
@@ -296,16 +309,9 @@ def simple_pyramid(width: int) -> nn.ModuleList:
     return nn.ModuleList([nn.Sequential(*quarter), half(width, width // 2), nn.Identity(), nn.MaxPool2d(2)])
 
 
-def _map_of_tokens(tokens: Tensor, images: Tensor, num_prefix_tokens: int) -> Tensor:
-    """Returns the map (B, D, H/16, W/16) of a vision transformer's tokens for images (B, C, H, W)."""
-    height, width = images.shape[-2:]
-    return tokens[:, num_prefix_tokens:].unflatten(1, (height // PATCH, width // PATCH)).permute(0, 3, 1, 2)
-
-
 def _create_body(name: str, *, dilation: bool, num_channels: int, pretrained: bool = False) -> nn.Module:
     if not name.replace(".", "_").isidentifier():
         raise ValueError(f"`backbone` must be the name of a timm model, not a path or address, got {name!r}.")
-    # Not every architecture takes these options.
     options: dict[str, Any] = {"output_stride": DILATED_STRIDES[-1]} if dilation else {}
     options |= {"strict_img_size": False} if name.startswith("swin") else {}
     if _is_vit(name):
@@ -316,15 +322,7 @@ def _create_body(name: str, *, dilation: bool, num_channels: int, pretrained: bo
         body: Any = timm.create_model(name, pretrained=pretrained, in_chans=num_channels, **options)
         if _is_vit(name):
             body.prune_intermediate_layers(1)  # drops the classifier
-        if body.pretrained_cfg.get("fixed_input_size"):  # some run at other sizes all the same
-            images = torch.zeros(1, num_channels, 160, 224, device=next(body.parameters()).device)
-            with torch.no_grad():
-                maps = body.eval()(images)
-            if _is_vit(name):
-                _map_of_tokens(maps, images, body.num_prefix_tokens)
-        return body.train()
-    except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
-        raise ValueError(
-            f"`backbone` must be a timm model with four feature maps at any image size"
-            f"{' that can be dilated' if dilation else ''}, got {name!r}: {error}"
-        ) from error
+        return body
+    except (RuntimeError, TypeError, AttributeError, AssertionError, IndexError) as error:
+        text = f"`backbone` must be a timm model with four feature maps{' that can be dilated' * dilation}"
+        raise ValueError(f"{text}, got {name!r}: {error}") from error

@@ -361,7 +361,7 @@ def test_windows_take_images_of_any_size(backbone):
 # ------ errors at the door
 
 
-@pytest.mark.parametrize("name", ["hiera_tiny_224", "coatnet_0_rw_224"])
+@pytest.mark.parametrize("name", ["hiera_tiny_224", "coatnet_0_rw_224", "legacy_xception"])  # the last has no padding
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_backbone_of_one_size_is_refused_when_it_is_built(name, device):
     with pytest.raises(ValueError, match=f"`backbone` must .* at any image size, got '{name}'"), torch.device(device):
@@ -369,8 +369,9 @@ def test_a_backbone_of_one_size_is_refused_when_it_is_built(name, device):
 
 
 def test_a_backbone_without_four_maps_is_refused():
-    with pytest.raises(ValueError, match=r"`backbone` must .*vit_tiny"):
-        Backbone("vit_tiny_patch16_224")
+    for name in ("xcit_nano_12_p16_224", "nest_tiny"):
+        with pytest.raises(ValueError, match=f"`backbone` must .*{name}"), torch.device("meta"):
+            Backbone(name)
     with pytest.raises(ValueError, match=r"`backbone` must be a timm model.*no_such_model"):
         Backbone("no_such_model")
 

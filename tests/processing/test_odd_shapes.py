@@ -31,6 +31,8 @@ def bundled():
         ("test_efficientnet", 1),
         ("tf_efficientnet_lite0", 32),
         ("test_convnext", 32),
+        ("dla34", 32),  # adds maps of lengths rounded up and down
+        ("densenet121", 32),  # rounds down
     ],
 )
 def test_only_backbones_without_centered_padding_need_whole_strides(name, multiple):
