@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .configuration_detr_panoptic import DetrPanopticConfig
     from .data.checking import DataCheck, check_data
     from .data.reading import PanopticData, read_panoptic
+    from .data.splitting import DataSplit, split_data
     from .data.writing import DataConversion, convert_data
     from .evaluation.model_evaluation import evaluate
     from .evaluation.panoptic_quality import PanopticQuality
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DataCheck",
     "DataConversion",
+    "DataSplit",
     "DetrPanopticConfig",
     "DetrPanopticForSegmentation",
     "DetrPanopticImageProcessor",
@@ -63,6 +65,7 @@ __all__ = [
     "push",
     "quantize",
     "read_panoptic",
+    "split_data",
     "train",
     "tune_thresholds",
 ]
@@ -76,6 +79,7 @@ _NAMES = {
     "explanation": ("Explanation", "explain"),
     "data.checking": ("DataCheck", "check_data"),
     "data.writing": ("DataConversion", "convert_data"),
+    "data.splitting": ("DataSplit", "split_data"),
     "data.reading": ("PanopticData", "read_panoptic"),
     "evaluation.model_evaluation": ("evaluate",),
     "evaluation.panoptic_quality": ("PanopticQuality",),

@@ -118,9 +118,10 @@ class Backbone(nn.Module):
         """Returns 1 if maps of odd sizes are where they should be, otherwise the largest stride."""
         reason: Any = "its maps have other sizes"
         self.eval()
+        probe = copy.deepcopy(self).to("meta") if next(self.parameters()).is_meta else self  # buffers may be elsewhere
         for multiple, size in ((1, (97, 65)), (STRIDES[-1], (160, 224))):
             try:
-                maps = self(torch.zeros(1, num_channels, *size, device=next(self.body.parameters()).device))
+                maps = probe(torch.zeros(1, num_channels, *size, device=next(probe.parameters()).device))
             except (RuntimeError, AssertionError) as error:
                 reason = error
                 continue

@@ -224,3 +224,11 @@ def test_labels_are_printed(monkeypatch, tmp_path, capsys):
     expected = {"teacher": "m", "stuff": ["sky", "road"], "classes": "map.yaml", "threshold": 0.7, "on_error": "skip"}
     assert expected.items() <= called.options.items()
     assert "the result" in capsys.readouterr().out
+
+
+def test_a_split_is_printed(monkeypatch, tmp_path, capsys):
+    called = Called(monkeypatch, "split_data")
+    assert run("data", "split", "d", tmp_path / "out", "--validation-fraction", 0.3, "--seed", 4) == 0
+    assert called.arguments == ("d", tmp_path / "out")
+    assert called.options == {"fraction": 0.3, "seed": 4, "data_format": None}
+    assert "the result" in capsys.readouterr().out

@@ -75,7 +75,7 @@ def test_an_interrupted_command_says_nothing(failing_convert, capsys):
 def test_ctrl_c_ends_a_process_quietly(tmp_path):
     code = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[0] = 'detr-panoptic';"
-        f"from detr_panoptic.commands import main; sys.exit(main(['predict', '--data', 'scenes', '--limit', '9999', "
+        f"from detr_panoptic.commands import main; sys.exit(main(['predict', '--data', 'scenes', '--limit', '99', "
         f"'--model', {str(Path(program.__file__).parents[1] / 'checkpoints' / 'scenes')!r}, "
         f"'--output', {str(tmp_path / 'out')!r}]))"
     )
@@ -96,9 +96,9 @@ def test_a_closed_pipe_ends_a_help_page_quietly():
     command = [sys.executable, "-m", "detr_panoptic.commands", "convert", "--help"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
         process.stdout.close()
-        complaints = process.stderr.read()
+        complaints = [line for line in process.stderr if b"torch/utils/_pytree.py" not in line]  # about torchao
     assert process.returncode == CLOSED_PIPE
-    assert complaints == b""
+    assert complaints == []
 
 
 def test_a_closed_pipe_ends_a_result_quietly(monkeypatch, capsys):

@@ -108,18 +108,18 @@ def test_threads_share_a_predictor(model_folder, runtime):
     predictor = Predictor.from_pretrained(model_folder, runtime=runtime)
     pictures = photos()
     alone = [predictor(picture).segmentation for picture in pictures]
-    wrong = []
+    equal = []
 
     def repeat(index):
         found = [predictor(pictures[index]).segmentation for _ in range(5)]
-        wrong.extend(segmentation for segmentation in found if not np.array_equal(segmentation, alone[index]))
+        equal.extend(np.array_equal(segmentation, alone[index]) for segmentation in found)
 
     threads = [threading.Thread(target=repeat, args=(index,)) for index in range(len(pictures))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert wrong == []
+    assert equal == [True] * 5 * len(pictures)
 
 
 @pytest.mark.usefixtures("own_home")

@@ -212,7 +212,7 @@ def replicate(module: nn.Module, change) -> nn.Module:
     for name, child in module._modules.items():
         setattr(replica, name, None if child is None else replicate(child, change))
     for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-        setattr(replica, name, None if tensor is None else change(tensor.detach()))
+        setattr(replica, name, None if tensor is None else change(tensor))
     return replica
 
 

@@ -225,16 +225,28 @@ def test_a_replica_of_data_parallel_computes_with_its_own_weights(tiny_batch):
     torch.testing.assert_close(found.pred_masks, expected.pred_masks, atol=1e-9, rtol=1e-9)
 
 
+def test_gradients_of_data_parallel_reach_the_model(tiny_batch):
+    model = build_tiny().train()
+    gradients = []
+    for module in (model, replicate(model, lambda tensor: tensor * 1)):
+        model.zero_grad()
+        module(**tiny_batch).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert len(gradients[0]) == sum(p.requires_grad for p in model.parameters())
+    torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-3)
+
+
 def test_flops_are_counted_without_gradients(tiny_model, tiny_batch):
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         tiny_model(tiny_batch["pixel_values"], tiny_batch["pixel_mask"])
     assert counter.get_total_flops() > 1e6
 
 
-def test_empty_weights():
+@pytest.mark.parametrize("backbone", ["test_resnet", "vit_small_patch16_dinov3"])
+def test_empty_weights(backbone):
     accelerate = pytest.importorskip("accelerate")
-    with accelerate.init_empty_weights():
-        model = DetrPanopticForSegmentation(build_tiny().config)
+    with accelerate.init_empty_weights():  # buffers are not empty
+        model = DetrPanopticForSegmentation(build_tiny(backbone=backbone).config)
     assert all(p.is_meta for p in model.parameters())
 
 

@@ -1,11 +1,14 @@
 """The pipeline: silent, batches of any sizes, stuff fused, the processor's thresholds."""
 
 import builtins
+import dataclasses
+import itertools
 import logging
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ImageSegmentationOutputElement
 from PIL import Image
 from torch.utils.data import Dataset
 from transformers import (
@@ -98,6 +101,17 @@ def test_transformers_own_pipeline_agrees_silently(segment, images, warnings_log
     batched = [comparable(result) for result in stock(same, batch_size=3, **thresholds)]
     assert batched == [comparable(result) for result in segment(same, batch_size=3)]
     assert warnings_logged == []
+
+
+def test_results_are_what_the_hub_describes(segment, images):
+    """With a generator, and a last batch that is not full."""
+    described = {field.name for field in dataclasses.fields(ImageSegmentationOutputElement)}
+    kinds = {"score": float, "label": str, "mask": Image.Image}
+    assert described == kinds.keys()
+    results = list(segment((image for image in images * 2), batch_size=4, threshold=0.0))
+    assert len(results) == 2 * len(images)
+    for found in itertools.chain.from_iterable(results):
+        assert {name: type(value) for name, value in found.items()} == kinds
 
 
 def test_other_models_keep_their_pipeline():

@@ -105,6 +105,31 @@ def convert(
     return 2 if result.failures else 0
 
 
+def split(
+    source: Annotated[str, Parameter(help="Annotated images: a folder, a file or a Hub dataset.")],
+    output: NewFolder,
+    /,
+    *,
+    validation_fraction: Annotated[float, Parameter(help="Share of the images for `val`.")] = 0.15,
+    seed: Annotated[int, Parameter(help="Another number gives another choice.")] = 0,
+    data_format: Annotated[str | None, Parameter(name="--format", help="Format, if it is not detected.")] = None,
+) -> int:
+    """Writes a dataset as two splits, `train` and `val`, in COCO's panoptic layout.
+
+    Classes have about the same share in both; one that occurs in fewer than four
+    images stays in `train`.
+
+    For example:
+
+        detr-panoptic data split my_data my_splits
+        detr-panoptic data split my_data my_splits --validation-fraction 0.3
+    """
+    from .. import split_data
+
+    print(split_data(source, output, fraction=validation_fraction, seed=seed, data_format=data_format))
+    return 0
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Wanted:

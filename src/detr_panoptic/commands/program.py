@@ -16,7 +16,7 @@ from .. import __version__, register
 from ..data.plain_text import one_line
 from .app import app
 from .convert import convert
-from .data import check, complete_stuff, label
+from .data import check, complete_stuff, label, split
 from .data import convert as convert_data
 from .demo import demo
 from .evaluate import evaluate
@@ -49,7 +49,7 @@ Exit codes:
 COMMANDS: tuple[Callable[..., Any], ...] = (
     *(demo, predict, explain, app, train, evaluate, convert, export, quantize, push),
 )
-DATA_COMMANDS: tuple[Callable[..., Any], ...] = (check, convert_data, label, complete_stuff)
+DATA_COMMANDS: tuple[Callable[..., Any], ...] = (check, convert_data, split, label, complete_stuff)
 WORKER_FAILED = ("Caught ", " in DataLoader worker process ")  # how torch passes an error on, with a traceback
 EXPECTED_ERRORS = (CycloptsError, OSError, ValueError, TypeError, FloatingPointError, ImportError)
 """Errors whose text is enough; any other is shown with its type."""

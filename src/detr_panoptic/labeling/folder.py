@@ -58,7 +58,8 @@ class LabelFolder:
         paths = [pictures.path_of(index) for index in range(len(pictures))]
         names = [path.as_posix() for path in paths]
         maps = {str(PurePosixPath(name).with_suffix(MAP)).casefold() for name in names}
-        if len(maps) < len(names) or any(path.is_absolute() for path in paths):
+        is_outside = any(path.is_absolute() for path in paths) or any(path.is_file() for path in paths[:1])
+        if len(maps) < len(names) or is_outside:  # files of the user, not of a dataset
             stems = unique_stems(paths, (MAP,), output=self.output)
             names = [stem + path.suffix for stem, path in zip(stems, paths, strict=True)]
         self._names = names

@@ -19,6 +19,7 @@ from ..data import NamedRecords, PanopticCollator, PanopticData
 from ..data.augmentation import build_augmentation
 from ..data.categories import Categories
 from ..data.hub_names import public_name
+from ..data.splitting import split_rows
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..scenes.source import SCENES, read_source
 from .settings import DataSettings, TrainingSettings
@@ -29,6 +30,8 @@ SUMMARY_IMAGES = 200  # evenly spaced; reading all annotations of a large datase
 MAX_SCENE_SIDE = 640  # pixels; larger scenes only cost time
 VALIDATION_SEED_OFFSET = 1_000_003  # so that validation scenes differ from training scenes
 VALIDATION_SCENES = 100
+LEAST_TO_SPLIT = 20  # images; of fewer, all are needed to train on
+SPLIT_FILE = "split.json"
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,12 @@ class TrainingData:
     train_name: str  # without private paths
     validation_name: str
     sample: Sequence[Sequence[int]]  # label ids of the segments of some training images
+    held_out: Mapping[str, Any] | None = None  # of a split made here: seed, fraction, and the names in both parts
+
+    @property
+    def is_measured_on_training(self) -> bool:
+        """Whether there are no images but the training images to measure on."""
+        return self.validation is self.train
 
     def describe(self) -> dict[str, str]:
         """Returns a sentence about the training data, with counts of the sample, and one about the validation data."""
@@ -54,7 +63,7 @@ class TrainingData:
         training += f"; {missing} classes never occur" if missing else ""
         training += f"; {counts.count(0)} images without a segment" if 0 in counts else ""
         training += f"; counted in {len(counts)} of {len(self.train)} images" if len(counts) < len(self.train) else ""
-        hint = "; quality on other images may be lower: see `validation_data`" if self.validation is self.train else ""
+        hint = "; quality on other images may be lower: see `validation_data`" if self.is_measured_on_training else ""
         validation = f"{len(self.validation)} images, {self.validation_name}{hint}"
         return {"training": training, "validation": validation}
 
@@ -71,12 +80,16 @@ def read_data(settings: DataSettings, seed: int, in_memory: Mapping[str, Panopti
     options: dict[str, Any] = {"data_format": settings.format, "limit": settings.limit}
     options |= {"scene_side": min(settings.short_side, MAX_SCENE_SIDE), "scene_seed": seed}
     train = read_source(source, split=settings.split, **options)
+    train_name = public_name(str(settings.data), settings.split)
+    validation, name, choice = train, "the training images", None
+    if held_out is None and settings.validation_split is None and source != SCENES:
+        train, validation, choice = hold_out(train, settings.validation_fraction, seed)
+        name = f"held out of {train_name}, see {SPLIT_FILE}" if choice else name
     records = NamedRecords(train.records)
     rows = range(0, len(records), max(1, len(records) // SUMMARY_IMAGES))
     sample = [[segment["label_id"] for segment in records[i]["segments_info"]] for i in rows]
     if not any(sample):
         raise ValueError(f"`data` {settings.data!r} has no annotated segment in the {len(sample)} images examined.")
-    validation, name = train, "the training images"
     options |= {"scene_seed": seed + VALIDATION_SEED_OFFSET, "categories": train.categories}
     if held_out is not None or settings.validation_split is not None:
         held_out_name = settings.validation_data or settings.data
@@ -88,8 +101,26 @@ def read_data(settings: DataSettings, seed: int, in_memory: Mapping[str, Panopti
     elif source == SCENES:
         options["limit"] = min(settings.limit or VALIDATION_SCENES, VALIDATION_SCENES)
         validation, name = read_source(SCENES, **options), "generated scenes that are not trained on"
-    train_name = public_name(str(settings.data), settings.split)
-    return TrainingData(train.records, validation.records, train.categories, train_name, name, sample)
+    return TrainingData(train.records, validation.records, train.categories, train_name, name, sample, choice)
+
+
+def hold_out(
+    data: PanopticData, fraction: float, seed: int
+) -> tuple[PanopticData, PanopticData, dict[str, Any] | None]:
+    """Splits data for training and validation, and says which images are in which part.
+
+    With fewer than 20 images or a fraction of 0 both parts are all images.
+    """
+    if not fraction or len(data.records) < LEAST_TO_SPLIT:
+        return data, data, None
+    parts = [data.records.select(rows) for rows in split_rows(data.records, fraction, seed)]
+    names = [
+        [str(name or number) for name, number in zip(part["file_name"], part["image_id"], strict=True)]
+        for part in (part.with_format(None).select_columns(["file_name", "image_id"]) for part in parts)
+    ]
+    choice = {"fraction": fraction, "seed": seed, "training": names[0], "validation": names[1]}
+    training, validation = (data._replace(records=part) for part in parts)
+    return training, validation, choice
 
 
 class Batches:

@@ -209,7 +209,8 @@ def validate(run: Run) -> float:
     with unchanged_random_state(accelerator.device):
         metrics = measure(run, model)
     quality = metrics["pq"] if "pq" in metrics else -metrics["validation_loss"]
-    run.log.evaluation(progress.step, progress.epoch, metrics)
+    on_training = run.data.is_measured_on_training
+    run.log.evaluation(progress.step, progress.epoch, metrics, on_training=on_training)
     if accelerator.is_main_process:
         pictures = draw_validation(run, model)
         run.log.pictures(progress.step, pictures)

@@ -16,13 +16,14 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..data.files import written_whole
 from ..data.hub_names import hub_name
 from ..evaluation import Evaluation
 from ..evaluation.tables import percent
 from ..sharing.card import MeasuredQuality, write_card
 from ..visualization.curves import draw_curves
 from ..visualization.report import Section, write_report
-from .data import TrainingData
+from .data import SPLIT_FILE, TrainingData
 from .optimization import BACKBONE, effective_batch, rate_factor
 from .settings import OptimizationSettings, TrainingSettings
 
@@ -100,10 +101,11 @@ class RunLog:
             logger.info(text, step, epoch, shown, rate, speed, memory)
         self.bar.set_postfix_str(shown)
 
-    def evaluation(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
+    def evaluation(self, step: int, epoch: int, metrics: Mapping[str, float], *, on_training: bool) -> None:
         """Records an evaluation; metrics of single classes, which have a slash in their names, are not shown."""
         self._record(step, epoch, metrics)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if "/" not in name)
+        on = "training " if on_training else ""
+        shown = "  ".join(f"{on}{name} {value:.4g}" for name, value in metrics.items() if "/" not in name)
         with tqdm.external_write_mode():
             logger.info("step %d  epoch %d  %s", step, epoch, shown)
         self._restart_clock()  # an evaluation is not training time
@@ -130,6 +132,19 @@ class RunLog:
         self.accelerator.log(dict(values), step=step)
 
 
+def write_split(folder: Path, data: TrainingData, *, is_writer: bool) -> None:
+    """Lets one process write which images are held out; ValueError if an earlier part of the run held out others."""
+    file = folder / SPLIT_FILE
+    if data.held_out is None:
+        return
+    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != data.held_out:
+        raise ValueError(f"`data` has changed since {file} was written: use another `output` or `overwrite`.")
+    if not is_writer:
+        return
+    with written_whole(file) as part:
+        part.write_text(json.dumps(data.held_out, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
 # ------ after the run
 
 
@@ -154,7 +169,7 @@ def write_reports(
     """Draws the curves of a run, and writes its report and the model card beside its model."""
     if best is not None or not (folder / REPORT).is_file():  # a resumed run may have its best evaluation behind it
         write_run_report(folder, data, plan, best)
-    draw_curves(_read_metrics(folder), folder / CURVES)
+    draw_curves(_read_metrics(folder), folder / CURVES, on_training=data.is_measured_on_training)
     write_card(
         folder,
         model,
@@ -170,12 +185,12 @@ def write_reports(
 def write_run_report(folder: Path, data: TrainingData, plan: Sequence[str], best: Evaluation | None) -> None:
     """Writes losses so far, the plan, and the metrics and errors of the best evaluation as one page."""
     lines, measured = _read_metrics(folder), best_evaluation(folder)
-    draw_curves(lines, folder / CURVES)
+    draw_curves(lines, folder / CURVES, on_training=data.is_measured_on_training)
     with Image.open(folder / CURVES) as curves:
         sections = [Section("Losses and panoptic quality", pictures=[("over the updates", curves.convert("RGB"))])]
     figures = []
     if best is not None and measured:
-        on = " on training images" if data.validation is data.train else ""
+        on = " on training images" if data.is_measured_on_training else ""
         groups = {"PQ": best.quality.overall, "things": best.things, "stuff": best.stuff}
         figures = [(f"{name}{on}", percent(group.pq)) for name, group in groups.items()]
         about = f"{best.images} {'training ' if on else ''}images, after update {measured['step']}"
@@ -188,7 +203,7 @@ def measured_quality(best: Mapping[str, Any], data: TrainingData) -> MeasuredQua
     """Returns the quality for the model card, given the metrics of the best evaluation."""
     if not best:
         return None
-    is_trained_on = data.validation is data.train
+    is_trained_on = data.is_measured_on_training
     groups = {"all": "", "things": "_things", "stuff": "_stuff"}
     return MeasuredQuality(
         dataset=data.train_name if is_trained_on else data.validation_name,

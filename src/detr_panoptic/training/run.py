@@ -20,7 +20,7 @@ from .loop import run_epochs
 from .model import build_model, calibrate
 from .optimization import effective_batch, fix_batch_size, rate_factor
 from .positions import teach_positions
-from .reports import best_evaluation, describe_plan, write_reports
+from .reports import best_evaluation, describe_plan, write_reports, write_split
 from .settings import (
     FEW_IMAGES,
     FEW_IMAGES_RECIPE,
@@ -48,6 +48,7 @@ class TrainingResult:
     metrics: Mapping[str, float] = field(repr=False, default_factory=dict)  # of the best evaluation: `pq`, ...
     is_finished: bool = False  # otherwise the same call resumes the run
     stop_signal: int | None = None  # SIGTERM, or SIGINT for Ctrl-C, if one stopped the run
+    on_training_images: bool = False  # whether `metrics` are those of the training images
 
     def __str__(self) -> str:
         """Returns the plan before the first update, and afterwards the progress and the best quality."""
@@ -57,7 +58,8 @@ class TrainingResult:
             lines.append(f"updates: {self.steps} of {self.total_steps}, {state}")
         if self.metrics:
             groups = {"PQ": "pq", "things": "pq_things", "stuff": "pq_stuff"}
-            lines.append("  ".join(f"{name} {100 * self.metrics[key]:.1f}" for name, key in groups.items()))
+            on = "training " if self.on_training_images else ""
+            lines.append("  ".join(f"{on}{name} {100 * self.metrics[key]:.1f}" for name, key in groups.items()))
         return "\n".join(lines)
 
 
@@ -136,6 +138,7 @@ def train(
                 calibrate(model, first["pixel_values"], first["pixel_mask"])
             shown = {n: v if isinstance(v, bool | int | float) else str(v) for n, v in fixed.to_dict().items()}
             accelerator.init_trackers("detr-panoptic", shown, init_kwargs={"wandb": {"dir": str(folder)}})
+            write_split(folder, data, is_writer=accelerator.is_main_process)
             return execute(Run(fixed, accelerator, data, model, processor, batches, progress=progress))
 
 
@@ -191,5 +194,13 @@ def execute(run: Run) -> TrainingResult:
     run.accelerator.end_training()
     metrics = {name: value for name, value in best_evaluation(folder).items() if name not in ("step", "epoch")}
     return TrainingResult(
-        folder, settings, run.plan, run.total_steps, progress.step, metrics, progress.is_finished, stop_signal
+        folder,
+        settings,
+        run.plan,
+        run.total_steps,
+        progress.step,
+        metrics,
+        progress.is_finished,
+        stop_signal,
+        run.data.is_measured_on_training,
     )

@@ -79,8 +79,14 @@ class DataSettings(_Checked):
     data: str | None = setting(None, "annotated images: a folder, a file, a Hub dataset, or `scenes` (generated)")
     split: str | None = setting(None, "split of the data, such as train2017")
     format: str | None = setting(None, "format of the data, if it is not detected")
-    validation_data: str | None = setting(None, "images on which PQ is measured; the training images if not given")
+    validation_data: str | None = setting(None, "images on which PQ is measured")
     validation_split: str | None = setting(None, "split of the validation data, such as val2017")
+    validation_fraction: float = setting(
+        0.15,
+        "share of 20 images or more that is not trained on without validation data; 0 for none",
+        least=0,
+        most=0.9,
+    )
     limit: int | None = setting(None, "use only the first images; with `scenes`, how many to generate", least=1)
     short_side: int = setting(800, "length of the short side of an image in pixels", least=32)
     long_side: int = setting(1333, "maximum length of the long side in pixels")

@@ -28,7 +28,7 @@ from ..data.plain_text import first_line
 from ..evaluation import Evaluation
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
-from .data import Batches, TrainingData
+from .data import SPLIT_FILE, Batches, TrainingData
 from .optimization import average_weights, build_optimizer, build_schedule, effective_batch, rate_factor
 from .reports import METRICS, RunLog, describe_plan
 from .settings import TrainingSettings, read_settings
@@ -114,7 +114,7 @@ def _prepare(folder: Path, settings: TrainingSettings, overwrite: bool) -> None:
     """Writes the settings; raises what `check_output` raises, unless an earlier run is to be deleted."""
     if overwrite:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        for name in (SETTINGS, METRICS):
+        for name in (SETTINGS, METRICS, SPLIT_FILE):
             (folder / name).unlink(missing_ok=True)
     else:
         check_output(folder, settings)
