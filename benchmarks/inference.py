@@ -35,6 +35,7 @@ from cases import (
     transformers_model,
 )
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
+from detr_panoptic.inference.fast_form import fast_form
 from detr_panoptic.mask_head import SKIPPED_MASK_LOGIT
 
 THEIRS, DETECTOR = "transformers", "transformers, boxes only"
@@ -150,8 +151,9 @@ def tolerance(dtype: torch.dtype, arguments: argparse.Namespace) -> float:
 
 
 def _ways(model: DetrPanopticForSegmentation, kept: int, with_compiled: bool) -> dict[str, Callable]:
-    """The model as it is and, if asked for, compiled: with a fixed number of masks, for shapes that stay."""
-    ways: dict[str, Callable] = {"": model}
+    """The model as it is, as a predictor runs it, and, if asked for, compiled: for shapes that stay."""
+    fast = fast_form(model)  # a predictor drops a mask that masks nothing
+    ways: dict[str, Callable] = {"": model, " (predictor)": lambda pixel_values, **_: fast(pixel_values)}
     if with_compiled:
         ways[" (compiled)"] = partial(torch.compile(model), mask_queries=kept)
     return ways

@@ -129,7 +129,9 @@ def write_models(theirs: DetrForSegmentation, folder: Path, size: tuple[int, int
 def difference(predictor: Predictor, first: Predictor, picture: Image.Image) -> tuple[float, float]:
     """Returns the largest difference of logits, and the share of pixels with another label."""
     inputs = first.processor(picture, return_tensors="pt")
-    found, expected = (each.runtime(inputs).logits.float() for each in (predictor, first))
+    found, expected = (
+        (each.network or each.model)(**inputs, mask_queries=None).logits.float() for each in (predictor, first)
+    )
     maps = []
     for each in (predictor, first):
         prediction = each(picture, threshold=0.0)

@@ -1,10 +1,12 @@
-"""Operations on boxes, after util/box_ops.py of facebookresearch/detr (29901c5).
+"""Operations on boxes, after util/box_ops.py of facebookresearch/detr (29901c5), and copies to and from a GPU.
 
-Names state the format: `cxcywh` is center and size, `xyxy` is left, top, right, bottom.
+Names of boxes state the format: `cxcywh` is center and size, `xyxy` is left, top, right, bottom.
 """
 
 import torch
 from torch import Tensor
+
+ASYNCHRONOUS = "cuda"  # the type of devices that work while the CPU does something else
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
@@ -42,3 +44,19 @@ def at_least_float32(x: Tensor) -> Tensor:
 def _area(boxes_xyxy: Tensor) -> Tensor:
     size = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0)
     return size[..., 0] * size[..., 1]
+
+
+def upload(values: object, device: torch.device) -> Tensor:
+    """Copies to a device: from the CPU to a GPU through pinned memory, which waits for nothing."""
+    tensor = torch.as_tensor(values)
+    if device.type != ASYNCHRONOUS or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def fetch(*tensors: Tensor) -> list[Tensor]:
+    """Copies tensors to the CPU, waiting once."""
+    copies = [tensor.detach().to("cpu", non_blocking=tensor.device.type == ASYNCHRONOUS) for tensor in tensors]
+    for device in {tensor.device for tensor in tensors if tensor.device.type == ASYNCHRONOUS}:
+        torch.cuda.current_stream(device).synchronize()
+    return copies

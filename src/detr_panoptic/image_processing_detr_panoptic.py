@@ -20,15 +20,16 @@ from transformers.models.detr.image_processing_detr import convert_segmentation_
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
-from .box_ops import cxcywh_to_xyxy
+from .box_ops import cxcywh_to_xyxy, fetch
 from .image_reading import each_image, image_to_tensor, read_picture, stack_padded
 from .mask_head import MASK_STRIDE, SKIPPED_MASK_LOGIT
 from .panoptic_merging import (
     ImageSizes,
-    Segmentation,
+    best_classes,
     is_above,
-    merge_paper,
-    merge_score_weighted,
+    paper_steps,
+    run_together,
+    score_weighted_steps,
     semantic_map,
     semantic_scores,
 )
@@ -158,10 +159,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         if size.shortest_edge and size.longest_edge:
             height, width = get_size_with_aspect_ratio(image.shape[-2:], size.shortest_edge, size.longest_edge)
             size = SizeDict(height=max(height, 1), width=max(width, 1))
-        if 1 in (
-            size.width,
-            size.shortest_edge,
-        ):  # else PyTorch 2.14 mixes rows and channels
+        if 1 in (size.width, size.shortest_edge):  # else PyTorch 2.14 mixes rows and channels
             image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
         return super().resize(image, size, resample, antialias, **kwargs)
 
@@ -269,7 +267,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         overlap_mask_area_threshold: float | None = None,
         label_ids_to_fuse: Collection[int] | None = None,
         target_sizes: Sizes | None = None,
-    ) -> list[Segmentation]:
+    ) -> list[dict[str, Any]]:
         """Returns segments of things and stuff, per image.
 
         Args:
@@ -287,8 +285,9 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         thresholds = self._thresholds(outputs, threshold, mask_threshold, overlap_mask_area_threshold)
         images = _images(outputs, target_sizes)
         if self.merging == "paper":
-            return [merge_paper(*i, threshold=thresholds["threshold"], stuff_label_ids=fused) for i in images]
-        return [merge_score_weighted(*i, label_ids_to_fuse=fused, **thresholds) for i in images]
+            options: Any = {"threshold": thresholds["threshold"], "stuff_label_ids": fused}
+            return run_together(paper_steps(*image, **options) for image in images)
+        return run_together(score_weighted_steps(*image, label_ids_to_fuse=fused, **thresholds) for image in images)
 
     def post_process_instance_segmentation(
         self,
@@ -304,8 +303,8 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         With `return_coco_annotation` the map is one run-length code per value in it.
         """
         thresholds = self._thresholds(outputs, threshold, mask_threshold, overlap_mask_area_threshold)
-        things: dict[str, Any] = {**thresholds, "label_ids_to_fuse": (), "left_out": self.stuff_label_ids}
-        results = [{**merge_score_weighted(*image, **things)} for image in _images(outputs, target_sizes)]
+        options: Any = {"label_ids_to_fuse": (), "left_out": self.stuff_label_ids, **thresholds}
+        results = run_together(score_weighted_steps(*image, **options) for image in _images(outputs, target_sizes))
         if not return_coco_annotation:
             return results
         return [{**result, "segmentation": convert_segmentation_to_rle(result["segmentation"])} for result in results]
@@ -322,7 +321,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         if skipped := (outputs.pred_masks.flatten(2).amax(-1) <= SKIPPED_MASK_LOGIT / 2).sum().item():
             hint = 'call the model with mask_queries="all"'
             raise ValueError(f"`outputs` must have masks of all queries, but {skipped} queries lack theirs: {hint}.")
-        images = _images(outputs, target_sizes)
+        images = [(logits, *i[1:]) for logits, i in zip(outputs.logits, _images(outputs, target_sizes), strict=True)]
         if not return_segmentation_scores:
             return [semantic_map(*image) for image in images]
         scores = (semantic_scores(*image) for image in images)
@@ -360,16 +359,21 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         return values
 
 
-def _images(outputs: Any, target_sizes: Sizes | None) -> Iterator[tuple[Tensor, Tensor, ImageSizes]]:
-    """Yields logits (Q, K + 1), mask logits (Q, h, w) and sizes of each image of a batch."""
+def _images(outputs: Any, target_sizes: Sizes | None) -> Iterator[tuple[Sequence[Tensor], Tensor, ImageSizes]]:
+    """Yields scores and labels (Q,) on the CPU, mask logits (Q, h, w) and sizes of each image of a batch."""
     count, (height, width) = len(outputs.logits), outputs.pred_masks.shape[-2:]
+    known = {n: getattr(outputs, n, None) for n in ("canvas_sizes", "image_sizes")} | {"target_sizes": target_sizes}
+    tensors = {name: given for name, given in known.items() if isinstance(given, Tensor)}
+    scores, labels, *fetched = fetch(*best_classes(outputs.logits), *tensors.values())
+    known |= dict(zip(tensors, fetched, strict=True))
     sizes, columns = [(MASK_STRIDE * height, MASK_STRIDE * width)] * count, []
-    known = {name: getattr(outputs, name, None) for name in ("canvas_sizes", "image_sizes")}
-    for name, given in (known | {"target_sizes": target_sizes}).items():
+    for name, given in known.items():
         sizes = sizes if given is None else _pairs(name, given, count)  # else those of the step before
         columns.append(sizes)
     canvas, processed, target = columns
-    return zip(outputs.logits, outputs.pred_masks, map(ImageSizes, processed, canvas, target), strict=True)
+    return zip(
+        zip(scores, labels, strict=True), outputs.pred_masks, map(ImageSizes, processed, canvas, target), strict=True
+    )
 
 
 def _pairs(name: str, sizes: Sizes, count: int) -> list[tuple[int, int]]:

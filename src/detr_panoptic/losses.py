@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 from torch.utils.checkpoint import checkpoint
 
-from .box_ops import at_least_float32, cxcywh_to_xyxy, generalized_iou
+from .box_ops import at_least_float32, cxcywh_to_xyxy, generalized_iou, upload
 from .matcher import Labels, MatchedLayers, Matching, match, moved_labels
 
 FOCAL_ALPHA = 0.25  # arXiv 1708.02002; its gamma is 2
@@ -39,7 +39,7 @@ def loss_normalizers(
     matched = sum(min(count, num_queries) for count in counts)
     class_weight = matched + eos_coefficient * (num_queries * len(labels) - matched)
     values = torch.tensor([max(sum(counts), least_targets), class_weight], dtype=torch.float64)
-    return LossNormalizers(*values.to(device, torch.float32))
+    return LossNormalizers(*upload(values.float(), torch.device(device)))
 
 
 def detection_losses(
@@ -138,21 +138,22 @@ def mask_losses(
     focal = dice = at_least_float32(mask_logits[:0]).sum()  # 0, and connected to the graph if nothing is matched
     budget = MASK_PIXELS_PER_CHUNK.get(mask_logits.device.type, MASK_PIXELS_PER_CHUNK["cpu"])
     for target, size in zip(labels, image_sizes, strict=True):
-        fitting = [(len(target["boxes"]), *lengths) for lengths in (size, canvas_size)]
+        fitting = [(len(target["class_labels"]), *lengths) for lengths in (size, canvas_size)]
         if (shape := tuple(target["masks"].shape)) not in fitting:
             raise ValueError(f"`masks` of an image must have the shape {' or '.join(map(str, fitting))}, got {shape}.")
     sizes = [tuple(canvas_size if count_padding else size) for size in image_sizes]
     for images in _images_of_one_size(sizes, labels):
         rows = torch.isin(matching.image, torch.tensor(images)).nonzero()[:, 0]
         for chunk in rows.split(max(1, budget // (canvas_size[0] * canvas_size[1]))) if len(rows) else ():
-            terms = checkpoint(
+            terms: Any = checkpoint(
                 _mask_loss_sums,
-                mask_logits[chunk],
-                _matched_masks(labels, matching, chunk).to(mask_logits.device),
+                mask_logits if len(chunk) == len(mask_logits) else mask_logits[upload(chunk, mask_logits.device)],
+                _matched_masks(labels, matching, chunk),
                 canvas_size,
                 sizes[images[0]],
                 resolution,
                 use_reentrant=False,
+                preserve_rng_state=False,  # no chance in it
             )
             focal, dice = focal + terms[0], dice + terms[1]
     return {"loss_mask": focal / num_targets, "loss_dice": dice / num_targets}
@@ -170,11 +171,9 @@ def _matched_masks(labels: Labels, matching: Matching, rows: Tensor) -> Tensor:
     """Returns the target masks (N, ., .) of some pairs, whose images are in ascending order and of one size."""
     firsts = torch.tensor([0, *(len(target["class_labels"]) for target in labels)]).cumsum(0)
     images, counts = matching.image[rows].unique_consecutive(return_counts=True)
-    masks = []
-    for i, targets in zip(images.tolist(), matching.target[-1][rows].split(counts.tolist()), strict=True):
-        of_image = labels[i]["masks"]
-        masks.append(of_image[(targets - firsts[i]).to(of_image.device)])
-    return torch.cat(masks)
+    own = matching.target[-1][rows] - firsts[matching.image[rows]]
+    of_images = upload(own, labels[0]["class_labels"].device).split(counts.tolist())
+    return torch.cat([labels[i]["masks"][own] for i, own in zip(images.tolist(), of_images, strict=True)])
 
 
 def _mask_loss_sums(
@@ -187,7 +186,7 @@ def _mask_loss_sums(
     masks = F.pad(masks, (0, width - masks.shape[2], 0, height - masks.shape[1]))
     if resolution == "mask":
         shapes = zip(size, canvas_size, logits.shape[1:], strict=True)
-        rows, cols = (_cell_centers(*lengths, device=masks.device) for lengths in shapes)
+        rows, cols = (upload(_cell_centers(*lengths), masks.device) for lengths in shapes)
         logits, masks = logits[:, : len(rows), : len(cols)], masks[:, rows[:, None], cols]
     else:
         logits = F.interpolate(logits[:, None], size=canvas_size, mode="bilinear")[:, 0, :height, :width]
@@ -195,12 +194,12 @@ def _mask_loss_sums(
     return focal.sum(), dice.sum()
 
 
-def _cell_centers(length: int, canvas: int, cells: int, *, device: torch.device) -> Tensor:
+def _cell_centers(length: int, canvas: int, cells: int) -> Tensor:
     """Returns the pixels (n,) int64 at the centers of those cells of a canvas whose center lies on the image.
 
     If the image of a pixel or two reaches no center, returns its last pixel.
     """
-    centers = ((torch.arange(cells, dtype=torch.float32, device=device) + 0.5) * (canvas / cells)).long()
+    centers = ((torch.arange(cells, dtype=torch.float32) + 0.5) * (canvas / cells)).long()
     return centers[: max(int((centers < length).sum()), 1)].clamp(max=length - 1)
 
 
@@ -238,16 +237,14 @@ class Criterion:
         normalizers = normalizers or loss_normalizers(
             matched.labels, num_queries=logits.shape[2], eos_coefficient=eos, device=logits.device
         )
-        terms, weights = {}, {}
         detection = detection_losses(matched, eos_coefficient=eos, normalizers=normalizers)
-        for layer in range(len(logits)):
-            for name, values in detection.items():
-                term = f"{name}_{layer}" if layer < len(logits) - 1 else name
-                terms[term], weights[term] = values[layer], self.weights[name]
+        endings = [*(f"_{layer}" for layer in range(len(logits) - 1)), ""]
+        columns = {name: values.unbind() for name, values in detection.items()}
+        terms = {name + end: columns[name][layer] for layer, end in enumerate(endings) for name in columns}
         if matched.has_masks:
-            places = torch.searchsorted(canvas.rows, matched.rows())
-            of_masks = mask_losses(
-                canvas.masks[places],
+            rows = matched.rows()  # in ascending order, as those of the canvas
+            terms |= mask_losses(
+                canvas.masks if len(rows) == len(canvas.rows) else canvas.masks[torch.searchsorted(canvas.rows, rows)],
                 matched.labels,
                 matched.matching,
                 canvas_size=canvas.size,
@@ -255,8 +252,8 @@ class Criterion:
                 num_targets=normalizers.num_targets,
                 resolution=self.mask_resolution,
             )
-            terms |= of_masks
-            weights |= {name: self.weights[name] for name in of_masks}
-        total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+        names = [*columns] * len(logits) + [*terms][len(columns) * len(logits) :]
+        weights = torch.tensor([self.weights[name] for name in names], dtype=terms["loss_ce"].dtype)
+        total = (upload(weights, logits.device) * torch.stack([*terms.values()])).sum()
         # Without masks the mask head still gets a gradient, of zero: no process waits for one that never comes.
         return total if matched.has_masks else total + at_least_float32(canvas.masks[:0]).sum(), terms

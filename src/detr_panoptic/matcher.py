@@ -8,6 +8,7 @@ Legend: B images, Q queries, K labels, L decoder layers, T targets of one image,
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -17,7 +18,7 @@ try:  # a dependency of the package; code loaded from the Hub may run without it
 except ImportError:
     linear_sum_assignment = None  # type: ignore[assignment]
 
-from .box_ops import at_least_float32, cxcywh_to_xyxy, generalized_iou
+from .box_ops import at_least_float32, cxcywh_to_xyxy, fetch, generalized_iou, upload
 
 BOX_SLACK = 0.01  # boxes of datasets may end a pixel beyond the image
 Labels = Sequence[Mapping[str, Any]]
@@ -33,7 +34,7 @@ class Matching(NamedTuple):
 
     def to(self, device: torch.device) -> "Matching":
         """Returns the matching on another device."""
-        return Matching(*(index.to(device) for index in self))
+        return Matching(*(upload(index, device) for index in self))
 
 
 class MatchedLayers(NamedTuple):
@@ -52,7 +53,7 @@ class MatchedLayers(NamedTuple):
     def rows(self) -> Tensor:
         """Returns the last layer's queries with matched masks, as indices into the batch's B*Q: int64, ascending."""
         rows = self.matching.image * self.logits.shape[2] + self.matching.query[-1]
-        return rows[: len(rows) if self.has_masks else 0].to(self.logits.device)
+        return upload(rows[: len(rows) if self.has_masks else 0], self.logits.device)
 
     def auxiliary_outputs(self) -> list[dict[str, Tensor]]:
         """Returns the predictions of each layer but the last."""
@@ -84,7 +85,8 @@ def check_labels(labels: Labels, *, batch: int, num_labels: int) -> None:
 
 def moved_labels(labels: Labels, device: torch.device) -> Labels:
     """Returns targets on a device, with `class_labels` of int64."""
-    moved = [{name: x.to(device) if isinstance(x, Tensor) else x for name, x in target.items()} for target in labels]
+    names = ("class_labels", "boxes", "masks")
+    moved = [{name: upload(target[name], device) for name in names if name in target} for target in labels]
     return [target | {"class_labels": target["class_labels"].long()} for target in moved]
 
 
@@ -122,21 +124,18 @@ def match(logits: Tensor, boxes_cxcywh: Tensor, labels: Labels, *, costs: Mappin
         "class_labels": pad_sequence([target["class_labels"] for target in labels], batch_first=True),
         "boxes": pad_sequence([target["boxes"] for target in labels], batch_first=True, padding_value=0.5),
     }
-    cost = matching_costs(logits, boxes_cxcywh, padded, costs=costs).cpu()  # (L, B, Q, T)
-    if not cost.isfinite().all():
+    cost = fetch(matching_costs(logits, boxes_cxcywh, padded, costs=costs))[0].numpy()  # (L, B, Q, T)
+    if not np.isfinite(cost).all():
         raise FloatingPointError("Matching met logits or boxes that are not finite, in predictions or targets.")
     counts = [len(target["class_labels"]) for target in labels]
     layers = [_assign(layer, counts) for layer in cost]
-    image = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts).clamp(max=logits.shape[2]))
-    return Matching(image, *(torch.stack(indices) for indices in zip(*layers, strict=True)))
+    image = np.arange(len(counts)).repeat(np.minimum(counts, logits.shape[2]))
+    return Matching(*(torch.from_numpy(index) for index in (image, *map(np.stack, zip(*layers, strict=True)))))
 
 
-def _assign(costs: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _assign(costs: Any, counts: Sequence[int]) -> tuple[Any, Any]:
     """Solves one layer: costs (B, Q, T) and the number of targets per image to queries and targets, (N,) each."""
-    queries, targets, first = [], [], 0
-    for image_costs, count in zip(costs, counts, strict=True):
-        query, target = (torch.as_tensor(index) for index in linear_sum_assignment(image_costs[:, :count]))
-        queries.append(query)
-        targets.append(target + first)
-        first += count
-    return torch.cat(queries), torch.cat(targets)
+    pairs = [linear_sum_assignment(own[:, :count]) for own, count in zip(costs, counts, strict=True)]
+    firsts = np.cumsum([0, *counts[:-1]])
+    targets = [target + first for (_, target), first in zip(pairs, firsts, strict=True)]
+    return np.concatenate([query for query, _ in pairs]), np.concatenate(targets)

@@ -281,6 +281,8 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         )
         # Auxiliary losses run the heads for the earlier layers separately, so they change no bit of the predictions.
         logits, boxes = self._detect(features.last_hidden_state)
+        image_sizes = image_sizes_of(pixel_values, pixel_mask)
+        on_cpu = None if labels is None else image_sizes.to("cpu", non_blocking=True)  # complete once all are matched
         matched = None if labels is None else self._match(labels, features, logits, boxes)
 
         attention_maps = self.attend(features)
@@ -289,11 +291,10 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         masks = self._segment(features, attention_maps, rows)
         if any(self.model.backbone.margins(pixel_values)):
             masks = masks[..., : -(-height // MASK_STRIDE), : -(-width // MASK_STRIDE)]
-        image_sizes = image_sizes_of(pixel_values, pixel_mask)
         loss, loss_dict = None, None
-        if matched is not None:
-            sizes = [(height, width)] * len(logits) if pixel_mask is None else image_sizes.tolist()
-            loss, loss_dict = self.criterion(matched, MaskCanvas(masks, rows, (height, width), sizes), normalizers)
+        if matched is not None and on_cpu is not None:
+            canvas = MaskCanvas(masks, rows, (height, width), on_cpu.tolist())
+            loss, loss_dict = self.criterion(matched, canvas, normalizers)
         return DetrPanopticSegmentationOutput(
             loss=loss,
             loss_dict=loss_dict,
@@ -326,7 +327,7 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         """Selects the rows among the batch's B*Q queries that get masks: (N,) int64, ascending; see `spread_rows`."""
         if self.training and mask_queries is None and matched is not None:
             # Without matched masks one row still runs, so that every parameter has a gradient in every process.
-            return matched.rows() if len(matched.rows()) else matched.rows().new_zeros(1), None
+            return rows if len(rows := matched.rows()) else rows.new_zeros(1), None
         choice = self.config.mask_queries if mask_queries is None else mask_queries
         if choice == "kept" and torch.compiler.is_compiling():  # a graph needs a number of rows that it knows
             shown = object_scores(logits)[1].flatten()

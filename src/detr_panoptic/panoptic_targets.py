@@ -41,8 +41,7 @@ def training_target(
         return _detection_target(annotation, image, size, category_ids, bool(with_masks))
     if masks_path is not None and "segmentation" not in annotation and "file_name" in annotation:
         annotation = {**annotation, "segmentation": read_picture(Path(masks_path) / annotation["file_name"])}
-    target = _panoptic_target(annotation, tuple(image.shape[-2:]), size, category_ids)
-    return {name: value for name, value in target.items() if with_masks is not False or name != "masks"}
+    return _panoptic_target(annotation, tuple(image.shape[-2:]), size, category_ids, with_masks is not False)
 
 
 def _detection_target(
@@ -67,7 +66,7 @@ def _detection_target(
 
 
 def _panoptic_target(
-    annotation: Mapping[str, Any], image_size: Sequence[int], size: Sequence[int], category_ids: Any
+    annotation: Mapping[str, Any], image_size: Sequence[int], size: Sequence[int], category_ids: Any, with_masks: bool
 ) -> dict[str, Tensor]:
     """Returns the targets of a panoptic annotation in memory."""
     if not {"image_id", "segmentation", "segments_info"} <= set(annotation):
@@ -93,7 +92,7 @@ def _panoptic_target(
     return {
         "class_labels": torch.tensor([labels[i] for i in kept], dtype=torch.int64),
         "boxes": xyxy_to_cxcywh(boxes_xyxy) / torch.tensor([width, height, width, height]),
-        "masks": torch.from_numpy(ids == found.ids[where][:, None, None]),
+        **({"masks": torch.from_numpy(ids == found.ids[where][:, None, None])} if with_masks else {}),
         "area": torch.from_numpy(found.areas[where]).float(),
         "iscrowd": torch.tensor([int(segments[i].get("iscrowd", 0)) for i in kept], dtype=torch.int64),
         "image_id": torch.tensor([int(image_id)]),

@@ -33,7 +33,7 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
     `score`, `label` and `mask` (a black and white picture of the image's size).
 
     Example:
-        >>> segment = DetrPanopticImageSegmentationPipeline.from_pretrained("facebook/detr-resnet-50-panoptic")
+        >>> segment = DetrPanopticImageSegmentationPipeline.from_pretrained("OWNER/NAME")  # doctest: +SKIP
         >>> [found["label"] for found in segment("street.jpg")]  # doctest: +SKIP
         ['person', 'road', 'sky-other-merged']
     """

@@ -148,7 +148,8 @@ def test_an_example_is_a_picture_of_the_page(client):
 
 
 @pytest.mark.parametrize(
-    ("setting", "part"), [(["nothing", 0.5], "`task`"), (["panoptic", 7], "`threshold`"), (["panoptic", "x"], "<=")]
+    ("setting", "part"),
+    [(["nothing", 0.5], "`task`"), (["panoptic", 7], "`threshold`"), (["panoptic", "x"], "`threshold`")],
 )
 def test_wrong_settings_get_a_message(client, scene, setting, part):
     message = answer(client, "segment", [upload(client, scene.read_bytes()), *setting])

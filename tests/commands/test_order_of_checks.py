@@ -37,7 +37,6 @@ COMMANDS = [
     (("predict", "empty", *NO_MODEL), "no images in empty"),
     (("predict", "gone.jpg", *NO_MODEL, "--on-error", "stop"), "gone.jpg"),
     (("predict", "--data", "my_data", "--split", "tset", *NO_MODEL), "'tset'"),
-    (("predict", "--data", "scenes", "--split", "val", *NO_MODEL), "`split` .*'val'"),
     ((*EVALUATE, "--split", "tset"), "'tset'"),
     (("explain", "gone.jpg", *NO_MODEL), "gone.jpg"),
     ((*EXPLAIN, "--query", "-1"), "`queries` .* got -1"),
@@ -98,11 +97,12 @@ def test_a_function_names_what_is_wrong_beside_the_model(function, arguments, op
 
 
 def test_options_of_loading_are_not_ignored(model_folder):
-    predictor = Predictor.from_pretrained(model_folder)
+    predictor = Predictor.from_pretrained(model_folder, device="cpu")
     assert Predictor.of(predictor) is predictor
-    for options in ({"dtype": "bfloat16"}, {"device": "cpu"}):
-        with pytest.raises(ValueError, match="`device` and `dtype` are for a model that is loaded"):
-            Predictor.of(predictor, **options)
+    assert Predictor.of(predictor, device="cpu", dtype="float32") is predictor
+    for name, value in (("dtype", "bfloat16"), ("device", "meta")):
+        with pytest.raises(ValueError, match=f"`{name}` is for models that are loaded"):
+            Predictor.of(predictor, **{name: value})
 
 
 @pytest.mark.parametrize("name", ["", "/below"])

@@ -17,10 +17,11 @@ from detr_panoptic.exporting.graph import CANVAS_STEP, PREDICTIONS, ExportGraph,
 from detr_panoptic.exporting.inputs import calibration_batches, calibration_pictures, fitted_to_canvas
 from detr_panoptic.exporting.merging import merge_batch
 from detr_panoptic.exporting.writing import trace, write_onnx
-from detr_panoptic.panoptic_merging import ImageSizes, merge_paper
+from detr_panoptic.panoptic_merging import ImageSizes
 from detr_panoptic.runtimes.onnx_files import quantize_file
 from detr_panoptic.runtimes.same_padding import pad_in_whole_numbers
 from tests.conftest import build_tiny
+from tests.merging import merge_paper
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

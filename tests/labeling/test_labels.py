@@ -12,6 +12,9 @@ import yaml
 from PIL import Image
 from transformers import (
     AutoModelForUniversalSegmentation,
+    DetrConfig,
+    DetrForSegmentation,
+    DetrImageProcessor,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -74,7 +77,7 @@ class Colors:
         red, _, blue = torch.nn.functional.avg_pool2d(pixel_values, 4).unbind(1)
         masks = torch.stack([red - blue - 2, blue - red - 2], dim=1) * 20
         logits = torch.tensor([[9.0, 0, 0, 0], [0, 0, 9.0, 0]]).expand(len(red), -1, -1)
-        return SimpleNamespace(class_queries_logits=logits, masks_queries_logits=masks)
+        return {"class_queries_logits": logits, "masks_queries_logits": masks}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -189,6 +192,18 @@ def test_our_models_are_teachers(model_folder, photos, tmp_path):
     data = read_panoptic(tmp_path / "out")
     assert list(data.records["file_name"]) == ["0.jpg", "0_2.jpg"]
     assert labels.void_after < 1
+
+
+def test_a_detr_of_transformers_in_memory_is_a_teacher(photos, tmp_path):
+    config = DetrConfig(
+        d_model=64, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32,
+        encoder_attention_heads=8, decoder_attention_heads=8, num_queries=5,
+        id2label=dict(enumerate(NAMES)), label2id={name: i for i, name in enumerate(NAMES)},
+    )  # fmt: skip
+    pair = DetrForSegmentation(config), DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+    labels = label(photos, tmp_path / "out", teacher=pair, threshold=0.05, **QUIET)
+    assert labels.images == len(SIZES)
+    assert read_panoptic(tmp_path / "out").categories.names == NAMES
 
 
 def test_wrong_teachers_are_named(photos, teachers, tmp_path):

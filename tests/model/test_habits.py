@@ -305,26 +305,6 @@ def test_compiled_training_has_the_same_gradients(tiny_batch):
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@torch.no_grad()
-def test_a_fixed_number_of_masks_waits_for_no_value(tiny_batch, dtype):
-    """A GPU then computes without waiting for the CPU, and a CUDA graph can hold the whole forward."""
-
-    class Operations(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            names.append(func.overloadpacket.__name__)
-            return func(*args, **(kwargs or {}))
-
-    names: list[str] = []
-    model = build_tiny().to(dtype).eval()
-    images = tiny_batch["pixel_values"].to(dtype), tiny_batch["pixel_mask"]
-    model(*images, mask_queries=2)
-    with Operations():
-        model(*images, mask_queries=2)
-    assert not {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2"} & set(names)
-    assert "rsqrt" not in names  # frozen norms are not folded anew
-
-
 def test_it_exports(tiny_batch):
     images, model = (tiny_batch["pixel_values"], tiny_batch["pixel_mask"]), build_tiny(encoder_layers=1).eval()
     with torch.no_grad():

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation, DetrPanopticModel
 from detr_panoptic.backbone import Backbone
@@ -108,41 +107,6 @@ def test_the_head_runs_for_the_chosen_rows_alone(tiny_model, tiny_batch):
     for mask_queries in ("all", "kept", 2):
         predict(tiny_model, tiny_batch, mask_queries=mask_queries)
     assert rows == [10, 5, 4]
-
-
-class Waits(TorchDispatchMode):
-    """Counts operations for whose result a GPU's host waits: numbers, and tensors whose size depends on values."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        picks = name == "index" and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
-        if picks or name in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2"):
-            self.names.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_fixed_number_of_masks_makes_the_host_wait_for_nothing(tiny_model, tiny_batch):
-    """So that a CUDA graph can hold the forward; the queries above the threshold have to be counted."""
-    images = tiny_batch["pixel_values"], tiny_batch["pixel_mask"]
-    counts = {}
-    for mask_queries in (2, "kept"):
-        with torch.inference_mode(), Waits() as waits:
-            tiny_model(*images, mask_queries=mask_queries)
-        counts[mask_queries] = waits.names
-    assert counts[2] == []
-    assert counts["kept"] == ["nonzero"]
-
-
-def test_the_matching_of_all_layers_is_one_transfer(tiny_batch, monkeypatch):
-    transfers, to_cpu = [], torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: transfers.append(tuple(self.shape)) or to_cpu(self))
-    build_tiny(decoder_layers=3).train()(**tiny_batch).loss.backward()
-    most = max(len(target["class_labels"]) for target in tiny_batch["labels"])
-    assert transfers == [(4, 5), (3, 2, 5, most)]  # of the targets, to check them, and of the costs
 
 
 def test_the_k_best_rank_objects_before_others():

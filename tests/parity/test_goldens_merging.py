@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from detr_panoptic.panoptic_merging import ImageSizes, merge_paper
+from detr_panoptic.panoptic_merging import ImageSizes
+from tests.merging import merge_paper
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 CASES = json.loads((GOLDENS / "panoptic_merging.json").read_text())

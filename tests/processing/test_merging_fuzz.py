@@ -9,14 +9,9 @@ from hypothesis.extra import numpy as arrays
 from torch.nn import functional as F  # noqa: N812
 
 from detr_panoptic.inference.detections import query_masks
-from detr_panoptic.panoptic_merging import (
-    ImageSizes,
-    merge_paper,
-    merge_score_weighted,
-    semantic_map,
-    semantic_scores,
-)
+from detr_panoptic.panoptic_merging import ImageSizes, semantic_map, semantic_scores
 from tests.fuzz import examples
+from tests.merging import merge_paper, merge_score_weighted
 
 pytestmark = pytest.mark.fuzz
 LABELS = 3

@@ -10,14 +10,8 @@ from torch.nn.functional import interpolate
 from transformers.models.detr.image_processing_detr import compute_segments
 
 from detr_panoptic import panoptic_merging
-from detr_panoptic.panoptic_merging import (
-    ImageSizes,
-    fuse_stuff,
-    merge_paper,
-    merge_score_weighted,
-    semantic_map,
-    semantic_scores,
-)
+from detr_panoptic.panoptic_merging import ImageSizes, semantic_map, semantic_scores
+from tests.merging import merge_paper, merge_score_weighted
 
 NUM_LABELS = 5  # 0 to 2 are things
 STUFF = (3, 4)
@@ -130,7 +124,8 @@ def test_fusing_changes_no_class_and_keeps_things_apart(seed):
     labels = torch.randint(3, (6,), generator=g)
     stuff = torch.randint(2, (3,), generator=g).bool()
     owner = torch.randint(6, (5, 7), generator=g)
-    fused = fuse_stuff(owner, labels, stuff[labels])
+    same = panoptic_merging._shares_segment(labels.numpy(), stuff[labels].numpy())
+    fused = torch.from_numpy(same.argmax(-1))[owner]
     assert torch.equal(labels[fused], labels[owner])
     for label in range(3):
         owners = fused[labels[fused] == label].unique()
@@ -178,15 +173,16 @@ def test_a_border_in_a_padded_batch_stays_in_its_row(mode):
 
 
 @pytest.mark.parametrize("mode", [*MODES, "semantic"])
-def test_strips_change_nothing_and_the_first_of_equal_masks_wins(mode, monkeypatch):
+def test_strips_and_passes_change_nothing_and_the_first_of_equal_masks_wins(mode, monkeypatch):
     g = torch.Generator().manual_seed(3)
     logits = sure_logits([0, 1, 2, 3, 4, 3, 4, 0, 1, 5, 2])
     masks = torch.randint(-1, 2, (11, 6, 5), generator=g).float()  # few values: many ties
     masks[:4] += 3
     sizes = ImageSizes((23, 19), (23, 19), (29, 31))
     results = []
-    for num_bytes in (1, 2**11, 2**40):
-        monkeypatch.setattr(panoptic_merging, "STRIP_BYTES", num_bytes)
+    for num_bytes, passes in ((1, 1), (2**11, 2), (2**40, 3)):
+        monkeypatch.setattr(panoptic_merging, "STRIP_BYTES", {"cpu": num_bytes})
+        monkeypatch.setattr(panoptic_merging, "PASSES", {"cpu": passes})
         result = semantic_map(logits, masks, sizes) if mode == "semantic" else merge(mode, logits, masks, sizes)
         results.append(result if mode == "semantic" else result["segmentation"])
     assert len(results[0].unique()) > 2

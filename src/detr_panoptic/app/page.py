@@ -87,8 +87,8 @@ def launch(
         footer_links=["api"],
         theme=gr.themes.Default(font=FONTS, font_mono=("monospace",)),
     )
-    logger.info("The page is at %s", page.local_url)
     if block:
+        logger.info("The page is at %s", page.local_url)
         page.block_thread()
     return page
 

@@ -85,6 +85,7 @@ def predict(
     from PIL import Image
 
     from ..inference import PredictionFolder, Predictor, VideoPrediction, check_options, is_video, open_pictures
+    from ..scenes import SCENES
 
     options = asdict(results)
     check_options(output=output, **options, **running.steps())  # before the model is loaded, as the next
@@ -92,12 +93,13 @@ def predict(
         Image.MAX_IMAGE_PIXELS = None  # Pillow refuses images above 179 million pixels
     videos = [source for source in images if is_video(source)]
     source = [source for source in images if not is_video(source)] or data
-    pictures = None if source is None else open_pictures(source, **reading.arguments())
+    # Generated scenes wait for the model: to paint them takes longer than to load it.
+    pictures = source if source in (None, SCENES) else open_pictures(source, **reading.arguments())
     predictor = Predictor.from_pretrained(model, **running.loading())
     every = options.pop("every")
     done: list[PredictionFolder | VideoPrediction] = []
     if pictures is not None:
-        done.append(predictor.predict(pictures, output, **options, **running.steps()))
+        done.append(predictor.predict(pictures, output, **options, **reading.arguments(), **running.steps()))
     same = {"task": results.task, "threshold": results.threshold, "every": every}
     done.extend(predictor.predict_video(video, output, **same) for video in videos)
     print(*done, sep="\n")

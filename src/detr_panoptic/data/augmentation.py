@@ -25,6 +25,7 @@ from transformers import BatchFeature
 
 from ..segment_ids import nearest_positions
 from .records import Record, measure_segments, segmentation_ids
+from .target_batch import TargetBatch, map_target
 
 PAPER_SCALES = tuple(range(480, 801, 32))
 PAPER_MAX_SIZE = 1333
@@ -224,6 +225,13 @@ class PanopticCollator:
     The augmentation sets the size, so the processor does not resize then. It depends on the seed, the epoch and the
     `image_id` of each record.
 
+    Args:
+        processor: makes the batches.
+        augmentation: None: none.
+        seed: of the augmentation.
+        as_maps: whether the labels are a `TargetBatch`, which is smaller and quicker to move than a mask per segment,
+            and images of one size come without a `pixel_mask`, which attention then does without as well.
+
     Example:
         >>> from detr_panoptic import DetrPanopticImageProcessor
         >>> from detr_panoptic.scenes import make_scene
@@ -233,8 +241,11 @@ class PanopticCollator:
         ((2, 3, 64, 96), 2)
     """
 
-    def __init__(self, processor: Any, augmentation: Augmentation | None = None, *, seed: int = 0) -> None:
+    def __init__(
+        self, processor: Any, augmentation: Augmentation | None = None, *, seed: int = 0, as_maps: bool = False
+    ) -> None:
         self.processor = processor
+        self.as_maps = as_maps
         self.augmentation = augmentation
         self.seed = seed
         # In shared memory: persistent workers hold a copy of the collator and must see the change.
@@ -245,7 +256,7 @@ class PanopticCollator:
         self._epoch.fill_(epoch)
 
     def __call__(self, records: Sequence[Record]) -> BatchFeature:
-        """Returns `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W) and `labels`, a list of one dict per record."""
+        """Returns `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W) and `labels`, one dict per record."""
         options: dict[str, Any] = {}
         if self.augmentation is not None:
             seeds = [sample_seed(self.seed, int(self._epoch), record["image_id"]) for record in records]
@@ -254,4 +265,16 @@ class PanopticCollator:
         keys = ("image_id", "segmentation", "segments_info")
         annotations = [{key: record[key] for key in keys} for record in records]
         images = [record["image"] for record in records]
-        return self.processor(images, annotations=annotations, return_tensors="pt", **options)
+        if not self.as_maps:
+            return self.processor(images, annotations=annotations, return_tensors="pt", **options)
+        batch = self.processor(images, return_tensors="pt", **options)
+        canvas, padding = tuple(batch["pixel_values"].shape[-2:]), batch.get("pixel_mask")
+        sizes = [canvas] * len(images)
+        if padding is not None:
+            sizes = [(int(mask[:, 0].sum()), int(mask[0].sum())) for mask in padding]
+            if set(sizes) == {canvas}:
+                del batch["pixel_mask"]
+        settings = {"format": None, "category_ids": self.processor.category_ids}
+        targets = [map_target(annotation, size, settings) for annotation, size in zip(annotations, sizes, strict=True)]
+        batch["labels"] = TargetBatch(targets)
+        return batch

@@ -28,7 +28,7 @@ from .lazy_records import (
     open_stored,
     undecoded,
 )
-from .plain_text import first_line, markdown, one_line
+from .plain_text import counted, first_line, markdown, one_line
 from .reading import PanopticData, check_limit, raw_records
 from .rows import first_rows
 
@@ -43,7 +43,15 @@ Stored = Image.Image | dict[str, Any]
 
 @dataclass(frozen=True)
 class DataCheck:
-    """The result of `check_data`; `print` shows totals, kinds of findings and their first cases."""
+    """The result of `check_data`; `print` shows totals, kinds of findings and their first cases.
+
+    Example:
+        >>> from detr_panoptic import check_data
+        >>> from detr_panoptic.scenes import read_source
+        >>> check = check_data(read_source("scenes", limit=2), progress=False)
+        >>> [(finding.severity, finding.kind) for finding in check.findings]
+        [('note', 'unused-category')]
+    """
 
     source: str  # name of the dataset
     categories: Categories
@@ -67,10 +75,10 @@ class DataCheck:
     def totals(self) -> str:
         """One line about what the dataset consists of."""
         counts, seen = self.counts, int((self.counts.class_segments > 0).sum())
-        return (
-            f"{len(self.names)} annotated images, {counts.class_segments.sum()} segments of {seen} of "
-            f"{len(self.categories)} classes, {counts.crowds} crowds, {counts.void / max(counts.pixels, 1):.1%} void"
-        )
+        segments = counted(int(counts.class_segments.sum()), "segment")
+        images, crowds = counted(len(self.names), "annotated image"), counted(counts.crowds, "crowd")
+        void = f"{counts.void / max(counts.pixels, 1):.1%} void"
+        return f"{images}, {segments} of {seen} of {len(self.categories)} classes, {crowds}, {void}"
 
     def __str__(self) -> str:
         """Returns totals, the kinds of findings, and the first cases of each."""

@@ -32,3 +32,13 @@ def markdown(text: str) -> str:
     """Escapes text for a line, list item or table cell of Markdown, HTML included."""
     text = one_line(text).replace("&", "&amp;").replace("<", "&lt;")
     return "".join("\\" + letter if letter in _MARKDOWN else letter for letter in text)
+
+
+def counted(count: int, thing: str) -> str:
+    """Returns a number and its thing.
+
+    Example:
+        >>> counted(1, "image"), counted(2, "image")
+        ('1 image', '2 images')
+    """
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}{'es' if thing.endswith('s') else 's'}"

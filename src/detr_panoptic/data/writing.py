@@ -22,6 +22,7 @@ from .categories import Categories
 from .contained_paths import path_inside
 from .files import check_new_folder, whole_folder
 from .lazy_records import NamedRecords, name_of, open_stored, row_error, undecoded, upright_size
+from .plain_text import counted
 from .reading import PanopticData, read_panoptic
 from .records import Record, has_scores, panoptic_features
 from .stored import map_file, picture_file, stored_record, write_file
@@ -152,7 +153,14 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class DataConversion:
-    """The result of `convert_data`: numbers, label ids that occur, and a message for each image that was left out."""
+    """The result of `convert_data`: numbers, label ids that occur, and a message for each image that was left out.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from detr_panoptic.scenes import SCENE_CATEGORIES
+        >>> print(DataConversion(Path("my_data"), SCENE_CATEGORIES, images=1, segments=9, labels={0, 3}))
+        1 image, 9 segments, 0 crowds, 2 of 14 classes, written to my_data
+    """
 
     output: Path
     categories: Categories = field(repr=False)
@@ -172,9 +180,9 @@ class DataConversion:
 
     def __str__(self) -> str:
         """Returns the counts and what was left out."""
-        skipped = [f"{len(self.failures)} images were left out:", *(f"  {message}" for message in self.failures)]
+        skipped = [f"{counted(len(self.failures), 'image')} left out:", *(f"  {message}" for message in self.failures)]
         total = (
-            f"{self.images} images, {self.segments} segments, {self.crowds} crowds, "
+            f"{counted(self.images, 'image')}, {counted(self.segments, 'segment')}, {counted(self.crowds, 'crowd')}, "
             f"{len(self.labels)} of {len(self.categories)} classes, written to {self.output}"
         )
         return "\n".join([total, *skipped] if self.failures else [total])

@@ -122,8 +122,8 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
         failures = folder.failures
     settings = {
         "threshold": predictor.processor.threshold if threshold is None else threshold,
-        "runtime": predictor.runtime.name,
-        "dtype": predictor.runtime.dtype,
+        "runtime": predictor.runtime,
+        "dtype": predictor.dtype,
         "batch_size": batch_size,
     }
     dataset = "" if isinstance(source, PanopticData) else public_name(str(source), split)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image
 
 from ..data.files import written_whole
-from ..data.plain_text import markdown, one_line
+from ..data.plain_text import counted, markdown, one_line
 from ..visualization import draw_side_by_side
 from ..visualization.report import Section, Table, write_report
 from .average_precision import FIGURES
@@ -59,6 +59,13 @@ class PanopticQualityResult:
     """Panoptic quality of images, all values in [0, 1]; prints as tables in percent.
 
     `overall`, `things` and `stuff` are means over the classes that occur; `per_class` has all by name, in order.
+
+    Example:
+        >>> from detr_panoptic import PanopticQuality
+        >>> from detr_panoptic.scenes import SCENE_CATEGORIES
+        >>> result = PanopticQuality(SCENE_CATEGORIES).compute()
+        >>> result.pq, result.things.n, result.per_class["sheep"].occurs
+        (0.0, 0, False)
     """
 
     overall: GroupQuality
@@ -109,6 +116,13 @@ class Evaluation:
         settings: how the model was run.
         errors: what went wrong, by cause.
         worst: the images with the lowest panoptic quality, the lowest first.
+
+    Example:
+        >>> from detr_panoptic import evaluate
+        >>> from detr_panoptic.checkpoints import BUNDLED
+        >>> evaluation = evaluate(BUNDLED, "scenes", limit=2, average_precision=False, progress=False)
+        >>> evaluation.images, evaluation.things.n, evaluation.per_class["sky"].tp
+        (2, 5, 2)
     """
 
     quality: PanopticQualityResult
@@ -168,7 +182,7 @@ class Evaluation:
     def __str__(self) -> str:
         """Returns the tables and the number of images."""
         skipped = f"; {len(self.failures)} could not be read and are left out" if self.failures else ""
-        return f"{self.table()}\n\n{self.errors}\n\n{self.images} images{skipped}"
+        return f"{self.table()}\n\n{self.errors}\n\n{counted(self.images, 'image')}{skipped}"
 
     def save(self, folder: str | Path) -> Path:
         """Writes `metrics.json`, the tables as `metrics.md`, and `report.html` with the tables and the worst errors.
@@ -216,12 +230,12 @@ class Evaluation:
         ]
 
     def _markdown(self) -> str:
-        parts = [f"# Evaluation\n\n{self.images} images. Numbers in percent; classes that occur."]
+        parts = [f"# Evaluation\n\n{counted(self.images, 'image')}. Numbers in percent; classes that occur."]
         parts.append(_tables(self.quality, self.ap, escape=markdown))
         parts += [format_table(header, rows, escape=markdown) for header, rows in self.errors.tables()]
         if self.failures:
             messages = "\n".join(f"- {markdown(message)}" for message in self.failures)
-            parts.append(f"{len(self.failures)} images could not be read and are left out:\n\n{messages}")
+            parts.append(f"{counted(len(self.failures), 'image')} could not be read and are left out:\n\n{messages}")
         rows = [[name, str(value)] for name, value in self.settings.items()]
         parts.append(format_table(["setting", "value"], rows, escape=markdown))
         return "\n\n".join(parts) + "\n"

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from ..box_ops import at_least_float32
 from ..data.files import reported_failure, written_whole
-from ..data.plain_text import one_line
+from ..data.plain_text import counted, one_line
 from ..data.records import truth_ids
 from ..inference.options import OnError, check_options
 from ..inference.predictor import Predictor
@@ -65,6 +65,14 @@ class Tuning:
         images: number of images.
         categories: of the model.
         failures: messages about images that could not be read.
+
+    Example:
+        >>> from detr_panoptic import tune_thresholds
+        >>> from detr_panoptic.checkpoints import BUNDLED
+        >>> options = {"limit": 2, "thresholds": (0.5, 0.9), "merging": ["paper"], "progress": False}
+        >>> tuning = tune_thresholds(BUNDLED, "scenes", **options)
+        >>> tuning.images, len(tuning.tried), tuning.after.pq >= tuning.before.pq
+        (2, 3, True)
     """
 
     processor: DetrPanopticImageProcessor = field(repr=False)
@@ -103,7 +111,7 @@ class Tuning:
         lines = [format_table(["", "PQ", "things", "stuff", "merging", "threshold"], rows)]
         lines += [f"  {one_line(name)}: {value}" for name, value in self.own_thresholds.items()]
         return "\n".join(
-            [*lines, f"{self.images} images, which chose the settings: measure the result on other images."]
+            [*lines, f"{counted(self.images, 'image')}, which chose the settings: measure the result on other images."]
         )
 
     def save(self, folder: str | Path) -> Path:

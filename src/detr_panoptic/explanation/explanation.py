@@ -40,6 +40,14 @@ class Explanation:
         segments: All segments: `id`, `label_id`, `label`, `score`, and the `query` that each comes from.
         objects: Attention of each chosen object, by its name, such as `segment_3` or `query_17`.
         id2label: Name of each label id.
+
+    Example:
+        >>> from detr_panoptic import explain
+        >>> from detr_panoptic.checkpoints import BUNDLED
+        >>> from detr_panoptic.scenes import make_scene
+        >>> explanation = explain(BUNDLED, make_scene(1)["image"], segments=[2, 1])
+        >>> list(explanation.objects), explanation.segments[0]["id"]
+        (['segment_2', 'segment_1'], 1)
     """
 
     name: str
@@ -118,10 +126,11 @@ def explain(
 
     Example:
         >>> from detr_panoptic import explain
-        >>> explanation = explain("my_model", "photo.jpg", threshold=0.5)  # doctest: +SKIP
-        >>> print(explanation)  # doctest: +SKIP
-        segment_1: boat 0.97 (segment 1 of photo, query 12)
-        >>> explanation.save("explanations")  # doctest: +SKIP
+        >>> from detr_panoptic.checkpoints import BUNDLED
+        >>> from detr_panoptic.scenes import make_scene
+        >>> explanation = explain(BUNDLED, make_scene(1)["image"], queries=[17])
+        >>> explanation.objects["query_17"].mask_maps.shape[0]  # heads
+        8
     """
     if task not in TASKS:
         raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {task!r}.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.categories import Categories
 from ..data.files import written_whole
+from ..data.plain_text import counted
 from ..data.writing import write_parquet
 from ..runtimes.cache import hash_of
 from .pictures import Pictures, unique_stems
@@ -34,6 +35,14 @@ class PredictionFolder:
 
     Iterating yields each record with its prediction, in the order of the images. `failures` are messages about images
     that could not be read, and `num_earlier` is the number of predictions that were there before.
+
+    Example:
+        >>> import tempfile
+        >>> from detr_panoptic import Predictor
+        >>> from detr_panoptic.checkpoints import BUNDLED
+        >>> folder = Predictor.from_pretrained(BUNDLED).predict("scenes", tempfile.mkdtemp(), limit=2, progress=False)
+        >>> [prediction.name for record, prediction in folder], folder.failures
+        (['scene_0.png', 'scene_1.png'], [])
     """
 
     def __init__(
@@ -105,10 +114,10 @@ class PredictionFolder:
         """Returns the first predictions and the number of all."""
         lines, count = list(self._shown), len(self)  # counting looks at every file
         if self._shown and count > len(self._shown):
-            lines.append(f"… and {count - len(self._shown)} more images")
+            lines.append(f"… and {count - len(self._shown)} more")
         earlier = f", {self.num_earlier} of them from earlier runs" if self.num_earlier else ""
         skipped = f", {len(self.failures)} could not be read" if self.failures else ""
-        lines.append(f"{count} images{earlier}{skipped}; results in {self.output}")
+        lines.append(f"{counted(count, 'image')}{earlier}{skipped}; results in {self.output}")
         return "\n".join(lines)
 
     def _file(self, index: int) -> Path:

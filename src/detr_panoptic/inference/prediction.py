@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from ..data.files import written_whole
-from ..data.plain_text import one_line
+from ..data.plain_text import counted, one_line
 from ..data.records import ids_to_rgb
 from ..segment_ids import rgb_to_ids
 from ..visualization import draw_segments
@@ -88,7 +88,7 @@ class Prediction:
     def __str__(self) -> str:
         """Returns a line for the image and one for each segment, the largest first."""
         size = f"{self.image.width}x{self.image.height} pixels"
-        lines = [f"{one_line(self.name)}: {len(self.segments)} segments, {size}"]
+        lines = [f"{one_line(self.name)}: {counted(len(self.segments), 'segment')}, {size}"]
         for segment in sorted(self.segments, key=lambda segment: -segment.area):
             score = "" if segment.score is None else f"{segment.score:.2f}"
             share = f"{segment.area / max(self.segmentation.size, 1):.1%}"

@@ -18,11 +18,13 @@ from accelerate.utils import gather_object, parse_flag_from_env
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..box_ops import fetch
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..image_reading import image_to_tensor, read_picture
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
-from ..runtimes import Choice, GraphRuntime, TorchRuntime, open_if_prepared, open_runtime
+from ..runtimes import Choice, open_if_prepared, open_runtime
 from .detections import detect
+from .fast_form import fast_form
 from .folder import Layout, PredictionFolder, fingerprint
 from .loading import find_device, load, model_categories
 from .loop import Batch, load_batches, make_batch, plan_batches, run_model
@@ -50,7 +52,7 @@ class Predictor:
     Args:
         model: on its device.
         processor: its image processor.
-        runtime: what computes the model's outputs; None: the model itself.
+        network: what is called in place of the model: of `fast_form`, or its graphs in another runtime; None: the model.
 
     Example:
         >>> from detr_panoptic import Predictor
@@ -63,14 +65,11 @@ class Predictor:
     """
 
     def __init__(
-        self,
-        model: DetrPanopticForSegmentation,
-        processor: DetrPanopticImageProcessor,
-        runtime: TorchRuntime | GraphRuntime | None = None,
+        self, model: DetrPanopticForSegmentation, processor: DetrPanopticImageProcessor, *, network: Any = None
     ) -> None:
         self.model = model
+        self.network = network
         self.processor = processor
-        self.runtime = TorchRuntime(model) if runtime is None else runtime
         self.categories = model_categories(model.config)
 
     @classmethod
@@ -81,9 +80,9 @@ class Predictor:
         runtime: str = "auto",
         device: str | torch.device = "auto",
         dtype: str | torch.dtype | None = None,
-        compile: bool = False,
+        compile: str | None = None,
     ) -> Predictor:
-        """Loads a model and its image processor.
+        """Loads a model and its image processor. The predictor runs a faster form of the model: see `fast_form`.
 
         Args:
             model: a folder, or the name of a repository on the Hub.
@@ -93,22 +92,32 @@ class Predictor:
             device: "auto" takes a GPU if there is one; under `accelerate launch`, each process takes its own. OpenVINO
                 and ONNX Runtime take a CPU.
             dtype: of the computation, such as "bfloat16"; None: float32. "int8" needs a folder that `quantize` wrote.
-            compile: whether `torch.compile` compiles the model.
+            compile: "cudagraph" captures a CUDA graph for each size of the images, for many images of few sizes.
 
         Raises:
-            ValueError: there is no such model, runtime or device, or the checkpoint is broken.
+            ValueError: there is no such model, runtime or device, the checkpoint is broken, or `compile` needs a GPU.
             ImportError: the runtime is not installed.
         """
         choice = Choice.check(runtime, device=device, dtype=dtype, compile=compile)
         if choice is not None:
-            network, processor = load(model, device="cpu")
-            opened = (open_if_prepared if runtime == "auto" else open_runtime)(network, model, choice)
-            if opened is not None:
-                return cls(network, processor, opened)
+            loaded, processor = load(model, device="cpu")
+            network = (open_if_prepared if runtime == "auto" else open_runtime)(loaded, model, choice)
+            if network is not None:
+                return cls(loaded, processor, network=network)
         if device == "auto" and (state := processes()).num_processes > 1:
             device = state.device
-        network, processor = load(model, device=device, dtype=dtype)
-        return cls(network, processor, TorchRuntime(network, compile=compile))
+        loaded, processor = load(model, device=device, dtype=dtype)
+        return cls(loaded, processor, network=fast_form(loaded, compile))
+
+    @property
+    def runtime(self) -> str:
+        """The runtime: "torch", "openvino" or "onnxruntime"."""
+        return getattr(self.network, "runtime", "torch")
+
+    @property
+    def dtype(self) -> str:
+        """The precision, such as "float32"."""
+        return str(getattr(self.network, "precision", self.model.dtype)).removeprefix("torch.")
 
     @classmethod
     def of(
@@ -129,12 +138,12 @@ class Predictor:
         """
         if not isinstance(model, Predictor | tuple):
             return cls.from_pretrained(model, runtime=runtime, device=device, dtype=dtype)
-        if runtime != "torch" or device != "auto" or dtype is not None:
-            raise ValueError(
-                f"`runtime`, `device` and `dtype` are for a model that is loaded, got {runtime!r}, {device!r} and "
-                f"{dtype!r}."
-            )
-        return model if isinstance(model, Predictor) else cls(*model)
+        predictor = model if isinstance(model, Predictor) else cls(*model)
+        own = {"runtime": predictor.runtime, "device": predictor.model.device.type, "dtype": predictor.dtype}
+        for name, given in (("runtime", runtime), ("device", device), ("dtype", dtype)):
+            if given not in ("auto", "torch", None) and own[name] not in str(given):
+                raise ValueError(f"`{name}` is for models that are loaded; this one has {own[name]}, got {given}")
+        return predictor
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str, but not of images
@@ -254,7 +263,7 @@ class Predictor:
             plan = (batch for batch in plan if not all(map(is_done, batch)))
         failures = [] if failures is None else failures
         batches = self._read_batches(pictures, plan, workers=num_workers, on_error=on_error, failures=failures)
-        yield from run_model(self.runtime, batches)
+        yield from run_model(self.model, batches, network=self.network)
 
     def predict(  # noqa: PLR0913  every option of a long run, each with a default
         self,
@@ -325,8 +334,8 @@ class Predictor:
         folder = PredictionFolder(output, pictures, self.categories, layout=to)
         if state.is_main_process:
             options = {"task": task, "threshold": threshold, "detections": detections, "batch_size": batch_size}
-            model = {"model": fingerprint(self.model, self.processor), "dtype": self.runtime.dtype}
-            model["runtime"] = self.runtime.name
+            model = {"model": fingerprint(self.model, self.processor), "dtype": self.dtype}
+            model["runtime"] = self.runtime
             folder.open({**options, **model, "tile": tiling})
         state.wait_for_everyone()
         plan = [batch for batch in plan_batches(pictures, batch_size) if not all(map(folder.is_done, batch))]
@@ -453,10 +462,11 @@ class Predictor:
             return
         # A semantic map adds up all queries, also those whose best class is "no object".
         mask_queries = "all" if task == "semantic" or detections == "mask" else None
-        for batch, outputs in run_model(self.runtime, batches, mask_queries=mask_queries):
+        for batch, outputs in run_model(self.model, batches, mask_queries=mask_queries, network=self.network):
             results = self._merge(outputs, batch.sizes, task, threshold)
+            maps = fetch(*(result["segmentation"] for result in results))
             for index, (record, result) in enumerate(zip(batch.records, results, strict=True)):
-                prediction = self._describe(record, result["segmentation"].cpu().numpy(), result["segments_info"])
+                prediction = self._describe(record, maps[index].numpy(), result["segments_info"])
                 if detections != "none":
                     with_masks = detections == "mask"
                     prediction.detections = detect(outputs, index, batch.sizes[index], with_masks=with_masks)

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..data.files import written_whole
+from ..data.plain_text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -70,7 +71,7 @@ class VideoPrediction:
         """Returns how many frames and things there are, and where."""
         things = ", ".join(f"{count} {label}" for label, count in self.num_things.items()) or "no things"
         ending = "".join(f"; {message}" for message in self.failures)
-        return f"{self.num_frames} frames with {things}; results in {self.video.parent}{ending}"
+        return f"{counted(self.num_frames, 'frame')} with {things}; results in {self.video.parent}{ending}"
 
 
 def is_video(source: Any) -> bool:

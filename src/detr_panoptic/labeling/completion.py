@@ -42,7 +42,7 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
 
     Args:
         source: annotated images, as `read_panoptic` takes them, or "scenes".
-        output: a folder that is empty, does not exist, or holds an earlier run with the same settings.
+        output: a folder that is empty, does not exist, or holds an earlier run with the same settings and data.
         model: as the teacher of `label`.
         threshold: least score of a segment, in [0, 1]. None: the image processor's.
         with_things: add things, too, of classes that the data lacks.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
 
-from ..data.plain_text import markdown, one_line
+from ..data.plain_text import counted, markdown, one_line
 from ..data.records import segmentation_ids
 from ..evaluation.tables import format_table
 from ..visualization import draw_segments
@@ -47,6 +47,16 @@ class Labels:
         labeled: what was added to each image.
         earlier: number of images that were done before.
         failures: messages about images left out.
+
+    Example:
+        >>> import tempfile
+        >>> from detr_panoptic import complete_stuff
+        >>> from detr_panoptic.checkpoints import BUNDLED
+        >>> labels = complete_stuff("scenes", tempfile.mkdtemp(), model=BUNDLED, limit=1, progress=False)
+        >>> print(str(labels).partition("; ")[0])  # scenes have no void
+        Nothing was added.
+        <BLANKLINE>
+        1 image
     """
 
     files: LabelFolder = field(repr=False)
@@ -136,6 +146,8 @@ class Labels:
         return drawn
 
     def _table(self, escape: Callable[[str], str]) -> str:
+        if not self.added:
+            return "Nothing was added."
         rows = [[row.name, ("stuff", "thing")[row.is_thing], str(row.images), str(row.pixels)] for row in self.added]
         return format_table(["added class", "kind", "images", "pixels"], rows, escape=escape)
 
@@ -143,7 +155,7 @@ class Labels:
         earlier = f", {self.earlier} of them from earlier runs" if self.earlier else ""
         skipped = f", {len(self.failures)} skipped" if self.failures else ""
         voids = f"void {self.void_before:.1%} before, {self.void_after:.1%} after"
-        return f"{self.images} images{earlier}{skipped}; {voids}"
+        return f"{counted(self.images, 'image')}{earlier}{skipped}; {voids}"
 
     def _teacher(self) -> str:
         return f"teacher: {self.teacher}, license: {self.license or 'unknown; look at its model card'}"

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
+from ..box_ops import fetch
 from ..data.categories import COCO_PANOPTIC, Categories, match_labels
 from ..data.hub_names import hub_name
 from ..data.label_maps import CITYSCAPES
@@ -29,9 +30,10 @@ from ..inference.loop import Batch, load_batches, plan_batches
 from ..inference.options import OnError
 from ..inference.pictures import Pictures
 from ..inference.predictor import Predictor, default_workers, report_failures
-from ..panoptic_merging import ImageSizes, Segmentation, is_above, merge_score_weighted
+from ..panoptic_merging import ImageSizes, Segmentation, best_classes, is_above, run_together, score_weighted_steps
 
 SAME = 0.1  # of two normalized colors; black and white differ by more than 3
+DETR_OUTPUTS = ("logits", "pred_masks")
 Threshold = float | list[float]
 Result = tuple[Mapping[str, Any], Segmentation, Tensor]
 """A record, its merged segments, and where a mask above the threshold has a probability of one half: (H, W) bool."""
@@ -176,12 +178,15 @@ class TransformersTeacher(Teacher):
         shown = inputs.pop("shown")
         canvas = tuple(inputs["pixel_values"].shape[-2:])
         outputs = self.model(**{name: self._placed(value) for name, value in inputs.items()})
+        names = ("class_queries_logits", "masks_queries_logits") if "class_queries_logits" in outputs else DETR_OUTPUTS
         for index, record in enumerate(batch.records):
-            logits, masks = outputs.class_queries_logits[index], outputs.masks_queries_logits[index]
+            logits, masks = (outputs[name][index] for name in names)
             if not (logits.isfinite().all() and masks.isfinite().all()):
                 raise FloatingPointError(f"The outputs of `teacher` {self.name!r} are not finite.")
             sizes = ImageSizes(shown[index], canvas, batch.sizes[index])
-            merged = merge_score_weighted(logits, masks, sizes, threshold=threshold, label_ids_to_fuse=())
+            options: dict[str, Any] = {"threshold": threshold, "label_ids_to_fuse": ()}
+            steps = score_weighted_steps(fetch(*best_classes(logits)), masks, sizes, **options)
+            (merged,) = run_together([steps])
             yield record, merged, sure_pixels(logits, masks, sizes, threshold)
 
     def _placed(self, value: Tensor) -> Tensor:

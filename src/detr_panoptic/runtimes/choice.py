@@ -44,7 +44,7 @@ class Choice:
     dtype: str
 
     @classmethod
-    def check(cls, runtime: str, *, device: Any, dtype: Any, compile: bool) -> Choice | None:
+    def check(cls, runtime: str, *, device: Any, dtype: Any, compile: str | None) -> Choice | None:
         """Returns what is to run graphs, or None for PyTorch.
 
         Raises:
@@ -60,7 +60,7 @@ class Choice:
             if precision == INT8:
                 raise ValueError('`dtype` "int8" needs `runtime="openvino"` or `runtime="onnxruntime"`.')
             return None
-        if compile:
+        if compile is not None:
             raise ValueError(f'`compile` is for `runtime="torch"`, got {runtime!r}.')
         check_installed(runtime, *(WRITERS if precision != INT8 else ()))
         return cls(runtime, SESSIONS[runtime].find_device(str(device), precision), precision)
@@ -141,12 +141,12 @@ def find_int8(model: DetrPanopticForSegmentation, source: str | Path) -> tuple[P
     return graph_files(folder)
 
 
-def _automatic(device: str, dtype: str, compile: bool) -> str:
+def _automatic(device: str, dtype: str, compile: str | None) -> str:
     """Returns the runtime to try for "auto"."""
     if dtype == INT8:
         return next((name for name in SESSIONS if find_spec(name)), "openvino")
     on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    if not on_cpu or compile or not all(map(find_spec, ("openvino", *WRITERS))):
+    if not on_cpu or compile is not None or not all(map(find_spec, ("openvino", *WRITERS))):
         return "torch"
     try:
         OpenVinoSession.find_device("cpu", dtype)

@@ -1,4 +1,4 @@
-"""The runtimes: the model itself in PyTorch, or its graphs in another runtime."""
+"""A model's graphs in another runtime than PyTorch."""
 
 from __future__ import annotations
 
@@ -25,60 +25,31 @@ DIFFERENCES = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1, "int8": float("
 """Largest `GraphRuntime.difference`. With int8 only numbers that are not finite are refused."""
 
 
-class TorchRuntime:
-    """Runs a model in evaluation mode, on its device and in its dtype; its own mode is restored after each batch.
-
-    Args:
-        model: the model.
-        compile: whether to run it compiled by `torch.compile`.
-    """
-
-    name = "torch"
-
-    def __init__(self, model: DetrPanopticForSegmentation, *, compile: bool = False) -> None:
-        self.model = model
-        self._forward: Any = torch.compile(model) if compile else model
-
-    @property
-    def dtype(self) -> str:
-        """The precision, such as "float32"."""
-        return str(self.model.dtype).removeprefix("torch.")
-
-    @torch.no_grad()
-    def __call__(self, inputs: Mapping[str, Tensor], *, mask_queries: str | int | None = None) -> Any:
-        """Returns the outputs of a batch, given `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W)."""
-        model, mask = self.model, inputs.get("pixel_mask")
-        pixels = inputs["pixel_values"].to(device=model.device, dtype=model.dtype)
-        was_training = model.training
-        model.eval()
-        try:
-            mask = None if mask is None else mask.to(model.device)
-            return self._forward(pixel_values=pixels, pixel_mask=mask, mask_queries=mask_queries)
-        finally:
-            model.train(was_training)
-
-
 class GraphRuntime:
     """Runs the graphs of a model, as `write_graphs` makes them.
 
     Args:
         model: the model in float32 on CPU. It runs images whose sides are shorter than the graphs accept.
         sessions: the graph from images to classes, boxes and what masks need, and the graph from those to masks.
-        name: of the runtime.
-        dtype: the precision.
+        runtime: its name.
+        precision: such as "float32".
     """
 
-    def __init__(self, model: DetrPanopticForSegmentation, sessions: Sequence[Session], name: str, dtype: str) -> None:
-        self.model, self.name, self.dtype = model, name, dtype
+    def __init__(
+        self, model: DetrPanopticForSegmentation, sessions: Sequence[Session], runtime: str, precision: str
+    ) -> None:
+        self.model, self.runtime, self.precision = model, runtime, precision
         self.detect, self._segment = sessions
 
     @torch.no_grad()
-    def __call__(self, inputs: Mapping[str, Tensor], *, mask_queries: str | int | None = None) -> Any:
-        """Returns the outputs of a batch, given `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W)."""
-        pixels, mask = inputs["pixel_values"], inputs.get("pixel_mask")
+    def __call__(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None = None, *, mask_queries: str | int | None = None
+    ) -> Any:
+        """Returns what the model does for these arguments, without hidden states."""
+        pixels, mask = pixel_values, pixel_mask
         if min(pixels.shape[-2:]) < MIN_SIDE:
             return self.model(pixels, mask, mask_queries=mask_queries)
-        found = self.detect(self.detection_inputs(inputs))
+        found = self.detect(self.detection_inputs({"pixel_values": pixels, "pixel_mask": mask}))
         logits, boxes = (torch.from_numpy(found[name]) for name in ("logits", "pred_boxes"))
         rows = select_rows(logits, self.model.config.mask_queries if mask_queries is None else mask_queries)
         height, width = (-(-length // MASK_STRIDE) for length in pixels.shape[-2:])
@@ -95,7 +66,7 @@ class GraphRuntime:
         )
 
     @staticmethod
-    def detection_inputs(inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    def detection_inputs(inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Returns a batch as the first graph takes it."""
         pixels, mask = inputs["pixel_values"].float(), inputs.get("pixel_mask")
         mask = torch.ones_like(pixels[:, 0]) if mask is None else mask
@@ -122,6 +93,6 @@ class GraphRuntime:
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(1, self.model.config.num_channels, 5, 7, generator=generator)
         inputs = {"pixel_values": F.interpolate(noise, size=CHECKED_SIZE, mode="bilinear")}
-        expected, actual = self.model(**inputs, mask_queries="all"), self(inputs, mask_queries="all")
+        expected, actual = self.model(**inputs, mask_queries="all"), self(**inputs, mask_queries="all")
         pairs = ((expected[name], actual[name]) for name in ("logits", "pred_masks"))
         return max(((one - other).abs().mean() / one.std()).item() for one, other in pairs)

@@ -129,7 +129,9 @@ class Batches:
     def __init__(self, settings: TrainingSettings, data: TrainingData, processor: DetrPanopticImageProcessor) -> None:
         images, self.seed = settings.data, settings.run.seed
         sides = {"short_side": images.short_side, "long_side": images.long_side}
-        self.collator = PanopticCollator(processor, build_augmentation(images.augmentation, **sides), seed=self.seed)
+        self.collator = PanopticCollator(
+            processor, build_augmentation(images.augmentation, **sides), seed=self.seed, as_maps=True
+        )
         self._order = torch.Generator()
         self._is_over = torch.zeros((), dtype=torch.int64).share_memory_()
         self._records = records = NamedRecords(data.train)
@@ -140,6 +142,7 @@ class Batches:
             collate_fn=partial(collate, self.collator, with_masks=settings.model.stage != "boxes"),
             num_workers=images.workers,
             persistent_workers=images.workers > 0,
+            pin_memory=torch.cuda.is_available(),
             worker_init_fn=partial(_leave_signals_to_the_run, self._is_over),
             generator=torch.Generator().manual_seed(
                 self.seed
@@ -170,8 +173,7 @@ def collate(collator: PanopticCollator, records: list[dict[str, Any]], *, with_m
     """Returns the arguments of the model for some records; without masks it computes no masks and no mask losses."""
     batch = dict(collator(records))  # Accelerate moves the labels of a plain dict to the device, too
     if not with_masks:
-        labels = [{name: value for name, value in target.items() if name != "masks"} for target in batch["labels"]]
-        batch |= {"labels": labels, "mask_queries": 0}
+        batch |= {"labels": batch["labels"].without_masks(), "mask_queries": 0}
     return batch
 
 

@@ -7,6 +7,7 @@ Follows engine.py of facebookresearch/detr (29901c5), with these differences:
 """
 
 import logging
+import math
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -22,14 +23,16 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..box_ops import fetch
 from ..data import NamedRecords, PanopticCollator, PanopticData
 from ..data.files import whole_files
 from ..data.records import segmentation_ids
+from ..data.target_batch import TargetBatch
 from ..evaluation import evaluate
 from ..inference import Predictor
 from ..inference.loading import quiet_transformers
 from ..losses import LossNormalizers, loss_normalizers
-from ..matcher import Labels, match
+from ..matcher import Labels, match, moved_labels
 from ..visualization import draw_side_by_side, stack
 from .data import Batch, collate
 from .optimization import unchanged_random_state
@@ -106,18 +109,17 @@ def train_step(
     """
     normalizers = window_normalizers(window, model, accelerator)
     terms: dict[str, Tensor] = {}
+    losses: list[Tensor] = []
     for i, batch in enumerate(window):
         is_last = i + 1 == len(window)
         with nullcontext() if is_last else accelerator.no_sync(model):
-            output = finite_output(model, batch, normalizers)
+            output = matched_output(model, batch, normalizers)
             accelerator.backward(output.loss)
+        losses.append(output.loss)
         for name, term in {"loss": output.loss, **output.loss_dict}.items():
             terms[name] = terms.get(name, 0) + term.detach()
     terms["gradient_norm"] = torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)).detach()
-    # Infinite gradients are normal with the gradient scaler of float16, which skips such updates.
-    if accelerator.scaler is None and not terms["gradient_norm"].isfinite():
-        ids = [number for batch in window for number in image_ids(batch)]
-        raise FloatingPointError(f"The gradient is {terms['gradient_norm'].item()} for the images {ids}.")
+    check_finite(window, losses, terms["gradient_norm"], scaled=accelerator.scaler is not None)
     if with_errors:
         config = accelerator.unwrap_model(model).config
         costs = {name: getattr(config, name) for name in ("class_cost", "bbox_cost", "giou_cost")}
@@ -140,15 +142,27 @@ def window_normalizers(window: Sequence[Batch], model: nn.Module, accelerator: A
     return LossNormalizers(num_targets=total[0].clamp(min=1), class_weight=total[1])
 
 
-def finite_output(model: nn.Module, batch: Batch, normalizers: LossNormalizers) -> Any:
-    """Returns the model's output; raises FloatingPointError if the matching's input or the loss is not finite."""
+def matched_output(model: nn.Module, batch: Batch, normalizers: LossNormalizers) -> Any:
+    """Returns the model's output; raises FloatingPointError if the matching's input is not finite."""
+    labels = batch["labels"]
+    if isinstance(labels, TargetBatch):
+        batch = batch | {"labels": labels.with_masks()}
     try:
-        output = model(**batch, normalizers=normalizers)
-    except FloatingPointError as error:  # from the matcher
+        return model(**batch, normalizers=normalizers)
+    except FloatingPointError as error:
         raise FloatingPointError(f"{str(error).rstrip('.')}, for the images {image_ids(batch)}.") from error
-    if not output.loss.isfinite():
-        raise FloatingPointError(f"The loss is {output.loss.item()} for the images {image_ids(batch)}.")
-    return output
+
+
+def check_finite(window: Sequence[Batch], losses: Sequence[Tensor], gradient_norm: Tensor, *, scaled: bool) -> None:
+    """Raises FloatingPointError if a batch's loss is not finite, or the gradient; the CPU waits for the GPU once."""
+    *values, norm = (float(value) for value in fetch(*losses, gradient_norm))
+    for batch, value in zip(window, values, strict=True):
+        if not math.isfinite(value):
+            raise FloatingPointError(f"The loss is {value} for the images {image_ids(batch)}.")
+    # Infinite gradients are normal with the gradient scaler of float16, which skips such updates.
+    if not scaled and not math.isfinite(norm):
+        ids = [number for batch in window for number in image_ids(batch)]
+        raise FloatingPointError(f"The gradient is {norm} for the images {ids}.")
 
 
 def image_ids(batch: Batch) -> list[int]:
@@ -163,7 +177,8 @@ def prediction_errors(logits: Tensor, boxes: Tensor, labels: Labels, *, costs: d
     Returns `class_error`, the percentage of matched queries whose best class is wrong, and `cardinality_error`, the
     mean difference between the numbers of predicted and true objects of an image.
     """
-    matching = match(logits[None], boxes[None], labels, costs=costs)
+    labels = moved_labels(labels, logits.device)
+    matching = match(logits[None], boxes[None], labels, costs=costs).to(logits.device)
     classes = torch.cat([target["class_labels"] for target in labels])
     best = logits.argmax(-1)
     wrong = best[matching.image, matching.query[-1]] != classes[matching.target[-1]]
@@ -247,7 +262,7 @@ def panoptic_metrics(run: Run, model: Any, records: Dataset) -> dict[str, float]
 def detection_loss(run: Run, model: Any) -> float:
     """Returns the mean loss of the validation images without masks and without augmentation."""
     records, accelerator = NamedRecords(run.data.validation), run.accelerator
-    collator, total = PanopticCollator(run.processor), torch.zeros((), device=accelerator.device)
+    collator, total = PanopticCollator(run.processor, as_maps=True), torch.zeros((), device=accelerator.device)
     model.eval()
     for index in range(accelerator.process_index, len(records), accelerator.num_processes):
         batch = collate(collator, [records[index]], with_masks=False)

@@ -118,7 +118,7 @@ FIRST_BIAS_STD = 1.0
 
 
 @torch.no_grad()
-def calibrate(model: DetrPanopticForSegmentation, pixel_values: Tensor, pixel_mask: Tensor) -> None:
+def calibrate(model: DetrPanopticForSegmentation, pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
     """Scales the initial weights of a new mask head and decoder to their inputs. Not in the paper.
 
     The paper's backbone has features of about unit scale. Each stage of the mask head adds adapted features of the
@@ -135,7 +135,7 @@ def calibrate(model: DetrPanopticForSegmentation, pixel_values: Tensor, pixel_ma
     Args:
         model: changed in place; its backbone has its weights. The network and its checkpoints stay as they are.
         pixel_values: (B, 3, H, W), some training images.
-        pixel_mask: (B, H, W), 1 on the image.
+        pixel_mask: (B, H, W), 1 on the image; None without padding.
     """
     nn.init.normal_(model.model.decoder.layers[0].self_attn.out_proj.bias, std=FIRST_BIAS_STD)
     was_training = model.training

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+from accelerate.utils import DataLoaderConfiguration, DistributedType, ProjectConfiguration, set_seed
 
 from ..data import PanopticData
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
@@ -38,7 +38,15 @@ CALIBRATION_IMAGES = 8
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The result of `train`; prints as the plan of the run or its best quality."""
+    """The result of `train`; prints as the plan of the run or its best quality.
+
+    Example:
+        >>> from pathlib import Path
+        >>> settings = resolve_settings("none", overrides={"data": "scenes"})
+        >>> print(TrainingResult(Path("my_model"), settings, [], total_steps=9, steps=9, is_finished=True))
+        output: my_model
+        updates: 9 of 9, finished
+    """
 
     model_folder: Path  # the best model, for `from_pretrained`, with its card, metrics and checkpoints
     settings: TrainingSettings
@@ -135,7 +143,7 @@ def train(
                 prepare_backbone(model, batches, fixed, accelerator)
             if fixed.model.calibrate:
                 first = batches.first(CALIBRATION_IMAGES)
-                calibrate(model, first["pixel_values"], first["pixel_mask"])
+                calibrate(model, first["pixel_values"], first.get("pixel_mask"))
             shown = {n: v if isinstance(v, bool | int | float) else str(v) for n, v in fixed.to_dict().items()}
             accelerator.init_trackers("detr-panoptic", shown, init_kwargs={"wandb": {"dir": str(folder)}})
             write_split(folder, data, is_writer=accelerator.is_main_process)
@@ -162,7 +170,12 @@ def started_accelerator(settings: RunSettings) -> Iterator[Accelerator]:
             raise ValueError(f"`tracker` must be installed for Accelerate, such as tensorboard, got {name!r}.")
     places = ProjectConfiguration(str(settings.output), logging_dir=f"{settings.output}/tracking")
     precision = settings.mixed_precision
-    accelerator = Accelerator(mixed_precision=precision, log_with=trackers or None, project_config=places)
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        log_with=trackers or None,
+        project_config=places,
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),  # batches lie in pinned memory
+    )
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ValueError(f"{accelerator.distributed_type.value} is not supported: use DDP (--multi_gpu).")
     if not accelerator.is_main_process:
