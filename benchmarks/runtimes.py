@@ -117,6 +117,7 @@ def write_models(theirs: DetrForSegmentation, folder: Path, size: tuple[int, int
     inputs = processor(picture, return_tensors="pt")
     shift = bias_that_keeps(model(**inputs, mask_queries=0).logits, KEPT)
     model.class_head.bias[-1] += shift
+    model.config.mask_queries = KEPT  # rounding must not change the work
     # `quantize` measures PQ on scenes, so some labels have their names. It is close to 0 with random weights.
     names = dict(enumerate(SCENE_CATEGORIES.names))
     model.config.id2label = {label: names.get(label, f"other {label}") for label in model.config.id2label}

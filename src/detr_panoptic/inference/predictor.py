@@ -52,7 +52,7 @@ class Predictor:
     Args:
         model: on its device.
         processor: its image processor.
-        network: what is called in place of the model: of `fast_form`, or its graphs in another runtime; None: the model.
+        network: what is called in place of the model, of `fast_form` or `open_runtime`; None: the model.
 
     Example:
         >>> from detr_panoptic import Predictor
