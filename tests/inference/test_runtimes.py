@@ -104,7 +104,8 @@ def test_outputs_of_a_padded_batch_are_those_of_torch(model_folder, expected, ru
 def test_a_tiny_image_runs_too(model_folder, expected, runtime):
     predictor = Predictor.from_pretrained(model_folder, runtime=runtime)
     sliver = {"pixel_values": torch.randn(1, 3, 20, 50)}
-    torch.testing.assert_close(run(predictor, sliver).logits, run(expected, sliver).logits)
+    with torch.no_grad():  # the graphs are traced for longer sides: the model itself runs
+        assert torch.equal(run(predictor, sliver).logits, expected.model(**sliver).logits)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
