@@ -80,7 +80,7 @@ def row(
     def augment() -> list[Record]:
         return [augmentation(record, sample_seed(0, 0, record["image_id"])) for record in records]
 
-    collate = PanopticCollator(DetrPanopticImageProcessor(do_resize=False))
+    collate = PanopticCollator(DetrPanopticImageProcessor(do_resize=False), as_maps=True)
 
     def make_batches() -> None:
         for start in range(0, len(augmented), batch):

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import BatchFeature, pipeline
 
 from detr_panoptic.checkpoints import BUNDLED
 from detr_panoptic.inference import load
+from detr_panoptic.inference.cuda_graphs import CudaGraphs
 from detr_panoptic.mask_head import CHUNK_BYTES
 from detr_panoptic.scenes import make_scene
 from detr_panoptic.training.aids import attach_training_aids
@@ -118,6 +120,48 @@ def test_the_compiled_model_gives_the_same():
         found = torch.compile(model)(pixels)
     torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.pred_masks, expected.pred_masks, atol=1e-3, rtol=1e-3)
+
+
+@torch.inference_mode()
+def test_captured_graphs_give_the_same_at_every_shape():
+    model = build_tiny().eval().cuda()
+    graphs = CudaGraphs(model)
+    for width in (96, 64, 96):
+        pixels = torch.randn(2, 3, 64, width, device="cuda")
+        for mask_queries in (None, 3, "all"):
+            expected = model(pixels, mask_queries=mask_queries)
+            found = graphs(pixels, mask_queries=mask_queries)
+            torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
+            kept = expected.logits.argmax(-1) != expected.logits.shape[-1] - 1
+            torch.testing.assert_close(found.pred_masks[kept], expected.pred_masks[kept], atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture
+def waits():
+    """Warnings about waits for the device, which PyTorch gives."""
+    torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield lambda: sum("synchronizing" in str(warning.message) for warning in caught)
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_forward_waits_for_nothing(waits):
+    model, pixels = build_tiny().eval().cuda(), torch.zeros(1, 3, 64, 96).pin_memory().cuda(non_blocking=True)
+    with torch.inference_mode():
+        model(pixels, mask_queries=2)
+        before = waits()
+        model(pixels, mask_queries=2)
+    assert waits() == before
+
+
+def test_a_training_step_waits_four_times_at_most(tiny_batch, waits):
+    model = build_tiny().train().cuda()
+    batch = on_device(tiny_batch)
+    model(**batch).loss.backward()
+    before = waits()
+    model(**batch).loss.backward()
+    assert waits() - before <= 3  # and once more in the loop, for whether all is finite
 
 
 def test_the_pipeline_runs_there_in_batches():

@@ -53,7 +53,7 @@ class Backbone(nn.Module):
             self._first_stage = features.module_name()[0].replace(".", "_")
         self.image_statistics = {f"image_{name}": list(body.pretrained_cfg[name]) for name in ("mean", "std")}
         self._channels_last_output = getattr(body, "output_fmt", None) == Format.NHWC  # Swin and its relatives
-        self.body = freeze_norms(body)
+        self.body: Any = freeze_norms(body)
         # In a tuple, so that it is not registered and checkpoints and adapters (LoRA) see timm's layers alone.
         self._fused = ([*self.body.modules()], fuse_norms(self.body))
         self.freeze_stem()
@@ -93,12 +93,13 @@ class Backbone(nn.Module):
     @property
     def gradient_checkpointing(self) -> bool:
         """Whether a vision transformer recomputes its activations in the backward pass; transformers sets it."""
-        return getattr(self.body, "grad_checkpointing", False)
+        if self.pyramid is None:
+            raise AttributeError("Other bodies have no such attribute.")
+        return bool(self.body.grad_checkpointing)
 
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, enable: bool) -> None:
-        if self.pyramid is not None:
-            self.body.set_grad_checkpointing(enable)
+        self.body.set_grad_checkpointing(enable)
 
     def margins(self, pixel_values: Tensor) -> tuple[int, ...]:
         """Returns the padding of `F.pad` that images (B, C, H, W) need if the layers depend on whole strides."""

@@ -177,7 +177,8 @@ def _resize(image: Tensor, ids: Tensor, size: list[int]) -> tuple[Tensor, Tensor
     image = F.resize(image, size, antialias=True)
     # By index: torchvision's kernel for masks is the misaligned nearest, and goes through float32.
     for axis, length in enumerate(image.shape[-2:]):
-        ids = ids.index_select(axis, torch.from_numpy(nearest_positions(ids.shape[axis], length)))
+        if ids.shape[axis] != length:
+            ids = ids.index_select(axis, torch.from_numpy(nearest_positions(ids.shape[axis], length)))
     return image, tv_tensors.Mask(ids)
 
 

@@ -4,7 +4,7 @@ DETR adds positions to queries and keys, never to values, and the keys of its ma
 therefore be told from another of its class only as far as the backbone's features tell where they are, through the
 zero padding at the borders. ImageNet's classes do not ask for that; detection teaches it in thousands of updates. If
 each cell of the last map has to name its own position, a hundred updates of the last stage alone are sufficient, and
-then the backbone can stay frozen, which makes every further update much cheaper (docs/learning.md).
+then the backbone can stay frozen, which halves the cost of every further update (docs/learning.md).
 
 Legend: B images, D hidden size, (h, w) the projected map.
 """
