@@ -60,7 +60,7 @@ class Backbone(nn.Module):
         self.canvas_multiple = self._find_canvas_multiple(name, expected, num_channels)
         # timm has initialized or downloaded the weights; on the meta device there is nothing yet.
         for module in (self, *self.body.modules()):
-            module._is_hf_initialized = not any(tensor.is_meta for tensor in self.body.parameters())
+            vars(module)["_is_hf_initialized"] = not any(tensor.is_meta for tensor in self.body.parameters())
 
     def freeze_stem(self) -> None:
         """Turns off the gradient of every parameter up to the end of the stride-4 stage, which a ViT lacks."""

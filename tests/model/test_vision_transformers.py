@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.backbone import Backbone
 from detr_panoptic.checkpoints.backbone_weights import load_backbone_weights
-from detr_panoptic.exporting import export
+from detr_panoptic.exporting import GraphOptions, export
 from detr_panoptic.training.optimization import build_optimizer, freeze
 from detr_panoptic.training.settings import ModelSettings, OptimizationSettings
 from tests.conftest import build_tiny
@@ -194,6 +194,15 @@ def test_it_compiles_as_one_graph_and_exports(vit, tiny_batch):
 def test_what_cannot_be_built_is_refused(name, options, reason):
     with pytest.raises(ValueError, match=f"`backbone` must .* {reason}.*'{name}'"), torch.device("meta"):
         Backbone(name, **options)
+
+
+def test_dinov3_is_exported_for_one_size():
+    with torch.device("meta"):
+        model = build_tiny(backbone=DINOV3)
+    processor = DetrPanopticImageProcessor.for_model(model.config)
+    with pytest.raises(ValueError, match=f"`dynamic` needs traceable positions, got '{DINOV3}'"):
+        GraphOptions(dynamic=True).resolved(model, processor)
+    assert GraphOptions(size=(64, 96)).resolved(model, processor).mask_queries == 5
 
 
 def test_transformers_detr_has_no_pyramid(vit, tmp_path):

@@ -150,12 +150,12 @@ def _categories(file: CocoFile, folder: Path, options: ReadOptions, stuff_dir: P
 def _used_categories(file: CocoFile) -> list[Any]:
     """Returns the categories without those that only group others, which Roboflow writes."""
     entries = file.contents["categories"]
-    groups = {entry.get("supercategory") for entry in entries if isinstance(entry, dict)}
-    used = {entry.get("category_id") for entry in file.contents["annotations"] if isinstance(entry, dict)}
+    groups = {str(entry.get("supercategory", "")) for entry in entries if isinstance(entry, dict)}
+    used = {str(entry.get("category_id")) for entry in file.contents["annotations"] if isinstance(entry, dict)}
     return [
         entry
         for entry in entries
-        if not isinstance(entry, dict) or entry.get("name") not in groups or entry.get("id") in used
+        if not isinstance(entry, dict) or str(entry.get("name")) not in groups or str(entry.get("id")) in used
     ]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from timm.layers import RotaryEmbeddingDinoV3
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 
@@ -63,6 +64,8 @@ class GraphOptions:
         count = min(DEFAULT_MASK_QUERIES, num_queries) if self.mask_queries is None else self.mask_queries
         if not 1 <= count <= num_queries:
             raise ValueError(f"`mask_queries` must be a number from 1 to {num_queries}, got {count}.")
+        if self.dynamic and isinstance(getattr(model.model.backbone.body, "rope", None), RotaryEmbeddingDinoV3):
+            raise ValueError(f"`dynamic` needs traceable positions, got {model.config.backbone!r}: pass `size`.")
         if self.with_merging and processor.merging != "paper":
             raise ValueError(f'`with_merging` needs `merging="paper"` in the processor, got {processor.merging!r}.')
         size = _square_size(processor) if self.size is None and not self.dynamic else self.size

@@ -105,7 +105,7 @@ def last_stage(backbone: Backbone) -> list[nn.Parameter]:
     """Returns the parameters after the last map but one; of a vision transformer, those of its pyramid."""
     if backbone.pyramid is not None:
         return list(backbone.pyramid.parameters())
-    name = backbone.body.feature_info.module_name()[-2].replace(".", "_")  # type: ignore[operator, union-attr]
+    name = backbone.body.feature_info.module_name()[-2].replace(".", "_")
     named = list(backbone.body.named_parameters())
     earlier = [i for i, (own, _) in enumerate(named) if own.replace(".", "_").startswith(name + "_")]
     return [parameter for _, parameter in named[max(earlier, default=-1) + 1 :]]
