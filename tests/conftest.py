@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from hypothesis import settings
 from PIL import Image
 
@@ -37,6 +38,16 @@ def build_tiny(*, seed: int = 0, **overrides) -> DetrPanopticForSegmentation:
     }
     torch.manual_seed(seed)
     return DetrPanopticForSegmentation(DetrPanopticConfig(**(settings | overrides)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_prepared_models(tmp_path_factory) -> Iterator[None]:
+    """An empty cache of graphs: with the user's, `Predictor` might choose another runtime than PyTorch."""
+    folder = str(tmp_path_factory.mktemp("assets"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_ASSETS_CACHE", folder)
+        patch.setenv("HF_ASSETS_CACHE", folder)  # for processes that tests start
+        yield
 
 
 @pytest.fixture

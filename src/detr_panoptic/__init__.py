@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .evaluation.results import Evaluation, PanopticQualityResult
     from .evaluation.tuning import Tuning, tune_thresholds
     from .explanation import Explanation, explain
-    from .exporting import export
+    from .exporting import export, quantize
     from .image_processing_detr_panoptic import DetrPanopticImageProcessor
     from .inference import Prediction, PredictionFolder, Predictor
     from .labeling import Labels, complete_stuff, label
@@ -63,6 +63,7 @@ __all__ = [
     "export",
     "label",
     "push",
+    "quantize",
     "read_panoptic",
     "split_data",
     "train",
@@ -86,7 +87,7 @@ _NAMES = {
     "evaluation.tuning": ("Tuning", "tune_thresholds"),
     "checkpoints.conversion": ("convert_checkpoint",),
     "training.run": ("TrainingResult", "train"),
-    "exporting": ("export",),
+    "exporting": ("export", "quantize"),
     "labeling": ("Labels", "complete_stuff", "label"),
     "sharing": ("push",),
 }

@@ -61,6 +61,7 @@ def test_an_evaluation_is_printed_and_saved(tmp_path, capsys):
 def test_evaluation_options_and_images_that_could_not_be_read(monkeypatch, tmp_path, capsys):
     called = Called(monkeypatch, "evaluate", failures=["31.jpg"])
     words = ["--on-error", "skip", "--dtype", "bfloat16", "--threshold", 0.5, "--average-precision", "none"]
+    words += ["--runtime", "openvino"]
     assert run("evaluate", "--model", "m", "--data", "d", "--output", tmp_path, *words, "--workers", 3) == 2
     assert called.arguments == ("m", "d")
     assert called.options == {
@@ -71,6 +72,7 @@ def test_evaluation_options_and_images_that_could_not_be_read(monkeypatch, tmp_p
         "split": None,
         "data_format": None,
         "limit": None,
+        "runtime": "openvino",
         "device": "auto",
         "dtype": "bfloat16",
         "batch_size": 1,
@@ -95,6 +97,16 @@ def test_export_passes_every_option(monkeypatch, tmp_path):
         "quantize": "static",
         "calibration": ["a.jpg", "b.jpg"],
     }
+
+
+def test_int8_is_written_and_its_cost_printed(monkeypatch, tmp_path, capsys):
+    called = Called(monkeypatch, "quantize")
+    words = ["--data", "my_data", "--calibration", "photos", "--runtime", "onnxruntime", "--limit", 3]
+    assert run("quantize", "my_model", tmp_path / "new", *words) == 0
+    assert called.arguments == ("my_model", "my_data", tmp_path / "new")
+    options = {"calibration": "photos", "runtime": "onnxruntime", "split": None, "data_format": None, "limit": 3}
+    assert called.options == options
+    assert "the result" in capsys.readouterr().out
 
 
 def test_push_prepares_without_sending(model_folder, capsys):

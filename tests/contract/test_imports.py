@@ -29,8 +29,8 @@ MODEL_FILES = (
 )
 # A room imports only rooms to its left; all of them may import the model files.
 ROOMS = (
-    *("data", "scenes", "visualization", "checkpoints", "inference", "evaluation", "explanation", "exporting"),
-    *("labeling", "sharing", "training", "app"),
+    *("data", "scenes", "visualization", "checkpoints", "runtimes", "inference", "evaluation", "explanation"),
+    *("exporting", "labeling", "sharing", "training", "app"),
 )
 PROGRAMS = ("commands",)  # may import everything, also the package itself
 THIRD_PARTY_ON_THE_HUB = {"torch", "torchvision", "timm", "transformers", "numpy", "PIL", "huggingface_hub"}

@@ -13,7 +13,7 @@ PROMISED = {
     *("DetrPanopticConfig", "DetrPanopticModel", "DetrPanopticForSegmentation", "DetrPanopticImageProcessor"),
     *("DetrPanopticImageSegmentationPipeline", "read_panoptic", "PanopticData", "check_data", "convert_data"),
     *("convert_checkpoint", "Predictor", "Prediction", "PanopticQuality", "PanopticQualityResult", "evaluate"),
-    *("Evaluation", "train", "TrainingResult", "complete_stuff", "export", "explain", "push"),
+    *("Evaluation", "train", "TrainingResult", "complete_stuff", "export", "explain", "push", "quantize"),
 }
 CONSOLE_SCRIPT = """
 import sys

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -17,9 +16,10 @@ from detr_panoptic.exporting import GraphOptions, export, graph_inputs
 from detr_panoptic.exporting.graph import CANVAS_STEP, PREDICTIONS, ExportGraph, missing_pixels
 from detr_panoptic.exporting.inputs import calibration_batches, calibration_pictures, fitted_to_canvas
 from detr_panoptic.exporting.merging import merge_batch
-from detr_panoptic.exporting.same_padding import pad_in_whole_numbers
-from detr_panoptic.exporting.writing import quantize_file, trace, write_onnx
+from detr_panoptic.exporting.writing import trace, write_onnx
 from detr_panoptic.panoptic_merging import ImageSizes
+from detr_panoptic.runtimes.onnx_files import quantize_file
+from detr_panoptic.runtimes.same_padding import pad_in_whole_numbers
 from tests.conftest import build_tiny
 from tests.merging import merge_paper
 
@@ -291,9 +291,9 @@ def test_a_merging_graph_equals_post_processing(model, processor, write, run):
 
 @pytest.mark.parametrize(("kind", "axes"), [("dynamic", 2), ("static", 4)])  # of weights: of linear layers, of Conv
 def test_an_int8_graph_is_close(tmp_path, model, write, kind, axes):
-    target = shutil.copy(write(size=CANVAS), tmp_path / "int8.onnx")
+    target = tmp_path / "int8.onnx"
     images, mask = batch(1, *CANVAS)
-    quantize_file(target, kind, [{"pixel_values": images.numpy(), "pixel_mask": mask.numpy()}])
+    quantize_file(write(size=CANVAS), target, kind, [{"pixel_values": images.numpy(), "pixel_mask": mask.numpy()}])
     assert list(tmp_path.iterdir()) == [target]
     weights = [value for value in onnx.load(target).graph.initializer if np.prod(value.dims) > 1000]
     assert {len(value.dims) for value in weights if value.data_type == onnx.TensorProto.INT8} == {axes}

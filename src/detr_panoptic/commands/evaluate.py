@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from .options import READING, RUNNING, Model, OnError, Output, Reading, Running, Source, Threshold
+from .options import READING, RUNNING_ANYWHERE, Model, OnError, Output, Reading, RunningAnywhere, Source, Threshold
 
 KINDS: dict[str, bool | Literal["box"]] = {"none": False, "box": "box", "mask": True}
 
@@ -38,7 +38,7 @@ def evaluate(
     measures: Measures = MEASURES,
     on_error: OnError = "stop",
     reading: Reading = READING,
-    running: Running = RUNNING,
+    running: RunningAnywhere = RUNNING_ANYWHERE,
 ) -> int:
     """Measures a model on a dataset: panoptic quality and average precision.
 

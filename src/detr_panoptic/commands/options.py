@@ -62,7 +62,10 @@ class Running:
         Parameter(name="--workers", help="Processes that read images; by default none on CPU, up to 8 for a GPU."),
     ] = None
     device: Device = "auto"
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], Parameter(help="Precision of the model.")] = "float32"
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16", "int8"],
+        Parameter(help="Precision of the model; int8 with other runtimes than torch, after `quantize`."),
+    ] = "float32"
 
     def loading(self) -> dict[str, Any]:
         """Returns the arguments that load a model."""
@@ -73,4 +76,21 @@ class Running:
         return {"batch_size": self.batch_size, "num_workers": self.num_workers}
 
 
-READING, RUNNING = Reading(), Running()
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RunningAnywhere(Running):
+    """The same, also in other runtimes than PyTorch."""
+
+    runtime: Annotated[
+        Literal["auto", "torch", "openvino", "onnxruntime"] | None,
+        Parameter(
+            help="What runs the model; by default auto for `predict`, which is OpenVINO where it ran before, or torch."
+        ),
+    ] = None
+
+    def loading(self) -> dict[str, Any]:
+        """Returns the arguments that load a model."""
+        return super().loading() | ({} if self.runtime is None else {"runtime": self.runtime})
+
+
+READING, RUNNING, RUNNING_ANYWHERE = Reading(), Running(), RunningAnywhere()

@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from .options import PUBLISHED_MODEL, READING, RUNNING, Model, OnError, Output, Reading, Running, Threshold
+from .options import (
+    PUBLISHED_MODEL,
+    READING,
+    RUNNING_ANYWHERE,
+    Model,
+    OnError,
+    Output,
+    Reading,
+    RunningAnywhere,
+    Threshold,
+)
 
 
 @Parameter(name="*")
@@ -39,7 +49,7 @@ def predict(
     output: Output = Path("predictions"),
     results: Results = RESULTS,
     reading: Reading = READING,
-    running: Running = RUNNING,
+    running: RunningAnywhere = RUNNING_ANYWHERE,
 ) -> int:
     """Segments images: files, folders, videos, or a dataset (--data).
 

@@ -24,6 +24,7 @@ from .explain import explain
 from .export import export
 from .predict import predict
 from .push import push
+from .quantize import quantize
 from .train import train, train_command
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ Exit codes:
     {INTERRUPTED}  interrupted (Ctrl-C)
     {CLOSED_PIPE}  the reader of the output went away (`| head`)
     {STOPPED}  SIGTERM: `train` saved a checkpoint to continue from"""
-COMMANDS: tuple[Callable[..., Any], ...] = (demo, predict, explain, app, train, evaluate, convert, export, push)
+COMMANDS: tuple[Callable[..., Any], ...] = (
+    *(demo, predict, explain, app, train, evaluate, convert, export, quantize, push),
+)
 DATA_COMMANDS: tuple[Callable[..., Any], ...] = (check, convert_data, split, label, complete_stuff)
 WORKER_FAILED = ("Caught ", " in DataLoader worker process ")  # how torch passes an error on, with a traceback
 EXPECTED_ERRORS = (CycloptsError, OSError, ValueError, TypeError, FloatingPointError, ImportError)

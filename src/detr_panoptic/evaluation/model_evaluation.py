@@ -51,6 +51,7 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
     threshold: float | None = None,
     batch_size: int = 1,
     num_workers: int | None = None,
+    runtime: str = "torch",
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     on_error: Literal["stop", "skip"] = "stop",
@@ -75,6 +76,7 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
         threshold: least score of a segment in panoptic quality; None: the image processor's.
         batch_size: images of similar shape that share a forward; their padding changes the result slightly.
         num_workers: processes that load images; None: none on CPU, up to 8 on a GPU.
+        runtime: of a model that is loaded: "torch", "openvino" or "onnxruntime", or "auto" as in `Predictor`.
         device: of a model that is loaded; "auto" takes a GPU if there is one.
         dtype: of a model that is loaded, such as "bfloat16"; None: float32.
         on_error: for an image that cannot be read, "stop" raises its error, and "skip" logs it, lists it in
@@ -99,7 +101,7 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
     )
     may_skip = on_error == "skip"
     data = read_source(source, split=split, data_format=data_format, limit=limit, files_may_be_missing=may_skip)
-    predictor = Predictor.of(model, device=device, dtype=dtype)
+    predictor = Predictor.of(model, runtime=runtime, device=device, dtype=dtype)
     comparison = _Comparison(data.categories, match_classes(data.categories, predictor.categories.id2label), kinds)
     options: dict[str, Any] = {
         "threshold": threshold,
@@ -120,7 +122,8 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
         failures = folder.failures
     settings = {
         "threshold": predictor.processor.threshold if threshold is None else threshold,
-        "dtype": str(predictor.model.dtype),
+        "runtime": predictor.runtime,
+        "dtype": predictor.dtype,
         "batch_size": batch_size,
     }
     dataset = "" if isinstance(source, PanopticData) else public_name(str(source), split)

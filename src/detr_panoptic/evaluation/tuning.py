@@ -146,6 +146,7 @@ def tune_thresholds(  # noqa: PLR0913  every option of a long run, each with a d
     limit: int | None = None,
     batch_size: int = 1,
     num_workers: int | None = None,
+    runtime: str = "torch",
     device: Any = "auto",
     dtype: str | torch.dtype | None = None,
     on_error: OnError = "stop",
@@ -167,6 +168,7 @@ def tune_thresholds(  # noqa: PLR0913  every option of a long run, each with a d
         limit: number of images, from the first.
         batch_size: images of similar shape that share a forward; their padding changes the result slightly.
         num_workers: processes that load images; None: none on CPU, up to 8 on a GPU.
+        runtime: of a model that is loaded: "torch", "openvino" or "onnxruntime", or "auto" as in `Predictor`.
         device: of a model that is loaded; "auto" takes a GPU if there is one.
         dtype: of a model that is loaded, such as "bfloat16"; None: float32.
         on_error: for an image that cannot be read, "stop" raises its error, and "skip" logs it and leaves it out.
@@ -187,7 +189,7 @@ def tune_thresholds(  # noqa: PLR0913  every option of a long run, each with a d
     check_options(batch_size=batch_size, num_workers=num_workers, on_error=on_error)
     may_skip = on_error == "skip"
     data = read_source(source, split=split, data_format=data_format, limit=limit, files_may_be_missing=may_skip)
-    predictor = Predictor.of(model, device=device, dtype=dtype)
+    predictor = Predictor.of(model, runtime=runtime, device=device, dtype=dtype)
     processor = predictor.processor
     labels = match_classes(data.categories, predictor.categories.id2label)
     own = {name: getattr(processor, name) for name in TUNED}

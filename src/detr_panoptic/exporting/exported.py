@@ -3,7 +3,6 @@
 import os
 import shutil
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,12 @@ import torch
 
 from ..data.files import check_folder
 from ..inference import Predictor
+from ..runtimes.choice import WRITERS, check_installed
+from ..runtimes.onnx_files import quantize_file
 from .graph import GraphOptions, parse_size
 from .inputs import calibration_batches, calibration_pictures, fitted_to_canvas
 from .transformers_detr import write_transformers
-from .writing import quantize_file, trace, write_onnx
+from .writing import trace, write_onnx
 
 FILE_NAMES = {"onnx": "model.onnx", "torch": "model.pt2", "aotinductor": "compiled.pt2"}
 FILE_SUFFIXES = (".onnx", ".pt2", ".pt", ".safetensors")
@@ -116,9 +117,10 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
     )
     _check(output, format, quantize, calibration, options)
     pictures = None if calibration is None else calibration_pictures(calibration, options)
-    predictor = (
-        Predictor.of(model) if isinstance(model, Predictor | tuple) else Predictor.from_pretrained(model, device="cpu")
-    )
+    if isinstance(model, Predictor | tuple):
+        predictor = Predictor.of(model)
+    else:
+        predictor = Predictor.from_pretrained(model, runtime="torch", device="cpu")
     loaded, processor = predictor.model, predictor.processor
     if format == "transformers":
         write_transformers(loaded, processor, output)
@@ -134,9 +136,13 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
     elif format == "aotinductor":
         torch._inductor.aoti_compile_and_package(program, package_path=str(file))
     else:
-        write_onnx(program, file, options, labels=loaded.config.id2label or {})
+        floats = file if quantize is None else file.with_name("float.onnx")
+        write_onnx(program, floats, options, labels=loaded.config.id2label or {})
         if quantize is not None:
-            quantize_file(file, quantize, calibration_batches(pictures or [], processor, options))
+            try:
+                quantize_file(floats, file, quantize, calibration_batches(pictures or [], processor, options))
+            finally:
+                floats.unlink()
     # Not `save_pretrained`, which would write the code for the Hub as well.
     loaded.config.to_json_file(output / "config.json")
     processor.to_json_file(output / "preprocessor_config.json")
@@ -162,6 +168,5 @@ def _check(output: Path, format: str, quantize: str | None, calibration: Any, op
         raise OSError('`format="aotinductor"` needs a C++ compiler, such as g++.')
     if (quantize == "static") != (calibration is not None):
         raise ValueError('`quantize="static"` and `calibration` need each other.')
-    needed = ("onnx", "onnxscript", *(["onnxruntime"] if quantize else [])) if format == "onnx" else ()
-    if missing := [name for name in needed if find_spec(name) is None]:
-        raise ImportError(f"ONNX needs {', '.join(missing)}: pip install 'detr-panoptic[export]'")
+    if format == "onnx":
+        check_installed(*WRITERS, *(["onnxruntime"] if quantize else []))

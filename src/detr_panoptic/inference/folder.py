@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -10,12 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from ..data.categories import Categories
 from ..data.files import written_whole
 from ..data.plain_text import counted
 from ..data.writing import write_parquet
+from ..runtimes.cache import hash_of
 from .pictures import Pictures, unique_stems
 from .prediction import JSON, MAP, OVERLAY, Prediction, coco_annotation
 
@@ -156,11 +154,6 @@ def claim_folder(output: Path, settings: Mapping[str, Any]) -> None:
 
 def fingerprint(model: Any, processor: Any) -> str:
     """Returns a hash of all weights, labels and settings of the image processor."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     names = ("id2label", "stuff_label_ids", "category_ids")
-    for value in (*(getattr(model.config, name, None) for name in names), processor.to_dict()):
-        digest.update(json.dumps(value, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
+    values = (*(getattr(model.config, name, None) for name in names), processor.to_dict())
+    return hash_of(model, json.dumps(values, sort_keys=True, default=str))

@@ -22,6 +22,7 @@ from ..box_ops import fetch
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..image_reading import image_to_tensor, read_picture
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+from ..runtimes import Choice, open_if_prepared, open_runtime
 from .detections import detect
 from .fast_form import fast_form
 from .folder import Layout, PredictionFolder, fingerprint
@@ -51,7 +52,7 @@ class Predictor:
     Args:
         model: on its device.
         processor: its image processor.
-        network: what is called in place of the model, of `fast_form`; None: the model.
+        network: what is called in place of the model, of `fast_form` or `open_runtime`; None: the model.
 
     Example:
         >>> from detr_panoptic import Predictor
@@ -76,6 +77,7 @@ class Predictor:
         cls,
         model: str | Path,
         *,
+        runtime: str = "auto",
         device: str | torch.device = "auto",
         dtype: str | torch.dtype | None = None,
         compile: str | None = None,
@@ -84,35 +86,62 @@ class Predictor:
 
         Args:
             model: a folder, or the name of a repository on the Hub.
-            device: "auto" takes a GPU if there is one; under `accelerate launch`, each process takes its own.
-            dtype: of the computation, such as "bfloat16"; None: float32.
+            runtime: "torch", "openvino" or "onnxruntime". The latter two write graphs of the model to the user's cache
+                the first time, in about half a minute. "auto" is "torch", except on a CPU for a model that has run
+                on OpenVINO before and whose results agree; the log says so.
+            device: "auto" takes a GPU if there is one; under `accelerate launch`, each process takes its own. OpenVINO
+                and ONNX Runtime take a CPU.
+            dtype: of the computation, such as "bfloat16"; None: float32. "int8" needs a folder that `quantize` wrote.
             compile: "cudagraph" captures a CUDA graph for each size of the images, for many images of few sizes.
 
         Raises:
-            ValueError: there is no such model or device, the checkpoint is broken, or `compile` needs a GPU.
+            ValueError: there is no such model, runtime or device, the checkpoint is broken, or `compile` needs a GPU.
+            ImportError: the runtime is not installed.
         """
+        choice = Choice.check(runtime, device=device, dtype=dtype, compile=compile)
+        if choice is not None:
+            loaded, processor = load(model, device="cpu")
+            network = (open_if_prepared if runtime == "auto" else open_runtime)(loaded, model, choice)
+            if network is not None:
+                return cls(loaded, processor, network=network)
         if device == "auto" and (state := processes()).num_processes > 1:
             device = state.device
         loaded, processor = load(model, device=device, dtype=dtype)
         return cls(loaded, processor, network=fast_form(loaded, compile))
 
+    @property
+    def runtime(self) -> str:
+        """The runtime: "torch", "openvino" or "onnxruntime"."""
+        return getattr(self.network, "runtime", "torch")
+
+    @property
+    def dtype(self) -> str:
+        """The precision, such as "float32"."""
+        return str(getattr(self.network, "precision", self.model.dtype)).removeprefix("torch.")
+
     @classmethod
     def of(
-        cls, model: Any, *, device: str | torch.device = "auto", dtype: str | torch.dtype | None = None
+        cls,
+        model: Any,
+        *,
+        runtime: str = "torch",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype | None = None,
     ) -> Predictor:
         """Returns the predictor of whatever the package accepts as a model.
 
         Args:
             model: a `Predictor`, which is returned; a model and its image processor; or what `from_pretrained` takes.
+            runtime: of a model that is loaded. The default gives the same numbers wherever OpenVINO is installed.
             device: of a model that is loaded.
             dtype: of a model that is loaded.
         """
         if not isinstance(model, Predictor | tuple):
-            return cls.from_pretrained(model, device=device, dtype=dtype)
+            return cls.from_pretrained(model, runtime=runtime, device=device, dtype=dtype)
         predictor = model if isinstance(model, Predictor) else cls(*model)
-        own = {"device": predictor.model.device.type, "dtype": str(predictor.model.dtype).removeprefix("torch.")}
-        for name, given in (("device", device), ("dtype", dtype)):
-            if given not in ("auto", None) and own[name] not in str(given):
+        own = {"runtime": predictor.runtime, "device": predictor.model.device.type, "dtype": predictor.dtype}
+        for name, given in (("runtime", runtime), ("device", device), ("dtype", dtype)):
+            if given not in ("auto", "torch", None) and own[name] not in str(given):
                 raise ValueError(f"`{name}` is for models that are loaded; this one has {own[name]}, got {given}")
         return predictor
 
@@ -305,7 +334,8 @@ class Predictor:
         folder = PredictionFolder(output, pictures, self.categories, layout=to)
         if state.is_main_process:
             options = {"task": task, "threshold": threshold, "detections": detections, "batch_size": batch_size}
-            model = {"model": fingerprint(self.model, self.processor), "dtype": str(self.model.dtype)}
+            model = {"model": fingerprint(self.model, self.processor), "dtype": self.dtype}
+            model["runtime"] = self.runtime
             folder.open({**options, **model, "tile": tiling})
         state.wait_for_everyone()
         plan = [batch for batch in plan_batches(pictures, batch_size) if not all(map(folder.is_done, batch))]

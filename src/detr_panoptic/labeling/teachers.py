@@ -247,7 +247,7 @@ def open_teacher(teacher: Any, *, device: Any = "auto", dtype: Any = None) -> Te
     except Exception as error:  # transformers, huggingface_hub and the network raise errors of their own
         raise ValueError(f"`teacher` {name!r} cannot be loaded: {first_line(error)}") from error
     if kind in MODEL_TYPES:
-        return OurTeacher(name, Predictor.from_pretrained(name, device=device, dtype=dtype))
+        return OurTeacher(name, Predictor.of(name, device=device, dtype=dtype))
     return _load(name, kind, device, dtype)
 
 
