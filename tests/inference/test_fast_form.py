@@ -1,6 +1,7 @@
 """Faster forms of a model predict what it predicts."""
 
 import copy
+import pickle
 from collections import Counter
 
 import pytest
@@ -8,10 +9,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from detr_panoptic.backbone import ConvNorm
-from detr_panoptic.inference import cuda_graphs
+from detr_panoptic.checkpoints import BUNDLED
+from detr_panoptic.inference import Predictor, cuda_graphs
 from detr_panoptic.inference.cuda_graphs import CudaGraphs
 from detr_panoptic.inference.fast_form import fast_form
 from detr_panoptic.inference.fused import FusedBlock, FusedConv, FusedLinear, can_fuse, fused_copy
+from detr_panoptic.scenes import make_scene
 from tests.conftest import build_tiny
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
@@ -130,3 +133,49 @@ def test_a_graph_never_leaves_out_a_mask_that_is_kept(monkeypatch):
         graphs = WithoutGpu(model)
         assert torch.equal(graphs(images).pred_masks, expected.pred_masks)
         assert graphs.captured == [(masks, (1, 3, 64, 96))]
+
+
+@torch.no_grad()
+def test_an_image_without_a_kept_query_comes_first():
+    model, images = randomized(), torch.randn(1, 3, 64, 96)
+    model.class_head.bias[-1] = 99
+    fast = fused_copy(model)
+    assert fast(images, mask_queries="kept").pred_masks.shape == model(images, mask_queries="kept").pred_masks.shape
+    expected, found = (m(images, mask_queries="all") for m in (model, fast))
+    torch.testing.assert_close(found.pred_masks, expected.pred_masks, atol=1e-4, rtol=1e-4)
+
+
+def test_a_predictor_that_has_run_can_be_pickled_and_copied():
+    predictor, image = Predictor.from_pretrained(BUNDLED, runtime="torch"), make_scene(3)["image"]
+    expected = predictor(image).segmentation
+    for other in (pickle.loads(pickle.dumps(predictor)), copy.deepcopy(predictor)):
+        assert other.network is not None
+        assert other.network is not other.model
+        assert (other(image).segmentation == expected).all()
+
+
+@pytest.mark.parametrize("change", ["weights", "dtype", "model"])
+def test_a_model_that_has_changed_runs_itself(change, caplog):
+    predictor, image = Predictor.from_pretrained(BUNDLED, runtime="torch"), make_scene(3)["image"]
+    assert predictor(image).segments
+    if change == "weights":
+        with torch.no_grad():
+            predictor.model.class_head.bias[-1] += 99
+    elif change == "dtype":
+        predictor.model.bfloat16()
+    else:
+        predictor.model = copy.deepcopy(predictor.model)
+    expected = Predictor(predictor.model, predictor.processor)(image).segmentation
+    assert (predictor(image).segmentation == expected).all()
+    assert "the predictor's model has changed" in caplog.text
+    assert (expected == 0).all() == (change == "weights")
+
+
+def test_a_predictor_is_taken_as_it_is_or_refused():
+    predictor = Predictor.from_pretrained(BUNDLED, runtime="torch", device="cpu", dtype="float16")
+    cpu = torch.device("cpu")
+    for fits in ({}, {"dtype": torch.float16}, {"dtype": "float16", "device": "cpu"}, {"device": cpu}):
+        assert Predictor.of(predictor, **fits) is predictor
+    for contradicts in ({"dtype": "bfloat16"}, {"dtype": "float32"}, {"device": "cuda:0"}, {"runtime": "openvino"}):
+        with pytest.raises(ValueError, match=next(iter(contradicts))):
+            Predictor.of(predictor, **contradicts)

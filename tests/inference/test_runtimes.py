@@ -209,6 +209,16 @@ def test_results_that_differ_are_refused(model_folder, monkeypatch, caplog):
     assert "other results than PyTorch" in caplog.text
 
 
+@pytest.mark.usefixtures("own_home")
+def test_auto_falls_back_where_the_cache_is_broken(model_folder, caplog):
+    pytest.importorskip("openvino")
+    for file in cache.cache_home().rglob("*"):
+        if file.is_file() and file.suffix != ".lock":
+            file.write_bytes(b"broken")
+    assert Predictor.from_pretrained(model_folder, device="cpu").runtime == "torch"
+    assert "running on torch" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

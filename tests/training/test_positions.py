@@ -59,7 +59,8 @@ def test_positions_are_learned_by_the_last_stage_and_the_projection_alone(caplog
     settings = OptimizationSettings(learning_rate=1e-3, backbone_learning_rate=5e-4)
 
     with caplog.at_level(logging.INFO, logger="detr_panoptic"):
-        teach_positions(model, [batch] * UPDATES, settings, updates=UPDATES)
+        batches = [batch, {"pixel_values": images}] * UPDATES  # without a mask where nothing is padded
+        teach_positions(model, batches, settings, updates=UPDATES)
 
     (loss,) = (record.args[0] for record in caplog.records)
     ignorant = position_loss(torch.zeros(1, 4, 6, 12), torch.ones(1, 4, 6, dtype=torch.bool))

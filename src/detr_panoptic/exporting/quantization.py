@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +99,7 @@ def quantize(
     else:
         loaded = Predictor.from_pretrained(model, runtime="torch", device="cpu")
     indices: Any = range(len(pictures))
-    network, processor = loaded.model, loaded.processor
+    network, processor = copy.deepcopy(loaded.model).cpu().float().eval(), loaded.processor
 
     def prepare(index: Any) -> Any:
         return processor(pictures[index]["image"], return_tensors="pt")

@@ -38,8 +38,12 @@ class CudaGraphs:
         self, pixel_values: Tensor, pixel_mask: Tensor | None = None, *, mask_queries: str | int | None = None
     ) -> Any:
         """Returns logits, boxes, masks and sizes of a batch; see `DetrPanopticForSegmentation.forward`."""
+        with torch.cuda.device_of(pixel_values):  # graphs, streams and pools are those of the current one
+            return self._run({"pixel_values": pixel_values, "pixel_mask": pixel_mask}, mask_queries)
+
+    def _run(self, given: Mapping[str, Tensor | None], mask_queries: str | int | None) -> Any:
         wanted = self.model.config.mask_queries if mask_queries is None else mask_queries
-        inputs = {"pixel_values": pixel_values} | ({} if pixel_mask is None else {"pixel_mask": pixel_mask})
+        inputs = {name: tensor for name, tensor in given.items() if tensor is not None}
         masks: Any = min(MASKS, self.model.config.num_queries) if wanted == "kept" else wanted
         key = (masks, *((name, tuple(tensor.shape), tensor.dtype) for name, tensor in inputs.items()))
         if key not in self._graphs:
@@ -65,7 +69,7 @@ class CudaGraphs:
         torch.cuda.current_stream().wait_stream(stream)
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
             captured = self.model(**own, mask_queries=masks)
         made = {name: captured[name] for name in OUTPUTS}
 

@@ -43,9 +43,10 @@ class FusedConv(nn.Module):
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """Convolves (B, in, h, w) to (B, out, h', w')."""
-        if self.ordered is None:
-            self.ordered = torch.ops.mkldnn._reorder_convolution_weight(self.unordered, *self.where, list(x.shape))
-            self.unordered = None
+        unordered = self.unordered
+        if unordered is not None:
+            self.ordered = torch.ops.mkldnn._reorder_convolution_weight(unordered, *self.where, list(x.shape))
+            self.unordered = None  # last, for other threads
         convolve: Any = torch.ops.mkldnn._convolution_pointwise
         if added is None:
             return convolve(x, self.ordered, self.bias, *self.where, self.activation, [], "")

@@ -24,7 +24,7 @@ from ..image_reading import image_to_tensor, read_picture
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from ..runtimes import Choice, open_if_prepared, open_runtime
 from .detections import detect
-from .fast_form import fast_form
+from .fast_form import fast_form, form_of, remade, state_of
 from .folder import Layout, PredictionFolder, fingerprint
 from .loading import find_device, load, model_categories
 from .loop import Batch, load_batches, make_batch, plan_batches, run_model
@@ -68,7 +68,7 @@ class Predictor:
         self, model: DetrPanopticForSegmentation, processor: DetrPanopticImageProcessor, *, network: Any = None
     ) -> None:
         self.model = model
-        self.network = network
+        self._network, self._made_for = network, state_of(model)
         self.processor = processor
         self.categories = model_categories(model.config)
 
@@ -110,6 +110,23 @@ class Predictor:
         return cls(loaded, processor, network=fast_form(loaded, compile))
 
     @property
+    def network(self) -> Any:
+        """What is called in place of the model, or None. A model that has changed since runs itself."""
+        if self._network is not None and state_of(self.model) != self._made_for:
+            logger.warning("the predictor's model has changed: it runs itself, not the faster form made of it")
+            self._network = None
+        return self._network
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what pickling keeps: a fused copy and CUDA graphs are made anew."""
+        return {**vars(self), "_network": form_of(self.network)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores a predictor, with the form of its model that it had."""
+        vars(self).update(state)
+        self._network, self._made_for = remade(self._network, self.model), state_of(self.model)
+
+    @property
     def runtime(self) -> str:
         """The runtime: "torch", "openvino" or "onnxruntime"."""
         return getattr(self.network, "runtime", "torch")
@@ -139,9 +156,11 @@ class Predictor:
         if not isinstance(model, Predictor | tuple):
             return cls.from_pretrained(model, runtime=runtime, device=device, dtype=dtype)
         predictor = model if isinstance(model, Predictor) else cls(*model)
-        own = {"runtime": predictor.runtime, "device": predictor.model.device.type, "dtype": predictor.dtype}
+        has = predictor.model.device
+        place = has.type if device == "auto" or torch.device(device).index is None else str(has)
+        own = {"runtime": predictor.runtime, "device": place, "dtype": predictor.dtype}
         for name, given in (("runtime", runtime), ("device", device), ("dtype", dtype)):
-            if given not in ("auto", "torch", None) and own[name] not in str(given):
+            if given not in ("auto", "torch", None) and own[name] != str(given).removeprefix("torch."):
                 raise ValueError(f"`{name}` is for models that are loaded; this one has {own[name]}, got {given}")
         return predictor
 
@@ -339,6 +358,7 @@ class Predictor:
             folder.open({**options, **model, "tile": tiling})
         state.wait_for_everyone()
         plan = [batch for batch in plan_batches(pictures, batch_size) if not all(map(folder.is_done, batch))]
+        state.wait_for_everyone()  # a process that wrote before another has planned would change its plan
         own = plan[state.process_index :: state.num_processes]
         failures = list(pictures.missing) if state.is_main_process else []  # every process found the same
         batches = self._read_batches(

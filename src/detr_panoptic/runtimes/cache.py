@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
 VERSION = "1"  # of the graphs; counts up when they change
+PARTIAL = ".partial_"  # how folders begin that are being written
 KEPT = 4  # models in the cache; a ResNet-50 takes about 0.35 GB for each precision
 
 
@@ -60,7 +61,7 @@ def prepared(key: str, write: Callable[[Path], Any]) -> Iterator[Path]:
     folder = home / key
     with WeakFileLock(home / f"{key}.lock"):
         if not folder.is_dir():
-            with TemporaryDirectory(prefix=".partial_", dir=home, ignore_cleanup_errors=True) as partial:
+            with TemporaryDirectory(prefix=PARTIAL, dir=home, ignore_cleanup_errors=True) as partial:
                 filled = Path(partial) / key
                 filled.mkdir()
                 write(filled)
@@ -71,8 +72,11 @@ def prepared(key: str, write: Callable[[Path], Any]) -> Iterator[Path]:
 
 
 def _remove_unused(home: Path) -> None:
-    """Removes all but the newest folders; one that another process reads stays open for it."""
-    found = [(path.stat().st_mtime, path) for path in home.iterdir() if path.is_dir()]
+    """Removes all but the newest folders that are complete; one that another process reads stays open for it."""
+    found = []
+    for path in home.iterdir():
+        with suppress(FileNotFoundError):  # another process has removed it
+            if path.is_dir() and not path.name.startswith(PARTIAL):
+                found.append((path.stat().st_mtime, path))
     for _, path in sorted(found, reverse=True)[KEPT:]:
-        shutil.rmtree(path, ignore_errors=True)
-        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)  # its lock file stays: another process may hold it

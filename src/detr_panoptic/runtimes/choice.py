@@ -105,7 +105,7 @@ def open_if_prepared(model: DetrPanopticForSegmentation, source: str | Path, cho
         return None
     try:
         return open_runtime(model, source, choice)
-    except ValueError as error:
+    except (ValueError, RuntimeError, OSError) as error:  # also a cache that cannot be written, or a broken graph
         if choice.dtype == INT8:
             raise
         logger.warning("running on torch: %s", error)

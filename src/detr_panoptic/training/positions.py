@@ -88,7 +88,8 @@ def teach_positions(
     for step, batch in enumerate(islice(batches, updates)):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * rate_at(schedule, step=step, progress=step / updates)
-        pixel_values, pixel_mask = (batch[name].to(model.device) for name in ("pixel_values", "pixel_mask"))
+        pixel_values, pixel_mask = batch["pixel_values"].to(model.device), batch.get("pixel_mask")
+        pixel_mask = None if pixel_mask is None else pixel_mask.to(model.device)  # None where nothing is padded
         pixel_values, pixel_mask = backbone.padded(pixel_values, pixel_mask)
         projected = projection(backbone(pixel_values)[-1])
         loss = position_loss(HEAD_SCALE * head(projected.movedim(1, -1)), resize_mask(pixel_mask, projected))
