@@ -19,7 +19,7 @@ FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP
 def read_picture(source: str | os.PathLike[str], *, timeout: float | None = None) -> Image.Image:
     """Opens a path as it is stored, whatever its mode; a URL (waiting `timeout` seconds) or base64 string as RGB.
 
-    ValueError names one that is unreadable, not in `FORMATS`, or larger than twice `PIL.Image.MAX_IMAGE_PIXELS`.
+    ValueError names one that is unreadable, larger than twice `PIL.Image.MAX_IMAGE_PIXELS`, or a file of no `FORMATS`.
     """
     try:
         if isinstance(source, str) and not os.path.exists(source):  # noqa: PTH110  of a long base64 string, no error

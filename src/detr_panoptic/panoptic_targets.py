@@ -40,6 +40,8 @@ def training_target(
     if found == "coco_detection":
         return _detection_target(annotation, image, size, category_ids, bool(with_masks))
     if masks_path is not None and "segmentation" not in annotation and "file_name" in annotation:
+        if Path(annotation["file_name"]).anchor or ".." in Path(annotation["file_name"]).parts:
+            raise ValueError(f"`file_name` must lie in `masks_path` {masks_path}, got {annotation['file_name']!r}.")
         annotation = {**annotation, "segmentation": read_picture(Path(masks_path) / annotation["file_name"])}
     return _panoptic_target(annotation, tuple(image.shape[-2:]), size, category_ids, with_masks is not False)
 

@@ -216,6 +216,18 @@ def test_tuning_is_printed_and_saved_with_the_model(monkeypatch, tmp_path, capsy
     assert "the result" in capsys.readouterr().out
 
 
+def test_settings_go_to_the_output_if_the_model_has_a_processor_of_another_program(monkeypatch, tmp_path, capsys):
+    def save(_, folder):
+        if folder == str(tmp_path):
+            raise ValueError("another program's")
+        return folder
+
+    Called(monkeypatch, "tune_thresholds", failures=[], save=save)
+    words = ["--data", "d", "--tune", "common", "--output", tmp_path / "out"]
+    assert run("evaluate", "--model", tmp_path, *words) == 0
+    assert f"The settings are in {tmp_path / 'out'}" in capsys.readouterr().out
+
+
 def test_labels_are_printed(monkeypatch, tmp_path, capsys):
     called = Called(monkeypatch, "label", failures=["31.jpg"])
     words = ["--stuff", "sky", "road", "--classes", "map.yaml", "--threshold", 0.7, "--report", tmp_path / "report"]

@@ -38,6 +38,22 @@ COMMANDS = [
     (("predict", "gone.jpg", *NO_MODEL, "--on-error", "stop"), "gone.jpg"),
     (("predict", "--data", "my_data", "--split", "tset", *NO_MODEL), "'tset'"),
     ((*EVALUATE, "--split", "tset"), "'tset'"),
+    ((*EVALUATE, "--tune", "common", "--threshold", "0.5"), "`--threshold` has no meaning with `--tune`"),
+    *(
+        (("predict", "clip.mp4", *NO_MODEL, *words), f"`{words[0]}` is for images, and clip.mp4 is a video")
+        for words in (
+            ("--tile", "256"),
+            ("--to", "coco"),
+            ("--limit", "3"),
+            ("--batch-size", "2"),
+            ("--split", "val"),
+            ("--format", "rows"),
+            ("--workers", "2"),
+        )
+    ),
+    (("data", "convert", "scenes", "out", "--stuff", "sky", "--limit", "1"), "`stuff` .* do not apply"),
+    (("data", "label", "my_data", "out", "--teacher", "o/n", "--dtype", "int8"), "`dtype` must be float32, .* 'int8'"),
+    ((*COMPLETE, "--dtype", "int8"), "`dtype` must be float32, .* 'int8'"),
     (("explain", "gone.jpg", *NO_MODEL), "gone.jpg"),
     ((*EXPLAIN, "--query", "-1"), "`queries` .* got -1"),
     ((*EXPLAIN, "--segments", "0"), "`segments` .* got 0"),

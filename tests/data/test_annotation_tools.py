@@ -220,6 +220,15 @@ def test_overlapping_polygons_are_named_and_stuff_lies_below(tmp_path, caplog):
     assert "Image 1 (a.png): 12 pixels lie in several instances" in caplog.text
 
 
+def test_a_class_that_is_its_own_supercategory_stays(tmp_path):
+    folder = write_export(tmp_path, [(1, (0, 0, 6, 6))])
+    content = json.loads((folder / "instances.json").read_text())
+    for entry in content["categories"]:
+        entry["supercategory"] = entry["name"]
+    (folder / "instances.json").write_text(json.dumps(content))
+    assert read_panoptic(folder).categories.names == ("boat", "sea", "sky")
+
+
 def test_wrong_stuff_is_named(tmp_path, labeled):
     folder = write_export(tmp_path, [(1, (0, 0, 6, 6))])
     with pytest.raises(ValueError, match=r"`stuff` names 'skyy', .* boat, sea, sky"):

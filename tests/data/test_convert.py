@@ -36,6 +36,9 @@ def test_options_reach_the_reader_and_data_that_was_read_is_taken(coco, tmp_path
     assert [path.name for path in (tmp_path / "out/data").iterdir()] == ["night-00000-of-00001.parquet"]
     convert_data(read_panoptic(tmp_path / "out"), tmp_path / "again", limit=1, progress=False)
     assert len(read_panoptic(tmp_path / "again").records) == 1
+    for options in ({"data_format": "rows"}, {"stuff": ["sea"]}):
+        with pytest.raises(ValueError, match=f"`{next(iter(options))}`.* do not apply"):
+            convert_data(read_panoptic(tmp_path / "out"), tmp_path / "third", **options, progress=False)
 
 
 @pytest.mark.parametrize(

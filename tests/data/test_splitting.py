@@ -44,6 +44,7 @@ def test_rare_classes_are_trained_on():
     choices = [split_rows(rows_of(label_sets), 0.15, seed)[1] for seed in range(5)]
     assert all(len(rows) == 3 and max(rows) < 17 for rows in choices)
     assert len(set(map(tuple, choices))) > 1
+    assert all(max(split_rows(rows_of(label_sets), 0.3, seed)[1]) < 17 for seed in range(5))
     _, held_out = split_rows(rows_of([[0]] * 12 + [[1]] * 8), 0.25, 0)
     assert Counter(row < 12 for row in held_out) == {True: 3, False: 2}
 

@@ -1,6 +1,7 @@
 """Tuning of thresholds: what it measures is what `evaluate` measures, and what it saves is used everywhere."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -97,6 +98,11 @@ def test_the_settings_are_saved_with_the_model(model_folder, tmp_path):
     changed = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert changed == {**config, **tuning.settings}
 
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "preprocessor_config.json").write_text('{"image_processor_type": "DetrImageProcessor"}')
+    with pytest.raises(ValueError, match=r"other.* holds a DetrImageProcessor.*: save to another folder"):
+        tuning.save(tmp_path / "other")
+
     picture = photo((71, 53), seed=0)
     before, after = (Predictor.from_pretrained(folder)(picture) for folder in (model_folder, tmp_path))
     assert {"person"} < {segment.label for segment in before.segments}
@@ -158,6 +164,12 @@ def test_wrong_thresholds_of_classes_are_refused(model_folder):
     predictor.processor.threshold = [0.5, 0.5]  # three labels
     with pytest.raises(ValueError, match=r"`threshold` .* one per label"):
         predictor(make_scene(1)["image"])
+
+
+def test_several_processes_are_refused(predictor, scenes, monkeypatch):
+    monkeypatch.setattr(tuning_module, "processes", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(ValueError, match=r"`tune_thresholds` needs .* got 2 processes"):
+        tune_thresholds(predictor, scenes, progress=False)
 
 
 def test_a_full_disk_is_named(predictor, scenes, monkeypatch):

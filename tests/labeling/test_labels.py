@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import (
     AutoModelForUniversalSegmentation,
@@ -22,7 +23,7 @@ from transformers import (
 
 from detr_panoptic import Predictor, check_data, label, read_panoptic
 from detr_panoptic.labeling.classes import match_classes
-from detr_panoptic.labeling.teachers import TransformersTeacher, open_teacher
+from detr_panoptic.labeling.teachers import TransformersTeacher, license_of, open_teacher
 from tests.conftest import photo
 from tests.labeling.small_teachers import KINDS, NAMES, SIDE, save_teacher
 
@@ -180,6 +181,41 @@ def test_a_run_goes_on_where_it_was(teachers, photos, tmp_path, monkeypatch):
         label(photos, tmp_path / "out", teacher=teacher, threshold=0.5, **QUIET)
 
 
+def test_other_images_need_another_folder(teachers, photos, tmp_path):
+    teacher = open_teacher(teachers["eomt"], device="cpu")
+    label(photos, tmp_path / "out", teacher=teacher, limit=2, threshold=0.4, **QUIET)
+    labels = label(photos, tmp_path / "out", teacher=teacher, threshold=0.4, **QUIET)
+    assert (labels.images, labels.earlier) == (3, 2)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    for folder, name in (("same", "1.jpg"), ("others", "9.jpg")):
+        (tmp_path / folder).mkdir()
+        photo(SIZES[0], seed=9).save(tmp_path / folder / name)
+    for source, limit, expected in (
+        ([photos / "0.jpg", tmp_path / "same" / "1.jpg", photos / "2.jpg"], None, r"'1.jpg' from .*photos"),
+        (tmp_path / "others", None, r"labels of 3 images not in the source, first '0.jpg'"),
+        (photos, 1, r"labels of 2 images not in the source, first '1.jpg'"),
+    ):
+        with pytest.raises(ValueError, match=rf"`output` .*out' holds .*{expected}"):
+            label(source, tmp_path / "out", teacher=teacher, limit=limit, threshold=0.4, **QUIET)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+
+def test_only_cards_of_folders_and_repositories_are_read(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        ModelCard, "load", lambda name, **_: asked.append(name) or SimpleNamespace(data={"license": "mit"})
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my" / "model").mkdir(parents=True)
+    for name in ("my/model", str(tmp_path), "EomtForUniversalSegmentation"):
+        assert license_of(name) is None
+    assert not asked
+    assert license_of("owner/name") == "mit"
+    (tmp_path / "my" / "model" / "README.md").touch()
+    assert license_of("my/model") == "mit"
+    assert [str(name) for name in asked] == ["owner/name", "my/model/README.md"]
+
+
 def test_our_models_are_teachers(model_folder, photos, tmp_path):
     paths = sorted(photos.iterdir())
     (tmp_path / "2").mkdir()
@@ -220,8 +256,9 @@ def test_wrong_teachers_are_named(photos, teachers, tmp_path):
     ):
         with pytest.raises(ValueError, match=expected):
             label(photos, tmp_path / "out", teacher=teacher, **QUIET)
-    with pytest.raises(ValueError, match="`threshold`"):
-        label(photos, tmp_path / "out", teacher=teachers["eomt"], threshold=2, **QUIET)
+    for options in ({"threshold": 2}, {"dtype": "int8"}):
+        with pytest.raises(ValueError, match=f"`{next(iter(options))}` must be"):
+            label(photos, tmp_path / "out", teacher=teachers["eomt"], **options, **QUIET)
     assert not (tmp_path / "out").exists()
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match="`output`"):

@@ -68,6 +68,15 @@ def test_panoptic_annotations_and_their_folder(coco, tmp_path):
         torch.testing.assert_close(ours["boxes"], theirs["boxes"], atol=2 * pixel, rtol=0)
 
 
+def test_file_names_stay_in_their_folder(coco, tmp_path):
+    images, panoptic, _ = coco
+    (tmp_path / "maps").mkdir()
+    for name in ("../0.png", "sub/../../0.png", str(tmp_path / "0.png")):
+        annotation = {**panoptic[0], "file_name": name}
+        with pytest.raises(ValueError, match=r"`file_name` must lie in `masks_path` .*maps, got .*0\.png"):
+            DetrPanopticImageProcessor(size=SMALL)(images[0], annotations=annotation, masks_path=tmp_path / "maps")
+
+
 def test_boxes_of_instances_are_those_of_transformers(coco):
     images, _, detection = coco
     for image, annotation in zip(images, detection, strict=True):

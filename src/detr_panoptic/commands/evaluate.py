@@ -56,7 +56,8 @@ def evaluate(
     --tune does not write a report: it tries score thresholds, one for all classes
     or also one for each, and both ways of merging, prints the panoptic quality
     before and after, and writes the best settings into the model's image
-    processor. Tune on images that the model is not tested on.
+    processor, or to --output if the model is no folder or has the image processor
+    of another program. Tune on images that the model is not tested on.
 
     For example:
 
@@ -67,11 +68,17 @@ def evaluate(
     from .. import evaluate as measure
     from .. import tune_thresholds
 
+    if measures.tune is not None and measures.threshold is not None:
+        raise ValueError("`--threshold` has no meaning with `--tune`, which looks for the best one.")
     options = {**reading.arguments(), **running.loading(), **running.steps(), "on_error": on_error}
     if measures.tune is not None:
         tuning = tune_thresholds(model, data, per_class=measures.tune == "per-class", **options)
         print(tuning)
-        print(f"The settings are in {tuning.save(model if Path(model).is_dir() else output)}")
+        try:
+            file = tuning.save(model if Path(model).is_dir() else output)
+        except ValueError:  # the folder holds the image processor of another program
+            file = tuning.save(output)
+        print(f"The settings are in {file}")
         return 2 if tuning.failures else 0
     result = measure(
         model,

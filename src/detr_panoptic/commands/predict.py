@@ -37,6 +37,15 @@ class Results:
 
 
 RESULTS = Results()
+OF_IMAGES = {  # options that have no effect on videos
+    "tile": "--tile",
+    "to": "--to",
+    "limit": "--limit",
+    "batch_size": "--batch-size",
+    "split": "--split",
+    "data_format": "--format",
+    "num_workers": "--workers",
+}
 
 
 def predict(
@@ -66,9 +75,9 @@ def predict(
     and for a video NAME.mp4 with the drawn segments, and in the folder NAME a PNG and
     a JSON file for each frame; a thing keeps its id and its color.
 
-    Existing results are kept, so an interrupted run continues when it is started
-    again. On several processes: accelerate launch scripts/predict.py with the
-    same options.
+    Existing results of images are kept, so an interrupted run continues when it is
+    started again; a video needs a folder without results of it. On several
+    processes: accelerate launch scripts/predict.py with the same options.
 
     For example:
 
@@ -89,10 +98,15 @@ def predict(
 
     options = asdict(results)
     check_options(output=output, **options, **running.steps())  # before the model is loaded, as the next
-    if results.tile is not None:
-        Image.MAX_IMAGE_PIXELS = None  # Pillow refuses images above 179 million pixels
     videos = [source for source in images if is_video(source)]
     source = [source for source in images if not is_video(source)] or data
+    if source is None:
+        given = {**options, **asdict(reading), **asdict(running)}
+        default = {**asdict(RESULTS), **asdict(READING), **asdict(RUNNING_ANYWHERE)}
+        if changed := [flag for name, flag in OF_IMAGES.items() if given[name] != default[name]]:
+            raise ValueError(f"`{changed[0]}` is for images, and {videos[0]} is a video.")
+    if results.tile is not None:
+        Image.MAX_IMAGE_PIXELS = None  # Pillow refuses images above 179 million pixels
     # Generated scenes wait for the model: to paint them takes longer than to load it.
     pictures = source if source in (None, SCENES) else open_pictures(source, **reading.arguments())
     predictor = Predictor.from_pretrained(model, **running.loading())

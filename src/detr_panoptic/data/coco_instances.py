@@ -150,7 +150,8 @@ def _categories(file: CocoFile, folder: Path, options: ReadOptions, stuff_dir: P
 def _used_categories(file: CocoFile) -> list[Any]:
     """Returns the categories without those that only group others, which Roboflow writes."""
     entries = file.contents["categories"]
-    groups = {str(entry.get("supercategory", "")) for entry in entries if isinstance(entry, dict)}
+    grouped = [e for e in entries if isinstance(e, dict) and e.get("supercategory") != e.get("name")]
+    groups = {str(entry.get("supercategory", "")) for entry in grouped}
     used = {str(entry.get("category_id")) for entry in file.contents["annotations"] if isinstance(entry, dict)}
     return [
         entry

@@ -18,6 +18,7 @@ from .stored import stored_record
 from .writing import write_coco_panoptic_dataset
 
 TRAIN, VALIDATION = "train", "val"  # names of the splits that are written
+RARE = 4  # images; a class in fewer is not held out
 MOST_DECODED = 2000  # images whose annotations are decoded to know their classes
 
 _logger = logging.getLogger(__name__)
@@ -50,7 +51,8 @@ def split_rows(records: Dataset, fraction: float, seed: int) -> tuple[list[int],
     chosen: dict[int, bool] = {}
     for label, _ in sorted(frequencies.items(), key=lambda item: item[::-1]):  # the rarest class first
         for row in [row for row in order if label in labels[row] and row not in chosen]:
-            part = bool(room[True]) and (not room[False] or wanted[True][label] > wanted[False][label])
+            is_short = frequencies[label] >= RARE and wanted[True][label] > wanted[False][label]
+            part = bool(room[True]) and (is_short or not room[False])
             chosen[row] = part
             room[part] -= 1
             for own in labels[row]:

@@ -203,8 +203,9 @@ def convert_data(  # noqa: PLR0913  every option of a long run, each with a defa
 ) -> DataConversion:
     """Writes a dataset in another format; image files are copied byte by byte.
 
-    `source`, `split`, `data_format`, `limit` and `stuff` are those of `read_panoptic`. `output`, a folder that is
-    empty or does not exist, appears when it is complete. "coco" writes `images/`, `panoptic/` and `panoptic.json`;
+    `source`, `split`, `data_format`, `limit` and `stuff` are those of `read_panoptic`. For a `PanopticData`, `split`
+    only names the Parquet files, and `data_format` and `stuff` are refused. `output`, a folder that is empty or does
+    not exist, appears when it is complete. "coco" writes `images/`, `panoptic/` and `panoptic.json`;
     "dataset" a folder for `datasets.load_from_disk`; "parquet" `data/SPLIT-*.parquet`, the layout of the Hub;
     "coco-instances" `images/` and `instances.json` for annotation tools, with `masks` as "polygons" or "rle". At an
     image that cannot be read, `on_error` says whether to "stop" or to "skip" it.
@@ -231,7 +232,7 @@ def convert_data(  # noqa: PLR0913  every option of a long run, each with a defa
             raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}.")
     check_new_folder(output)
     if isinstance(source, PanopticData):
-        data = read_panoptic(source, limit=limit)
+        data = read_panoptic(source, limit=limit, data_format=data_format, stuff=stuff)
     else:
         missing = on_error == "skip"
         options: dict[str, Any] = {"split": split, "data_format": data_format, "limit": limit, "stuff": stuff}

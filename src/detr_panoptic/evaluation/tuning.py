@@ -26,7 +26,7 @@ from ..data.files import reported_failure, written_whole
 from ..data.plain_text import counted, one_line
 from ..data.records import truth_ids
 from ..inference.options import OnError, check_options
-from ..inference.predictor import Predictor
+from ..inference.predictor import Predictor, processes
 from ..panoptic_merging import is_above
 from ..scenes.source import read_source
 from .model_evaluation import match_classes
@@ -122,13 +122,16 @@ class Tuning:
 
         Returns:
             The file.
+
+        Raises:
+            ValueError: the folder holds the image processor of another program.
         """
         file = Path(folder) / PROCESSOR_FILE
         content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if content.get("image_processor_type") == type(self.processor).__name__:
-            content |= self.settings
-        else:  # none, or that of another program
-            content = json.loads(self.processor.to_json_string())
+        own, found = type(self.processor).__name__, content.get("image_processor_type")
+        if content and found != own:
+            raise ValueError(f"{file} holds a {found}, which has no such settings: save to another folder.")
+        content = content | self.settings if content else json.loads(self.processor.to_json_string())
         with written_whole(file) as part:
             part.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         return file
@@ -175,7 +178,8 @@ def tune_thresholds(  # noqa: PLR0913  every option of a long run, each with a d
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: an argument is out of range, the model lacks a class of the data, or an image cannot be read.
+        ValueError: an argument is out of range, the model lacks a class of the data, an image cannot be read, or there
+            are several processes.
         OSError: the temporary folder is full.
 
     Example:
@@ -185,6 +189,8 @@ def tune_thresholds(  # noqa: PLR0913  every option of a long run, each with a d
         >>> tuning.after.pq >= tuning.before.pq
         True
     """
+    if (count := processes().num_processes) > 1:
+        raise ValueError(f"`tune_thresholds` needs all images in one process, got {count} processes.")
     _check_choices(merging, thresholds)
     check_options(batch_size=batch_size, num_workers=num_workers, on_error=on_error)
     may_skip = on_error == "skip"

@@ -12,6 +12,7 @@ from ..data.categories import Categories
 from ..data.contained_paths import path_inside
 from ..data.files import check_folder, check_new_folder, written_whole
 from ..data.lazy_records import name_of
+from ..data.plain_text import counted
 from ..data.records import segmentation_ids
 from ..data.stored import map_file, picture_file
 from ..data.writing import segment_entry
@@ -48,7 +49,7 @@ class LabelFolder:
     """A folder with `images/`, `panoptic/` and, when all images are done, `panoptic.json`.
 
     Args:
-        output: a folder that does not exist, is empty, or holds an earlier run with the same settings.
+        output: a folder that does not exist, is empty, or holds an earlier run with the same settings and images.
         pictures: the images.
         categories: of the labels.
     """
@@ -67,11 +68,12 @@ class LabelFolder:
     def open(self, settings: Mapping[str, Any]) -> int:
         """Creates the folder, and returns the number of images that are done.
 
-        Raises ValueError if the folder holds something else, or results of other settings.
+        Raises ValueError if the folder holds something else, results of other settings, or labels of other images.
         """
         check_output(self.output)
         (self.output / PROGRESS).mkdir(parents=True, exist_ok=True)
         claim_folder(self.output, settings)
+        self._check_images()
         return sum(map(self.is_done, range(len(self.pictures))))
 
     def is_done(self, index: int) -> bool:
@@ -94,6 +96,7 @@ class LabelFolder:
         height, width = filled.ids.shape
         void = [int(np.sum(ids == VOID_ID)) for ids in (before, filled.ids)]
         content = {
+            "source": str(self.pictures.path_of(index)),
             "image": {"file_name": name, "width": width, "height": height},
             "map": map_name,
             "segments_info": [segment_entry(entry, self.categories) for entry in filled.segments_info],
@@ -135,6 +138,25 @@ class LabelFolder:
             ids = segmentation_ids(picture)
         labels = self.categories.label_ids
         return ids, [{**entry, "label_id": labels[entry["category_id"]]} for entry in content["segments_info"]]
+
+    def _check_images(self) -> None:
+        """Raises ValueError if the folder holds labels of images that are not those of this run."""
+        advice = "choose another folder or remove it."
+        own = {self._progress(index).name for index in range(len(self.pictures))}
+        found = (path.name for path in (self.output / PROGRESS).glob("[!.]*.json"))
+        if others := sorted(name for name in found if name not in own):
+            count = counted(len(others), "image")
+            first = others[0].removesuffix(".json").replace("%2F", "/")
+            raise ValueError(
+                f"`output` {str(self.output)!r} holds labels of {count} not in the source, first {first!r}: {advice}"
+            )
+        for index, content in self._contents():
+            source = str(self.pictures.path_of(index))
+            if content.get("source") != source:
+                raise ValueError(
+                    f"`output` {str(self.output)!r} holds labels of {self._names[index]!r} from "
+                    f"{content.get('source')!r}, not from {source!r}: {advice}"
+                )
 
     def _progress(self, index: int) -> Path:
         return self.output / PROGRESS / (self._names[index].replace("/", "%2F") + ".json")

@@ -55,7 +55,7 @@ def label(  # noqa: PLR0913  every option of a long run, each with a default
     Args:
         photos: the sources of `Predictor.predict`: an image, a folder, a list of paths, or a dataset, whose
             annotations are not used.
-        output: a folder that is empty, does not exist, or holds an earlier run with the same settings.
+        output: a folder that is empty, does not exist, or holds an earlier run with the same settings and images.
         teacher: a panoptic model of transformers (Mask2Former, MaskFormer, OneFormer, EoMT, DETR) or of this package:
             a folder, a name on the Hub, a `Predictor`, or a model and its processor. Its license may bind its labels.
         classes: the wanted classes, each with the teacher's name or names for it, such as `{"car": ["car", "truck"]}`;
@@ -76,7 +76,7 @@ def label(  # noqa: PLR0913  every option of a long run, each with a default
 
     Raises:
         ValueError: the teacher does no panoptic segmentation, a name of a class is unknown, the output holds something
-            else, or an image cannot be read.
+            else or labels of other images, or an image cannot be read.
         OSError: the disk is full. The images that are done stay, and the same call continues.
 
     Example:

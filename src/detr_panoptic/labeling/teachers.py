@@ -33,6 +33,7 @@ from ..inference.predictor import Predictor, default_workers, report_failures
 from ..panoptic_merging import ImageSizes, Segmentation, best_classes, is_above, run_together, score_weighted_steps
 
 SAME = 0.1  # of two normalized colors; black and white differ by more than 3
+DTYPES = ("float32", "bfloat16", "float16")
 DETR_OUTPUTS = ("logits", "pred_masks")
 Threshold = float | list[float]
 Result = tuple[Mapping[str, Any], Segmentation, Tensor]
@@ -228,8 +229,10 @@ def open_teacher(teacher: Any, *, device: Any = "auto", dtype: Any = None) -> Te
         dtype: of a model that is loaded, such as "bfloat16"; None: float32.
 
     Raises:
-        ValueError: there is no such model, or it does no panoptic segmentation.
+        ValueError: there is no such model, it does no panoptic segmentation, or `dtype` is no type of floats.
     """
+    if dtype is not None and str(dtype).removeprefix("torch.") not in DTYPES:
+        raise ValueError(f"`dtype` must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]} for a teacher, got {dtype!r}.")
     if isinstance(teacher, Teacher):
         return teacher
     if isinstance(teacher, Predictor) or _is_pair(teacher, MODEL_TYPES[:1]):
@@ -307,6 +310,8 @@ def sure_pixels(logits: Tensor, masks: Tensor, sizes: ImageSizes, threshold: Thr
 def license_of(name: str) -> str | None:
     """Returns the license in the model card of a folder or of a repository on the Hub, or None."""
     file = Path(name) / "README.md"
+    if not file.is_file() and not hub_name(name):  # a folder without a card, or the class of a model in memory
+        return None
     try:
         card = ModelCard.load(file if file.is_file() else name, ignore_metadata_errors=True)
     except Exception:  # no card, no network, or no such repository
