@@ -93,7 +93,8 @@ def shelf(tmp_path_factory) -> Path:
         "stuff_label_ids": SCENE_CATEGORIES.stuff_label_ids,
         "category_ids": list(SCENE_CATEGORIES.category_ids),
     }
-    model = build_tiny(num_labels=len(SCENE_CATEGORIES), **classes)
+    # transformers needs a hidden size plus heads that 8 divides.
+    model = build_tiny(num_labels=len(SCENE_CATEGORIES), num_heads=8, **classes)
     model.save_pretrained(folder / "my_model")
     size = {"shortest_edge": 64, "longest_edge": 96}
     DetrPanopticImageProcessor.for_model(model.config, size=size).save_pretrained(folder / "my_model")
