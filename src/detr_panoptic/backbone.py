@@ -3,7 +3,6 @@
 Follows models/backbone.py of facebookresearch/detr (29901c5), with these differences (docs/deviations.md has others):
   * any timm model with maps of strides 4, 8, 16 and 32 can be used, not only torchvision's ResNets;
   * the frozen parameters are those up to the end of the stride-4 stage: for a ResNet the stem and layer1, as there;
-  * a convolution and the frozen norm after it run as one convolution (`ConvNorm`), channels-last in memory;
   * a vision transformer gets a simple feature pyramid (ViTDet, arXiv 2203.16527).
 """
 
@@ -119,10 +118,11 @@ class Backbone(nn.Module):
         """Returns 1 if maps of odd sizes are where they should be, otherwise the largest stride."""
         reason: Any = "its maps have other sizes"
         self.eval()
-        probe = copy.deepcopy(self).to("meta") if next(self.parameters()).is_meta else self  # buffers may be elsewhere
+        first = next(self.parameters())
+        buffers = {name: buffer.to(first.device) for name, buffer in self.named_buffers()}  # not always on "meta"
         for multiple, size in ((1, (97, 65)), (STRIDES[-1], (160, 224))):
             try:
-                maps = probe(torch.zeros(1, num_channels, *size, device=next(probe.parameters()).device))
+                maps = torch.func.functional_call(self, buffers, first.new_zeros(1, num_channels, *size))
             except (RuntimeError, AssertionError) as error:
                 reason = error
                 continue

@@ -158,7 +158,7 @@ def test_an_interrupted_run_keeps_its_frames(predictor, clip, tmp_path):
         if len(calls) == 3:
             raise KeyboardInterrupt
 
-    hook = predictor.model.register_forward_pre_hook(interrupt)
+    hook = (predictor.network or predictor.model).register_forward_pre_hook(interrupt)
     try:
         result = predictor.predict_video(clip, tmp_path, progress=False)
     finally:
