@@ -78,7 +78,12 @@ def _label_sets(records: Dataset) -> list[frozenset[int]]:
 
 @dataclass(frozen=True)
 class DataSplit:
-    """The result of `split_data`: the folder and the numbers of images."""
+    """The result of `split_data`: the folder and the numbers of images.
+
+    Example:
+        >>> print(DataSplit(Path("split"), training=85, validation=15))
+        85 images in split/train, 15 in split/val: `split` train, `validation_split` val
+    """
 
     output: Path
     training: int
