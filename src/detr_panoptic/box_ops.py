@@ -1,7 +1,4 @@
-"""Operations on boxes, after util/box_ops.py of facebookresearch/detr (29901c5), and copies to and from a GPU.
-
-Names of boxes state the format: `cxcywh` is center and size, `xyxy` is left, top, right, bottom.
-"""
+"""Boxes by center and size (cxcywh) or corners (xyxy), after facebookresearch/detr; copies to and from a GPU."""
 
 import torch
 from torch import Tensor
@@ -22,17 +19,14 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
 
 
 def generalized_iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
-    """Computes the generalized IoU (arXiv 1902.09630) of broadcast corner boxes (..., 4): (...) in [-1, 1].
-
-    The IoU of two boxes without area, 0 / 0, counts as 0, so that the loss of an empty target is finite.
-    """
+    """Computes the generalized IoU (arXiv 1902.09630) of broadcast corner boxes (..., 4): (...) in [-1, 1]."""
     area = _area(first_xyxy) + _area(second_xyxy)
     starts = first_xyxy[..., :2], second_xyxy[..., :2]
     ends = first_xyxy[..., 2:], second_xyxy[..., 2:]
     overlap = _area(torch.cat((torch.maximum(*starts), torch.minimum(*ends)), dim=-1))
     hull = _area(torch.cat((torch.minimum(*starts), torch.maximum(*ends)), dim=-1))
     union = area - overlap
-    smallest = torch.finfo(union.dtype).tiny
+    smallest = torch.finfo(union.dtype).tiny  # the IoU of two boxes without area counts as 0, not as 0 / 0
     return overlap / union.clamp(min=smallest) - (hull - union) / hull.clamp(min=smallest)
 
 

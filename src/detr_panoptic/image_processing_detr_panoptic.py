@@ -25,6 +25,7 @@ from .image_reading import each_image, image_to_tensor, read_picture, stack_padd
 from .mask_head import MASK_STRIDE, SKIPPED_MASK_LOGIT
 from .panoptic_merging import (
     ImageSizes,
+    Segmentation,
     best_classes,
     is_above,
     paper_steps,
@@ -267,7 +268,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         overlap_mask_area_threshold: float | None = None,
         label_ids_to_fuse: Collection[int] | None = None,
         target_sizes: Sizes | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Segmentation]:
         """Returns segments of things and stuff, per image.
 
         Args:
@@ -304,7 +305,9 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         """
         thresholds = self._thresholds(outputs, threshold, mask_threshold, overlap_mask_area_threshold)
         options: Any = {"label_ids_to_fuse": (), "left_out": self.stuff_label_ids, **thresholds}
-        results = run_together(score_weighted_steps(*image, **options) for image in _images(outputs, target_sizes))
+        results: Any = run_together(
+            score_weighted_steps(*image, **options) for image in _images(outputs, target_sizes)
+        )
         if not return_coco_annotation:
             return results
         return [{**result, "segmentation": convert_segmentation_to_rle(result["segmentation"])} for result in results]

@@ -195,10 +195,7 @@ def _mask_loss_sums(
 
 
 def _cell_centers(length: int, canvas: int, cells: int) -> Tensor:
-    """Returns the pixels (n,) int64 at the centers of those cells of a canvas whose center lies on the image.
-
-    If the image of a pixel or two reaches no center, returns its last pixel.
-    """
+    """Returns the pixels (n,) int64 at the centers of those cells of a canvas that lie on the image, at least one."""
     centers = ((torch.arange(cells, dtype=torch.float32) + 0.5) * (canvas / cells)).long()
     return centers[: max(int((centers < length).sum()), 1)].clamp(max=length - 1)
 

@@ -2,19 +2,15 @@
 
 Letters: Q queries, N kept queries, K labels (class K of the logits is "no object"), (h, w) mask map, (H, W) target.
 
-`merge_paper` follows PostProcessPanoptic of facebookresearch/detr (29901c5), `merge_score_weighted` follows
-`compute_segments` of transformers 5.23; docs/deviations.md lists the differences. In the paper's way only the pixels
-that the nearest resize to the target size reads are computed, and mask logits are compared, not their softmax over the
-queries: the same owner but for ties made by rounding, without (N, H, W) floats. As in the reference (the goldens show
-it), a stuff query that was fused into the first of its class has area 0, so it is dropped as too small, and the next
-pass gives the pixels that only it covered to other queries.
+Follows PostProcessPanoptic of facebookresearch/detr (29901c5) or `compute_segments` of transformers 5.23, up to
+docs/deviations.md. Mask logits are compared, not their softmax: the same but for ties, without (N, H, W) floats.
 
 Maps are resized as by F.interpolate (bilinear, align_corners=False), a strip of output rows at a time, whose size
 changes no value. A GPU has the pixels, the CPU decides about queries, and it waits for all images of a batch at once.
 """
 
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -28,9 +24,23 @@ Threshold = float | Sequence[float]  # for all labels, or for each
 MIN_SEGMENT_AREA = 4  # pixels; DETR drops segments of this size or smaller after merging
 STRIP_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}  # of resized values: a CPU's cache, 2x faster than 32 MiB
 PASSES = {"cpu": 1, "cuda": 2}  # between two looks at the areas: the second is rarely in vain, and waiting costs more
-Segmentation = dict[str, Any]
-"""`segmentation`, an (H, W) int32 map, 0 void and ids from 1, and for each id, in order, an entry in `segments_info`:
-`id`, `label_id`, `score`, `area` (pixels in the map) and `was_fused` (whether its label is)."""
+
+
+class SegmentInfo(TypedDict):
+    """One segment; `area` counts its pixels in the map, `was_fused` says whether its label is fused."""
+
+    id: int
+    label_id: int
+    score: float
+    area: int
+    was_fused: bool
+
+
+class Segmentation(TypedDict):
+    """An (H, W) int32 map, 0 void and ids from 1, and an entry for each id in the map, in their order."""
+
+    segmentation: Tensor
+    segments_info: list[SegmentInfo]
 
 
 class ImageSizes(NamedTuple):
@@ -251,7 +261,7 @@ def _shares_segment(labels: Any, is_fused: Any) -> Any:
     return (same | np.eye(len(labels), dtype=bool)).view(np.uint8)
 
 
-def _segments_info(labels: Any, scores: Any, areas: Any, is_fused: Any) -> list[dict[str, Any]]:
+def _segments_info(labels: Any, scores: Any, areas: Any, is_fused: Any) -> list[SegmentInfo]:
     """Returns entries for ids 1, 2, … from (N,) arrays; scores have 6 digits, as in transformers."""
     rows = zip(labels.tolist(), scores.tolist(), areas.tolist(), is_fused.tolist(), strict=True)
     return [

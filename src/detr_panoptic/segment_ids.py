@@ -27,11 +27,7 @@ def rgb_to_ids(rgb: ArrayLike) -> NDArray[np.int32]:
 
 
 def segment_extents(ids: NDArray[Any]) -> SegmentExtents:
-    """Measures areas and boxes of all ids of an (H, W) map of integers.
-
-    One pass finds the runs (neighbors in a row with the same id): a photograph's map has a hundred times fewer runs
-    than pixels. A mask per segment would need a pass for each.
-    """
+    """Measures areas and boxes of all ids of an (H, W) map of integers, in one pass over runs of equal pixels."""
     starts_run = np.ones(ids.shape, dtype=bool)
     np.not_equal(ids[:, 1:], ids[:, :-1], out=starts_run[:, 1:])
     starts = np.flatnonzero(starts_run)
