@@ -13,6 +13,7 @@ from huggingface_hub import constants
 from detr_panoptic import Predictor, quantize
 from detr_panoptic.checkpoints import BUNDLED
 from detr_panoptic.data import read_panoptic
+from detr_panoptic.inference import load, predictor
 from detr_panoptic.runtimes import GraphRuntime, cache, choice
 from tests.conftest import photo
 
@@ -139,10 +140,10 @@ def test_the_compiled_graph_is_used_again(model_folder, monkeypatch):
 
 @pytest.mark.usefixtures("own_home")
 def test_changed_weights_get_graphs_of_their_own(expected):
-    assert cache.is_prepared(expected.model)
+    assert cache.prepared_key(expected.model)
     with torch.no_grad():
         expected.model.class_head.bias[0] += 1e-3
-    assert not cache.is_prepared(expected.model)
+    assert cache.prepared_key(expected.model) is None
 
 
 @pytest.mark.usefixtures("empty_home")
@@ -197,6 +198,15 @@ def test_auto_is_torch_until_openvino_has_run(home, model_folder, monkeypatch, c
     with caplog.at_level(logging.INFO, "detr_panoptic"):
         assert Predictor.from_pretrained(model_folder, device="cpu").runtime == "openvino"
     assert "running on openvino" in caplog.text
+
+
+@pytest.mark.usefixtures("empty_home")
+def test_auto_reads_a_model_once(model_folder, monkeypatch):
+    pytest.importorskip("openvino")
+    loads = []
+    monkeypatch.setattr(predictor, "load", lambda *args, **options: loads.append(args) or load(*args, **options))
+    assert Predictor.from_pretrained(model_folder, device="cpu").runtime == "torch"
+    assert len(loads) == 1
 
 
 @pytest.mark.usefixtures("own_home")

@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
-from ..box_ops import at_least_float32
 from ..data.files import reported_failure, written_whole
 from ..data.plain_text import counted, one_line
 from ..data.records import truth_ids
 from ..inference.options import OnError, check_options
 from ..inference.predictor import Predictor, processes
-from ..panoptic_merging import is_above
+from ..panoptic_merging import best_classes, is_above
 from ..scenes.source import read_source
 from .model_evaluation import match_classes
 from .panoptic_quality import PanopticQuality, relabel
@@ -241,9 +240,7 @@ class _Search:
         """Writes what merging needs of each image: logits, masks and sizes of the queries that may be kept."""
         for batch, outputs in batches:
             for index, record in enumerate(batch.records):
-                logits = at_least_float32(outputs.logits[index])
-                scores, labels = logits.softmax(-1).max(-1)
-                kept = (labels < logits.shape[-1] - 1) & (scores > self.least)
+                kept = best_classes(outputs.logits[index])[0] > self.least
                 content = {
                     "logits": outputs.logits[index][kept].cpu(),
                     "pred_masks": outputs.pred_masks[index][kept].cpu(),
@@ -273,7 +270,7 @@ class _Search:
                 **{name: content[name][None] for name in ("image_sizes", "canvas_sizes")},
             )
             truth = {"segmentation": content["truth"].numpy(), "segments_info": content["segments_info"]}
-            scores, labels = at_least_float32(outputs.logits[0]).softmax(-1).max(-1)
+            scores, labels = best_classes(outputs.logits[0])
             measured: dict[Any, PanopticQuality] = {}
             for total, processor in zip(totals, processors, strict=True):
                 kept = tuple(is_above(scores, labels, processor.threshold).tolist())

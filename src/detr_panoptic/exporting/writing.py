@@ -1,6 +1,5 @@
 """Traces a model and writes it as ONNX or as a program for `torch.export.load`."""
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,11 @@ from torch.export import Dim, ExportedProgram
 
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+from ..runtimes.graphs import MAX_BATCH, MAX_SIDE
 from ..runtimes.onnx_files import write_program
-from ..runtimes.same_padding import pad_in_whole_numbers
+from ..runtimes.same_padding import traceable_copy
 from .graph import CANVAS_STEP, ExportGraph, GraphOptions
 
-MAX_BATCH, MAX_SIDE = 256, 8192  # bounds for the shape solver of a dynamic graph
 EXAMPLE = (2, 3 * CANVAS_STEP + 1, 4 * CANVAS_STEP + 3)  # batch, height and width for tracing a dynamic graph
 
 
@@ -22,10 +21,7 @@ def trace(
     model: DetrPanopticForSegmentation, processor: DetrPanopticImageProcessor, options: GraphOptions
 ) -> ExportedProgram:
     """Traces a copy of a model to a graph of PyTorch operations, without Python."""
-    model = copy.deepcopy(model).cpu().eval()
-    # The fused kernel is traced as a graph with more steps, which handle cases that cannot occur here.
-    model.set_attn_implementation("eager")
-    pad_in_whole_numbers(model)
+    model = traceable_copy(model)
     graph = ExportGraph(model.half() if options.half else model.float(), processor, options)
     options = graph.options
     batch, height, width = EXAMPLE if options.size is None else (options.batch_size, *options.size)

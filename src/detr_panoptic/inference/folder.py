@@ -7,7 +7,7 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ..data.categories import Categories
 from ..data.files import written_whole
@@ -16,9 +16,6 @@ from ..data.writing import write_parquet
 from ..runtimes.cache import hash_of
 from .pictures import Pictures, unique_stems
 from .prediction import JSON, MAP, OVERLAY, Prediction, coco_annotation
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 

@@ -102,6 +102,8 @@ class Predictor:
         if choice is not None:
             loaded, processor = load(model, device="cpu")
             network = (open_if_prepared if runtime == "auto" else open_runtime)(loaded, model, choice)
+            if network is None and choice.dtype == "float32":  # as PyTorch wants it, too
+                network = fast_form(loaded)
             if network is not None:
                 return cls(loaded, processor, network=network)
         if device == "auto" and (state := processes()).num_processes > 1:
@@ -257,7 +259,9 @@ class Predictor:
             on_error=on_error,
         )
         failures = [] if failures is None else failures
-        batches = self._batches(source, batch_size, share, workers=num_workers, on_error=on_error, failures=failures)
+        batches = self._batches(
+            source, batch_size, share=share, workers=num_workers, on_error=on_error, failures=failures
+        )
         yield from self._segment(batches, task, threshold, detections)
 
     def iterate_outputs(
@@ -275,13 +279,10 @@ class Predictor:
         The arguments are those of `iterate`. Batches of which each image, by its index, `is_done` are left out.
         """
         check_options(batch_size=batch_size, num_workers=num_workers, on_error=on_error)
-        pictures = open_pictures(source)
-        report_failures(pictures.missing, on_error)
-        plan = plan_batches(pictures, batch_size)
-        if is_done is not None:
-            plan = (batch for batch in plan if not all(map(is_done, batch)))
         failures = [] if failures is None else failures
-        batches = self._read_batches(pictures, plan, workers=num_workers, on_error=on_error, failures=failures)
+        batches = self._batches(
+            source, batch_size, is_done=is_done, workers=num_workers, on_error=on_error, failures=failures
+        )
         yield from run_model(self.model, batches, network=self.network)
 
     def predict(  # noqa: PLR0913  every option of a long run, each with a default
@@ -357,13 +358,13 @@ class Predictor:
             model["runtime"] = self.runtime
             folder.open({**options, **model, "tile": tiling})
         state.wait_for_everyone()
-        plan = [batch for batch in plan_batches(pictures, batch_size) if not all(map(folder.is_done, batch))]
+        plan = list(batches_to_do(pictures, batch_size, folder.is_done))
         state.wait_for_everyone()  # a process that wrote before another has planned would change its plan
         own = plan[state.process_index :: state.num_processes]
         failures = list(pictures.missing) if state.is_main_process else []  # every process found the same
-        batches = self._read_batches(
-            pictures, iter(own), workers=num_workers, on_error=on_error, failures=failures, whole=tiling is None
-        )
+        processor = self.processor if tiling is None else None  # tiles are prepared one by one
+        reading: Any = {"workers": num_workers, "on_error": on_error, "failures": failures}
+        batches = read_batches(pictures, iter(own), processor, self.model.device, **reading)
         bar = tqdm(total=sum(map(len, own)), unit="image", disable=not (progress and state.is_main_process) or None)
         with bar:
             for record, prediction in self._segment(batches, task, threshold, detections, tiling):
@@ -435,37 +436,23 @@ class Predictor:
                 raise TypeError(f"`images` must be PIL images, paths or arrays of uint8, got {got}.")
             yield {"image": plain_picture(picture), "image_id": number, "file_name": name}
 
-    def _batches(self, source: Any, batch_size: int, share: bool = False, **options: Any) -> Iterator[Batch]:
-        """Yields the batches of a source, or this process's share of them; `options` are those of `_read_batches`."""
+    def _batches(
+        self,
+        source: Any,
+        batch_size: int,
+        *,
+        share: bool = False,
+        is_done: Callable[[int], bool] | None = None,
+        **options: Any,
+    ) -> Iterator[Batch]:
+        """Yields the batches of a source, or this process's share of them; `options` are those of `read_batches`."""
         pictures = open_pictures(source)
         report_failures(pictures.missing, options["on_error"])
-        plan = plan_batches(pictures, batch_size)
+        plan = batches_to_do(pictures, batch_size, is_done)
         if share:
             state = processes()
             plan = islice(plan, state.process_index, None, state.num_processes)
-        yield from self._read_batches(pictures, plan, **options)
-
-    def _read_batches(
-        self,
-        pictures: Pictures,
-        plan: Iterator[list[int]],
-        *,
-        workers: int | None,
-        on_error: OnError,
-        failures: list[str],
-        whole: bool = True,
-    ) -> Iterator[Batch]:
-        """Yields the batches of images that can be read; messages about others go to `failures`.
-
-        Images that are not taken `whole` but cut into tiles come without inputs.
-        """
-        processor = self.processor if whole else None
-        workers = default_workers(self.model.device) if workers is None else workers
-        for batch, messages in load_batches(pictures, plan, processor, workers=workers):
-            report_failures(messages, on_error)
-            failures += messages
-            if batch is not None:
-                yield batch
+        yield from read_batches(pictures, plan, self.processor, self.model.device, **options)
 
     def _segment(
         self,
@@ -525,9 +512,37 @@ def processes() -> PartialState:
     return PartialState(cpu=on_cpu, timeout=PATIENCE)
 
 
-def default_workers(device: torch.device) -> int:
-    """Returns how many processes load images for a model: none on CPU, up to 8 on a GPU."""
-    return 0 if device.type == "cpu" else min((os.cpu_count() or 1) // processes().num_processes, MAX_WORKERS)
+def batches_to_do(
+    pictures: Pictures, batch_size: int, is_done: Callable[[int], bool] | None = None
+) -> Iterator[list[int]]:
+    """Yields the indices of all images by batch, but for batches of which each image `is_done`."""
+    for batch in plan_batches(pictures, batch_size):
+        if is_done is None or not all(map(is_done, batch)):
+            yield batch
+
+
+def read_batches(
+    pictures: Pictures,
+    plan: Iterator[list[int]],
+    processor: Any,
+    device: torch.device,
+    *,
+    workers: int | None,
+    on_error: OnError,
+    failures: list[str],
+) -> Iterator[Batch]:
+    """Yields the batches of images that can be read; messages about others go to `failures`.
+
+    `device` is the model's; the arguments before it are those of `load_batches`, those after it of `iterate`.
+    """
+    if workers is None:
+        on_cpu = device.type == "cpu"
+        workers = 0 if on_cpu else min((os.cpu_count() or 1) // processes().num_processes, MAX_WORKERS)
+    for batch, messages in load_batches(pictures, plan, processor, workers=workers):
+        report_failures(messages, on_error)
+        failures += messages
+        if batch is not None:
+            yield batch
 
 
 def report_failures(messages: Iterable[str], on_error: OnError) -> None:

@@ -83,24 +83,23 @@ def is_video(source: Any) -> bool:
 class Video:
     """A video that is read frame by frame; close it by using it in a `with` statement.
 
+    If it is broken in the middle, `failures` then says why.
+
     Args:
         source: a file, the address of a stream (`rtsp://…`, `http://…`) or a camera (`/dev/video0`).
-        every: takes only every so many frames.
-        failures: a list to which the reason is added if the video ends before its end.
+        every: takes only every so many frames, at least 1.
 
     Raises:
         ValueError: the source is not a video; names it.
     """
 
-    def __init__(self, source: str | Path, *, every: int = 1, failures: list[str] | None = None) -> None:
+    def __init__(self, source: str | Path, *, every: int = 1) -> None:
         try:
             import av
         except ImportError as error:
             raise ImportError(INSTALL) from error
-        if every < 1:
-            raise ValueError(f"`every` must be at least 1, got {every}.")
         self.name, self.every = str(source), every
-        self.failures = [] if failures is None else failures
+        self.failures: list[str] = []
         try:
             self._container = av.open(self.name, format="v4l2" if self.name.startswith(CAMERA) else None)
             self._stream = self._container.streams.video[0]

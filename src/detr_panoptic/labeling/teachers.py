@@ -26,10 +26,10 @@ from ..data.plain_text import first_line
 from ..inference.detections import QUERIES_AT_ONCE, query_masks
 from ..inference.folder import fingerprint
 from ..inference.loading import MODEL_TYPES, find_device, quiet_transformers
-from ..inference.loop import Batch, load_batches, plan_batches
+from ..inference.loop import Batch
 from ..inference.options import OnError
 from ..inference.pictures import Pictures
-from ..inference.predictor import Predictor, default_workers, report_failures
+from ..inference.predictor import Predictor, batches_to_do, read_batches
 from ..panoptic_merging import ImageSizes, Segmentation, best_classes, is_above, run_together, score_weighted_steps
 
 SAME = 0.1  # of two normalized colors; black and white differ by more than 3
@@ -166,13 +166,10 @@ class TransformersTeacher(Teacher):
         failures: list[str],
     ) -> Iterator[Result]:
         """Yields results, merged by score and mask probability."""
-        plan = (batch for batch in plan_batches(pictures, batch_size) if not all(map(is_done, batch)))
-        workers = default_workers(self.model.device) if num_workers is None else num_workers
-        for batch, messages in load_batches(pictures, plan, self.inputs, workers=workers):
-            report_failures(messages, on_error)
-            failures += messages
-            if batch is not None:
-                yield from self._results(batch, threshold)
+        plan = batches_to_do(pictures, batch_size, is_done)
+        reading: Any = {"workers": num_workers, "on_error": on_error, "failures": failures}
+        for batch in read_batches(pictures, plan, self.inputs, self.model.device, **reading):
+            yield from self._results(batch, threshold)
 
     def _results(self, batch: Batch, threshold: Threshold) -> Iterator[Result]:
         inputs: dict[str, Any] = dict(batch.inputs)
@@ -299,8 +296,7 @@ def sure_pixels(logits: Tensor, masks: Tensor, sizes: ImageSizes, threshold: Thr
         sizes: the image's.
         threshold: least score of a query, one or one for each label.
     """
-    scores, labels = logits.float().softmax(-1).max(-1)
-    kept = masks[(labels < logits.shape[-1] - 1) & is_above(scores, labels, threshold)]
+    kept = masks[is_above(*best_classes(logits), threshold)]
     sure = torch.zeros(sizes.target, dtype=torch.bool, device=masks.device)
     for start in range(0, len(kept), QUERIES_AT_ONCE):
         sure |= query_masks(kept[start : start + QUERIES_AT_ONCE], sizes).any(-1)

@@ -45,9 +45,12 @@ def key_of(model: DetrPanopticForSegmentation) -> str:
     return hash_of(model, VERSION, torch.__version__, json.dumps(config, sort_keys=True, default=str))
 
 
-def is_prepared(model: DetrPanopticForSegmentation) -> bool:
-    """Returns whether the cache has the graphs of a model."""
-    return cache_home().is_dir() and (cache_home() / key_of(model)).is_dir()
+def prepared_key(model: DetrPanopticForSegmentation) -> str | None:
+    """Returns the key of a model whose graphs the cache has, or None."""
+    if not cache_home().is_dir():
+        return None
+    key = key_of(model)
+    return key if (cache_home() / key).is_dir() else None
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..mask_head import select_rows
-from .cache import hash_of, is_prepared, key_of, prepared
+from .cache import hash_of, key_of, prepared, prepared_key
 from .graphs import graph_files, write_graphs
 from .onnx_files import quantize_file
 from .running import DIFFERENCES, ROWS_AT_ONCE, GraphRuntime
@@ -72,19 +72,24 @@ def check_installed(*packages: str) -> None:
         raise ImportError(f"{', '.join(missing)} must be installed: pip install 'detr-panoptic[export]'")
 
 
-def open_runtime(model: DetrPanopticForSegmentation, source: str | Path, choice: Choice) -> GraphRuntime:
+def open_runtime(
+    model: DetrPanopticForSegmentation, source: str | Path, choice: Choice, *, key: str | None = None
+) -> GraphRuntime:
     """Opens the graphs of a model, which are written to the cache if they are not there.
 
     Args:
         model: the model in float32 on CPU.
         source: the folder it was read from, which has the graphs in int8.
         choice: what runs them.
+        key: of the model in the cache, if it is known: it takes a hash of all weights.
 
     Raises:
         ValueError: the model cannot be traced, its results differ from PyTorch's, or there are no graphs in int8.
     """
     int8 = find_int8(model, source) if choice.dtype == INT8 else ()
-    key = hashlib.blake2b(b"".join(file.read_bytes() for file in int8)).hexdigest()[:32] if int8 else key_of(model)
+    if int8:
+        key = hashlib.blake2b(b"".join(file.read_bytes() for file in int8)).hexdigest()[:32]
+    key = key or key_of(model)
     with prepared(key, (lambda _: None) if int8 else partial(_write, model)) as cache:
         files = int8 or graph_files(cache)
         sessions = [SESSIONS[choice.name](file, choice.device, choice.dtype, cache) for file in files]
@@ -101,10 +106,11 @@ def open_runtime(model: DetrPanopticForSegmentation, source: str | Path, choice:
 
 def open_if_prepared(model: DetrPanopticForSegmentation, source: str | Path, choice: Choice) -> GraphRuntime | None:
     """Opens the graphs of a model for "auto": None unless they exist and agree with PyTorch."""
-    if choice.dtype != INT8 and not is_prepared(model):
+    key = None if choice.dtype == INT8 else prepared_key(model)
+    if choice.dtype != INT8 and key is None:
         return None
     try:
-        return open_runtime(model, source, choice)
+        return open_runtime(model, source, choice, key=key)
     except (ValueError, RuntimeError, OSError) as error:  # also a cache that cannot be written, or a broken graph
         if choice.dtype == INT8:
             raise

@@ -7,7 +7,6 @@ masks are those of the model at any size: nothing is padded, and none is compute
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 
 from ..data.plain_text import first_line
 from .onnx_files import write_program
-from .same_padding import pad_in_whole_numbers
+from .same_padding import traceable_copy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,10 +82,7 @@ def write_graphs(model: DetrPanopticForSegmentation, folder: Path) -> None:
     Raises:
         ValueError: the model cannot be traced for images of any size.
     """
-    model = copy.deepcopy(model).cpu().float().eval()
-    # The fused kernel is traced as a graph with more steps, which handle cases that cannot occur here.
-    model.set_attn_implementation("eager")
-    pad_in_whole_numbers(model)
+    model = traceable_copy(model).float()
     images = torch.zeros(2, model.config.num_channels, *EXAMPLE_SIZE), torch.ones(2, *EXAMPLE_SIZE, dtype=torch.int64)
     batch = Dim("batch", min=1, max=MAX_BATCH)
     rows, columns = (Dim(name, min=MIN_SIDE, max=MAX_SIDE) for name in ("height", "width"))

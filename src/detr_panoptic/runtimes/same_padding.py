@@ -5,9 +5,13 @@ length: the shape after each convolution contains the shape before it several ti
 long to trace. In integers everything cancels: on a canvas of a multiple of 32 the padding of each layer is a constant.
 """
 
+import copy
+
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the field's name for it
+
+from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
 
 class WholeNumberConv2dSame(Conv2dSame):
@@ -22,6 +26,15 @@ class WholeNumberConv2dSame(Conv2dSame):
         before, after = (columns // 2, rows // 2), (columns - columns // 2, rows - rows // 2)
         padded = F.pad(x, (before[0], after[0], before[1], after[1]))
         return self._conv_forward(padded, self.weight, self.bias)
+
+
+def traceable_copy(model: DetrPanopticForSegmentation) -> DetrPanopticForSegmentation:
+    """Returns a copy of a model on CPU, in evaluation mode, that `torch.export` traces to a short graph."""
+    model = copy.deepcopy(model).cpu().eval()
+    # The fused kernel is traced as a graph with more steps, which handle cases that cannot occur here.
+    model.set_attn_implementation("eager")
+    pad_in_whole_numbers(model)
+    return model
 
 
 def pad_in_whole_numbers(model: nn.Module) -> None:

@@ -22,6 +22,7 @@ from torch.optim import AdamW
 
 from ..backbone import Backbone, resize_mask
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
+from .aids import HEAD_SCALE
 from .optimization import rate_at
 from .settings import OptimizationSettings
 
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 PERIODS = (0.5, 1.0, 2.0)
 """Periods per side of the image. Sines make near cells alike and far ones different; a plain coordinate would not."""
-HEAD_SCALE = 8.0  # as of the aids: Adam moves every weight alike, and the head has to learn faster
 TOLERANCE = 0.2  # of a sine, from which on its error counts in proportion instead of squared
 WARMUP_STEPS = 10
 

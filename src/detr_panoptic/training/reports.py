@@ -169,7 +169,8 @@ def write_reports(
     """Draws the curves of a run, and writes its report and the model card beside its model."""
     if best is not None or not (folder / REPORT).is_file():  # a resumed run may have its best evaluation behind it
         write_run_report(folder, data, plan, best)
-    draw_curves(_read_metrics(folder), folder / CURVES, on_training=data.is_measured_on_training)
+    else:
+        draw_curves(_read_metrics(folder), folder / CURVES, on_training=data.is_measured_on_training)
     write_card(
         folder,
         model,
