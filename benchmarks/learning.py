@@ -352,7 +352,7 @@ def learn(contestant: Contestant, *, seconds: float) -> tuple[Any, float, int]:
     for batch in contestant.batches.endless():
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * rate_at(settings, step=updates, progress=spent / seconds)
-        contestant.loss(batch).backward()
+        contestant.loss(batch | {"labels": batch["labels"].with_masks()}).backward()
         nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()

@@ -20,6 +20,7 @@ SETTINGS = {
     "batch_size": 1,
     "gradient_accumulation_steps": 2,
     "epochs": 2,
+    "evaluate_every": 1,
     "log_every": 1,
     "checkpoint_every": 2,
     "ema_decay": 0.9,

@@ -1,4 +1,4 @@
-"""The backbone learns where each cell is, and nothing else changes; the recipe for few images chooses itself."""
+"""The backbone learns where each cell is, and nothing else changes."""
 
 import logging
 
@@ -9,10 +9,9 @@ from torch.nn import functional as F  # noqa: N812
 from detr_panoptic import DetrPanopticForSegmentation
 from detr_panoptic.backbone import Backbone
 from detr_panoptic.checkpoints import BUNDLED
-from detr_panoptic.training import model as model_building
 from detr_panoptic.training import run as training_run
 from detr_panoptic.training.positions import last_stage, position_code, position_loss, teach_positions
-from detr_panoptic.training.settings import OptimizationSettings, resolve_for_images
+from detr_panoptic.training.settings import OptimizationSettings
 from tests.training.runs import run
 
 UPDATES = 25
@@ -88,32 +87,3 @@ def test_a_resumed_run_does_not_learn_positions_again(tmp_path, monkeypatch):
     assert run(tmp_path / "run", **settings).is_finished
     assert run(tmp_path / "run", **settings).is_finished
     assert calls == [3]
-
-
-def test_few_images_and_a_new_transformer_choose_their_recipe():
-    new = {"backbone": "resnet18"}
-    assert resolve_for_images(999, overrides=new).recipe == "few-photographs"
-    assert resolve_for_images(999, overrides=new).model.backbone == "resnet18"
-    assert resolve_for_images(1000, overrides=new).recipe == "finetune"
-    assert resolve_for_images(10).recipe == "finetune"  # COCO's weights know more than a few images
-    assert resolve_for_images(10, "joint").recipe == "joint"
-
-
-def test_a_file_that_names_a_recipe_keeps_it(tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text("recipe: from-scratch\n")
-    assert resolve_for_images(10, file=path).recipe == "from-scratch"
-    path.write_text("backbone: resnet18\n")
-    assert resolve_for_images(10, file=path).recipe == "few-photographs"
-
-
-def test_the_choice_is_logged_and_made_again_when_a_run_is_resumed(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(model_building, "load_backbone_weights", lambda *_: None)
-    settings = {"recipe": None, "limit": 2, "epochs": 1, "dilation": False, "position_updates": 0}
-    with caplog.at_level(logging.INFO, logger="detr_panoptic"):
-        result = run(tmp_path, **settings)
-    assert result.settings.recipe == "few-photographs"
-    assert run(tmp_path, **settings).is_finished  # the same call resumes it
-    assert any(
-        "recipe: few-photographs, for a new transformer and 2 training images" in text for text in caplog.messages
-    )

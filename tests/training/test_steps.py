@@ -42,18 +42,19 @@ def test_the_backbone_has_its_own_rate_and_the_frozen_stem_none():
 
 
 @pytest.mark.parametrize(
-    ("settings", "expected"),
+    ("settings", "total", "expected"),
     [
-        ({"schedule": "constant"}, [1, 1, 1, 1, 1, 1]),
-        ({"schedule": "step", "drop_at": 0.5}, [1, 1, 1, 0.1, 0.1, 0.1]),
-        ({"schedule": "cosine"}, [1, 0.933, 0.75, 0.5, 0.25, 0.067]),
-        ({"schedule": "constant", "warmup_steps": 3}, [0.25, 0.5, 0.75, 1, 1, 1]),
+        ({"schedule": "constant"}, 6, [1, 1, 1, 1, 1, 1]),
+        ({"schedule": "step", "drop_at": 0.5}, 6, [1, 1, 1, 0.1, 0.1, 0.1]),
+        ({"schedule": "cosine"}, 6, [1, 0.933, 0.75, 0.5, 0.25, 0.067]),
+        ({"schedule": "constant", "warmup_steps": 3}, 40, [0.25, 0.5, 0.75, 1, 1, 1]),
+        ({"schedule": "constant", "warmup_steps": 100}, 30, [0.01, 0.333, 0.667, 1, 1, 1]),  # a tenth of the run
     ],
 )
-def test_schedules(settings, expected):
+def test_schedules(settings, total, expected):
     arguments = OptimizationSettings(learning_rate=1.0, **settings)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = build_schedule(optimizer, arguments, total_steps=6)
+    schedule = build_schedule(optimizer, arguments, total_steps=total)
     rates = []
     for _ in range(6):
         rates.append(schedule.get_last_lr()[0])

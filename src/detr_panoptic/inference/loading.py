@@ -115,6 +115,14 @@ def _read_config(source: str) -> dict[str, Any]:
     return config
 
 
+def can_be_read(source: str) -> bool:
+    """Returns whether there is a model of this name, here or on the Hub."""
+    try:
+        return bool(_read_config(source))
+    except ValueError:
+        return False
+
+
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
     found: Any = torch.float32 if dtype is None else getattr(torch, str(dtype), dtype)
     if found != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):

@@ -42,11 +42,12 @@ from .state import Run
 logger = logging.getLogger(__name__)
 
 PICTURED_IMAGES = 4
+UPDATES_BETWEEN_EVALUATIONS = 50
 
 
 def run_epochs(run: Run) -> int | None:
     """Trains to the end of the run, or until a signal stops it after an update; returns the number of the signal."""
-    progress, settings = run.progress, run.settings
+    progress, settings, every = run.progress, run.settings, epochs_between_evaluations(run)
     with stop_signals(run.accelerator) as received:
         while not progress.is_finished:
             run.batches.start_epoch(progress.epoch)
@@ -54,13 +55,22 @@ def run_epochs(run: Run) -> int | None:
                 return received[0] if received else signal.SIGTERM  # another process received it
             progress.epoch, progress.windows = progress.epoch + 1, 0
             is_last = progress.step == run.total_steps
-            if is_last or progress.epoch % settings.run.evaluate_every == 0:
+            if is_last or progress.epoch % every == 0:
                 quality = validate(run)
                 without_gain = 0 if quality > progress.best else progress.evaluations_without_gain + 1
                 progress.best, progress.evaluations_without_gain = max(quality, progress.best), without_gain
                 progress.is_finished = is_last or without_gain == settings.optimization.patience
                 run.save()
     return None
+
+
+def epochs_between_evaluations(run: Run) -> int:
+    """Returns `evaluate_every`; few images have short epochs, each of which would otherwise cost an evaluation."""
+    every = run.settings.run.evaluate_every
+    if every != "auto":
+        return every
+    updates = math.ceil(len(run.loader) / run.settings.optimization.gradient_accumulation_steps)
+    return math.ceil(UPDATES_BETWEEN_EVALUATIONS / updates)
 
 
 def train_epoch(run: Run) -> bool:

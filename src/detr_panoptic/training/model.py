@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints import BUNDLED
 from ..checkpoints.backbone_weights import load_backbone_weights
 from ..checkpoints.configs import label_fields
 from ..configuration_detr_panoptic import DetrPanopticConfig
@@ -17,7 +18,7 @@ from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from .aids import attach_training_aids
 from .data import TrainingData
 from .optimization import freeze
-from .settings import FEW_IMAGES_RECIPE, ModelSettings, TrainingSettings
+from .settings import ModelSettings, TrainingSettings
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +39,11 @@ def build_model(
     if wanted.model is None:
         model, unknown = _new_model(wanted, data.categories), list(data.categories.names)
         inherited: dict[str, Any] = model.model.backbone.image_statistics
-        if len(data.train) < OVERFITTED_IMAGES and settings.recipe != FEW_IMAGES_RECIPE:
-            text = "%d images are few for a new transformer: below %d, the recipe `finetune` avoids overfitting."
+        if len(data.train) < OVERFITTED_IMAGES:
+            text = "%d images are few for a new transformer: below %d, a recipe with a checkpoint avoids overfitting."
             logger.warning(text, len(data.train), OVERFITTED_IMAGES)
     else:
-        model, processor = load(wanted.model, device="cpu")
+        model, processor = load(BUNDLED if wanted.model == "bundled" else wanted.model, device="cpu")
         unknown = fit_class_head(model, data.categories)
         inherited = {name: getattr(processor, name) for name in KEPT_OF_A_PROCESSOR}
         known = len(data.categories) - len(unknown)

@@ -22,6 +22,7 @@ from .settings import ModelSettings, OptimizationSettings, TrainingSettings
 logger = logging.getLogger(__name__)
 
 DROP_FACTOR = 0.1
+WARMUP_SHARE = 0.1  # of the run, at most: a short one has to learn, too
 BACKBONE = "backbone.body."  # without the pyramid of a vision transformer, which is new
 MASK_PARTS = ("mask_attention.", "mask_head.")
 
@@ -69,7 +70,7 @@ def build_schedule(optimizer: Optimizer, settings: OptimizationSettings, *, tota
 
 def rate_at(settings: OptimizationSettings, *, step: int, progress: float) -> float:
     """Returns the schedule's factor on the learning rates after `step` updates, which are a share of the run."""
-    warmup = min(1.0, (step + 1) / (settings.warmup_steps + 1))
+    warmup = min(1.0, max((step + 1) / (settings.warmup_steps + 1), progress / WARMUP_SHARE))
     if settings.schedule == "cosine":
         return warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     dropped = settings.schedule == "step" and progress >= settings.drop_at

@@ -24,7 +24,7 @@ from ..sharing.card import MeasuredQuality, write_card
 from ..visualization.curves import draw_curves
 from ..visualization.report import Section, write_report
 from .data import SPLIT_FILE, TrainingData
-from .optimization import BACKBONE, effective_batch, rate_factor
+from .optimization import BACKBONE, WARMUP_SHARE, effective_batch, rate_factor
 from .settings import OptimizationSettings, TrainingSettings
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,8 @@ def describe_plan(
     optimization, stage = settings.optimization, settings.model.stage
     batch = effective_batch(optimization, processes)
     steps_per_epoch = math.ceil(len(data.train) / batch)
-    total_steps = min(filter(None, (steps_per_epoch * optimization.epochs, optimization.max_steps)))
+    total_steps = min(filter(None, (steps_per_epoch * (optimization.epochs or 0), optimization.max_steps)))
+    warmup = min(optimization.warmup_steps, round(WARMUP_SHARE * total_steps))
     trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     frozen = sum(p.numel() for p in model.parameters()) - sum(trained.values())
     lines = [
@@ -52,8 +53,7 @@ def describe_plan(
         f"steps: {total_steps} updates of {batch} images, {steps_per_epoch} per epoch, "
         f"{total_steps / steps_per_epoch:.4g} epochs",
         *describe_rates(optimization, batch, is_backbone_frozen=not any(BACKBONE in n for n in trained)),
-        f"schedule: {optimization.schedule}, {optimization.warmup_steps} updates of warm-up"
-        + (", more than the run has" if optimization.warmup_steps >= total_steps else "")
+        f"schedule: {optimization.schedule}, {warmup} updates of warm-up"
         + (f", drop after {optimization.drop_at:.0%} of the run" if optimization.schedule == "step" else ""),
     ]
     if optimization.ema_decay is not None:

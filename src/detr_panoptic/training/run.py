@@ -11,9 +11,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration, DistributedType, ProjectConfiguration, set_seed
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedType,
+    ProjectConfiguration,
+    broadcast_object_list,
+    set_seed,
+)
 
 from ..data import PanopticData
+from ..inference.loading import can_be_read
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from .data import Batches, read_data
 from .loop import run_epochs
@@ -22,14 +29,13 @@ from .optimization import effective_batch, fix_batch_size, rate_factor
 from .positions import teach_positions
 from .reports import best_evaluation, describe_plan, write_reports, write_split
 from .settings import (
-    FEW_IMAGES,
-    FEW_IMAGES_RECIPE,
     RunSettings,
     TrainingSettings,
-    resolve_for_images,
+    choose_recipe,
+    named_settings,
     resolve_settings,
 )
-from .state import Run, check_output, has_checkpoint, open_run
+from .state import Run, check_output, has_checkpoint, open_run, recipe_of
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +99,9 @@ def train(
             also be `data` in `config`.
         output: folder of the results. May also be in `config`.
         recipe: defaults for a purpose: "finetune", "finetune-small", "few-photographs", "from-scratch", "joint",
-            "boxes", "masks", or "none". The default, unless `config` names one, is "finetune"; for a new transformer
-            and fewer than 1000 images it is "few-photographs".
+            "boxes", "masks", or "none". Unless `config` names one, it is chosen, and the log says why: "finetune",
+            or for fewer than 1000 images "finetune-small", or "few-photographs" if COCO weights cannot be fetched;
+            "from-scratch" if a part of the architecture is named.
         config: YAML file with any of the settings. It wins over the recipe, and keywords win over it.
         overwrite: discard the run in the output folder instead of resuming it.
         dry_run: read the data and build the model, but write nothing; print the result to see the plan.
@@ -122,17 +129,16 @@ def train(
     resolved = resolve_settings(recipe, config, named)
     if resolved.run.output is None:
         raise ValueError("`output` is needed: a folder for the model, checkpoints and metrics.")
-    folder = Path(resolved.run.output)
-    is_settled = resolved == resolve_for_images(0, recipe, config, named)  # otherwise the images decide
-    if is_settled and not (overwrite or dry_run):
+    folder, given = Path(resolved.run.output), named_settings(config, named)
+    recipe = recipe or given.get("recipe") or (None if overwrite else recipe_of(folder))
+    resolved = resolve_settings(recipe, config, named)
+    if not (overwrite or dry_run):
         check_output(folder, resolved)
     with started_accelerator(resolved.run) as accelerator:
         set_seed(resolved.run.seed)
         data = read_data(resolved.data, resolved.run.seed, in_memory)
-        resolved = resolve_for_images(len(data.train), recipe, config, named)
-        if recipe is None and resolved.recipe == FEW_IMAGES_RECIPE:
-            text = "recipe: %s, for a new transformer and %d training images (fewer than %d)"
-            logger.info(text, resolved.recipe, len(data.train), FEW_IMAGES)
+        if recipe is None:
+            resolved = resolve_settings(chosen_recipe(len(data.train), given), config, named)
         model, processor = build_model(resolved, data)
         fixed = fix_batch_size(resolved, model, accelerator, most_segments=max(map(len, data.sample)))
         if dry_run:
@@ -148,6 +154,21 @@ def train(
             accelerator.init_trackers("detr-panoptic", shown, init_kwargs={"wandb": {"dir": str(folder)}})
             write_split(folder, data, is_writer=accelerator.is_main_process)
             return execute(Run(fixed, accelerator, data, model, processor, batches, progress=progress))
+
+
+def chosen_recipe(images: int, given: Mapping[str, Any]) -> str:
+    """Chooses a recipe for some settings and says why; the same on every process.
+
+    If the weights of COCO can be had nowhere, few images start from the bundled checkpoint.
+    """
+    name, reason = choose_recipe(images, given)
+    source = resolve_settings(name, overrides=given).model.model
+    if name == "finetune-small" and given.get("model") is None and not can_be_read(str(source)):
+        name, reason = "few-photographs", f"{reason}, and {source} is neither here nor can it be fetched"
+    choice = [name]
+    broadcast_object_list(choice)
+    logger.info("recipe: %s, chosen for %s", choice[0], reason)
+    return choice[0]
 
 
 def prepare_backbone(

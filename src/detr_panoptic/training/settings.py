@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 DEFAULT_RECIPE = "finetune"
-FEW_IMAGES_RECIPE = "few-photographs"
-FEW_IMAGES = 1000  # below it, that recipe is the default of a new transformer
+FEW_IMAGES = 1000  # below it, other recipes are the default
 NO_RECIPE = "none"  # every setting that is not given has the default of its field
 RECIPES = Path(__file__).parent / "recipes"
 ARCHITECTURE = (
@@ -51,7 +50,9 @@ class _Checked:
 class ModelSettings(_Checked):
     """What is trained."""
 
-    model: str | None = setting(None, "checkpoint to start from: a folder or a Hub id; a new model if not given")
+    model: str | None = setting(
+        None, "checkpoint to start from: a folder, a Hub id or `bundled`; a new model if not given"
+    )
     backbone: str = setting("resnet50", "timm model that is used as the backbone")
     backbone_weights: str | None = setting(
         None,
@@ -107,11 +108,11 @@ class OptimizationSettings(_Checked):
     batch_size: int | Literal["auto"] = setting(2, "images per process and step; auto: as many as fit", least=1)
     gradient_accumulation_steps: int = setting(1, "steps per update; auto sets it", least=1)
     images_per_update: int = setting(16, "images per update of all processes with auto", least=1)
-    epochs: int = setting(300, "passes over the training images", least=1)
+    epochs: int | None = setting(300, "passes over the training images; as many as max_steps takes if null", least=1)
     max_steps: int | None = setting(None, "stop after this many updates, whatever `epochs` is", least=1)
     schedule: Literal["constant", "step", "cosine"] = setting("step", "constant, step (a tenth after drop_at), cosine")
     drop_at: float = setting(2 / 3, "fraction of the run after which the step schedule drops", least=0, most=1)
-    warmup_steps: int = setting(0, "updates over which the rate rises from zero", least=0)
+    warmup_steps: int = setting(0, "updates over which the rate rises from zero, at most a tenth of the run", least=0)
     rate_scaling: Literal["none", "sqrt", "linear"] = setting(
         "none", "scaling of the rates with the images per update, over reference_batch: none, sqrt or linear"
     )
@@ -131,7 +132,9 @@ class RunSettings(_Checked):
     seed: int = setting(0, "seed of weights, order and augmentation")
     mixed_precision: Literal["no", "bf16", "fp16"] = setting("no", "no, bf16 or fp16")
     compile: bool = setting(False, "compile the backbone and the transformer with torch.compile")
-    evaluate_every: int = setting(1, "epochs between evaluations; the last epoch is always evaluated", least=1)
+    evaluate_every: int | Literal["auto"] = setting(
+        "auto", "epochs between evaluations, the last of which is always one; auto: 50 updates or more", least=1
+    )
     evaluate_training: int = setting(0, "training images whose PQ is measured, too", least=0, may_change=True)
     checkpoint_every: int = setting(1000, "updates between checkpoints", least=1, may_change=True)
     keep_checkpoints: int = setting(2, "number of checkpoints that are kept", least=1, may_change=True)
@@ -150,10 +153,12 @@ class TrainingSettings:
     run: RunSettings = field(default_factory=RunSettings)
 
     def __post_init__(self) -> None:
-        """Raises ValueError for architecture beside a checkpoint, and a long side that is the shorter one."""
+        """Raises ValueError for architecture beside a checkpoint, a run without an end, and a shorter long side."""
         short, long, model = self.data.short_side, self.data.long_side, self.model.model
         if long < short:
             raise ValueError(f"`long_side` must be at least `short_side`, {short}, got {long}.")
+        if self.optimization.epochs is None and self.optimization.max_steps is None:
+            raise ValueError("`epochs` or `max_steps` is needed, got null for both.")
         for name in ARCHITECTURE:
             value = getattr(self.model, name)
             if model is not None and value != getattr(ModelSettings, name):
@@ -200,7 +205,7 @@ def resolve_settings(
 
     A recipe starts from a checkpoint or from a new model. Naming the other one drops the recipe's: with `model`, the
     recipe's architecture; with a part of the architecture, the recipe's `model`, in whose place the backbone gets
-    timm's pretrained weights.
+    timm's pretrained weights. So `epochs` drops the recipe's `max_steps`.
 
     Args:
         recipe: name of a recipe (see `recipe_names`). None takes the one that the file names, or else "finetune".
@@ -215,7 +220,7 @@ def resolve_settings(
         >>> settings.optimization.epochs, settings.optimization.schedule
         (20, 'cosine')
     """
-    given = (read_settings(file) if file is not None else {}) | dict(overrides or {})
+    given = named_settings(file, overrides)
     name = recipe or given.get("recipe") or DEFAULT_RECIPE
     _refuse_unknown("recipe", (name,), (*recipe_names(), NO_RECIPE))
     values = {} if name == NO_RECIPE else read_settings(RECIPES / f"{name}.yaml")
@@ -223,32 +228,28 @@ def resolve_settings(
         values = {key: value for key, value in values.items() if key not in ARCHITECTURE}
     elif values.get("model") is not None and given.keys() & set(ARCHITECTURE):
         values |= {"model": None, "backbone_weights": "timm"}
+    if given.get("epochs") is not None:
+        values = {key: value for key, value in values.items() if key != "max_steps"}
     return TrainingSettings.from_dict({**values, **given, "recipe": name})
 
 
-def resolve_for_images(
-    images: int,
-    recipe: str | None = None,
-    file: str | Path | None = None,
-    overrides: Mapping[str, Any] | None = None,
-) -> TrainingSettings:
-    """Layers settings as `resolve_settings`; a new transformer for few images has a recipe of its own by default.
+def named_settings(file: str | Path | None, overrides: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns the settings that a file and overrides name."""
+    return (read_settings(file) if file is not None else {}) | dict(overrides or {})
 
-    Args:
-        images: number of training images.
-        recipe: as in `resolve_settings`; so are the others.
-        file: as there.
-        overrides: as there.
+
+def choose_recipe(images: int, given: Mapping[str, Any]) -> tuple[str, str]:
+    """Chooses a recipe by the number of training images and what is named already; returns it and the reason.
 
     Example:
-        >>> resolve_for_images(150, overrides={"backbone": "resnet18"}).recipe
-        'few-photographs'
+        >>> choose_recipe(150, {"epochs": 20})
+        ('finetune-small', 'fewer than 1000 images')
     """
-    settings = resolve_settings(recipe, file, overrides)
-    is_named = recipe is not None or (file is not None and "recipe" in read_settings(file))
-    if is_named or settings.model.model is not None or images >= FEW_IMAGES:
-        return settings
-    return resolve_settings(FEW_IMAGES_RECIPE, file, overrides)
+    if given.get("model") is None and given.keys() & set(ARCHITECTURE):
+        return "from-scratch", "a part of the architecture is named, so the transformer is new"
+    if images < FEW_IMAGES:
+        return "finetune-small", f"fewer than {FEW_IMAGES} images"
+    return DEFAULT_RECIPE, f"{FEW_IMAGES} images or more"
 
 
 def recipe_names() -> tuple[str, ...]:

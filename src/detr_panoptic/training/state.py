@@ -110,6 +110,12 @@ def check_output(folder: Path, settings: TrainingSettings) -> None:
         raise ValueError(f"`output` {folder} holds a model that was not trained here; use another folder.")
 
 
+def recipe_of(folder: Path) -> str | None:
+    """Returns the recipe of the run in a folder; None if there is no run."""
+    path = folder / SETTINGS
+    return TrainingSettings.from_dict(read_settings(path)).recipe if path.is_file() else None
+
+
 def _prepare(folder: Path, settings: TrainingSettings, overwrite: bool) -> None:
     """Writes the settings; raises what `check_output` raises, unless an earlier run is to be deleted."""
     if overwrite:
