@@ -46,9 +46,9 @@ from detr_panoptic.data.categories import Categories
 from detr_panoptic.evaluation import PanopticQuality
 from detr_panoptic.scenes.source import SCENES, read_source
 from detr_panoptic.training.data import Batches, TrainingData
-from detr_panoptic.training.model import build_model, calibrate
+from detr_panoptic.training.model import build_model
 from detr_panoptic.training.optimization import average_weights, build_optimizer, rate_at
-from detr_panoptic.training.positions import teach_positions
+from detr_panoptic.training.run import prepare_model
 from detr_panoptic.training.settings import ARCHITECTURE, TrainingSettings, resolve_settings
 
 HELD_OUT_SEED = 55_000_000  # added to the seed of the scenes: no scene is in both
@@ -73,9 +73,9 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
     "transformers' Mask2Former": RIVAL_RATES | {"max_grad_norm": 0.01},  # its paper's; the gradient's direction counts
     "here, without aids": OLD_RATES,
     "here, cells": OLD_RATES | {"calibrate": True, "aids": True},
-    "here, cells, positions": OLD_RATES | {"calibrate": True, "aids": True, "position_updates": 60},
-    "here, cells, positions, frozen backbone": OLD_RATES
-    | {"calibrate": True, "aids": True, "position_updates": 60, "freeze_backbone": True},
+    "here, cells, places": OLD_RATES | {"calibrate": True, "aids": True, "place_cost": 10.0},
+    "here, bundled": OLD_RATES | {"model": str(BUNDLED), "aids": True},
+    "here, bundled, places": OLD_RATES | {"model": str(BUNDLED), "aids": True, "place_cost": 10.0},
 }
 """Settings of `train` that differ from `SMALL` and `COMMON`."""
 # The transfer's classes: other names, other borders. Two kinds of things become one, two kinds of stuff as well.
@@ -194,12 +194,7 @@ class Contestant:
 
     def prepare(self) -> None:
         """Does what `train` does before the first update."""
-        settings = self.settings
-        if updates := settings.optimization.position_updates:
-            teach_positions(self.model, self.batches.endless(), settings.optimization, updates=updates)
-        if settings.model.calibrate:
-            first = self.batches.first(8)
-            calibrate(self.model, first["pixel_values"], first["pixel_mask"])
+        prepare_model(self.model, self.batches, self.settings)
 
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
         """Computes the loss of a batch."""
@@ -247,7 +242,7 @@ class Detr(Contestant):
         """Computes the loss of a batch."""
         keys = ("class_labels", "boxes", "masks")
         labels = [{key: target[key] for key in keys} for target in batch["labels"]]
-        return self.model(batch["pixel_values"], batch["pixel_mask"], labels=labels).loss
+        return self.model(batch["pixel_values"], batch.get("pixel_mask"), labels=labels).loss
 
 
 class Features(nn.Module):
@@ -300,7 +295,7 @@ class Mask2Former(Contestant):
             for target in batch["labels"]
         ]
         classes = [target["class_labels"] for target in batch["labels"]]
-        return self.model(images, mask_labels=masks, class_labels=classes, pixel_mask=batch["pixel_mask"]).loss
+        return self.model(images, mask_labels=masks, class_labels=classes, pixel_mask=batch.get("pixel_mask")).loss
 
     def mergings(self) -> Sequence[str]:
         """Returns the only one."""

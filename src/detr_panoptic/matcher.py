@@ -22,7 +22,8 @@ from .box_ops import at_least_float32, cxcywh_to_xyxy, fetch, generalized_iou, u
 
 BOX_SLACK = 0.01  # boxes of datasets may end a pixel beyond the image
 Labels = Sequence[Mapping[str, Any]]
-"""Targets of B images: `class_labels` (T,) int64, `boxes` (T, 4) cxcywh in [0, 1], and `masks` (T, H, W) if known."""
+"""Targets of B images: `class_labels` (T,) int64, `boxes` (T, 4) cxcywh in [0, 1], and `masks` (T, H, W) if known; in
+training also `query_costs` (T, Q) on the CPU, which are added to those of the matching."""
 
 
 class Matching(NamedTuple):
@@ -57,8 +58,7 @@ class MatchedLayers(NamedTuple):
 
     def auxiliary_outputs(self) -> list[dict[str, Tensor]]:
         """Returns the predictions of each layer but the last."""
-        layers = zip(self.logits[:-1], self.boxes[:-1], strict=True)
-        return [{"logits": logits, "pred_boxes": boxes} for logits, boxes in layers]
+        return [{"logits": x, "pred_boxes": y} for x, y in zip(self.logits[:-1], self.boxes[:-1], strict=True)]
 
 
 def check_labels(labels: Labels, *, batch: int, num_labels: int) -> None:
@@ -78,15 +78,14 @@ def check_labels(labels: Labels, *, batch: int, num_labels: int) -> None:
     if len(outside := boxes[~((boxes - 0.5).abs() <= 0.5 + BOX_SLACK).all(1)]):
         expected = "(center x, center y, width, height) as fractions of the image, from 0 to 1"
         raise ValueError(f"`boxes` must be {expected}, got {outside[0].tolist()}.")
-    without = [i for i, target in enumerate(labels) if "masks" not in target]
-    if 0 < len(without) < batch:
+    if 0 < len(without := [i for i, target in enumerate(labels) if "masks" not in target]) < batch:
         raise ValueError(f"`labels` must have `masks` in all targets or in none; the targets {without} have none.")
 
 
 def moved_labels(labels: Labels, device: torch.device) -> Labels:
-    """Returns targets on a device, with `class_labels` of int64."""
-    names = ("class_labels", "boxes", "masks")
-    moved = [{name: upload(target[name], device) for name in names if name in target} for target in labels]
+    """Returns targets on a device, with `class_labels` of int64; what else they hold stays where it is."""
+    names = [name for name in ("class_labels", "boxes", "masks") if all(name in target for target in labels)]
+    moved = [dict(target) | {name: upload(target[name], device) for name in names} for target in labels]
     return [target | {"class_labels": target["class_labels"].long()} for target in moved]
 
 
@@ -128,6 +127,8 @@ def match(logits: Tensor, boxes_cxcywh: Tensor, labels: Labels, *, costs: Mappin
     if not np.isfinite(cost).all():
         raise FloatingPointError("Matching met logits or boxes that are not finite, in predictions or targets.")
     counts = [len(target["class_labels"]) for target in labels]
+    for i, target in enumerate(labels):
+        cost[:, i, :, : counts[i]] += np.asarray(target.get("query_costs", 0.0)).T
     layers = [_assign(layer, counts) for layer in cost]
     image = np.arange(len(counts)).repeat(np.minimum(counts, logits.shape[2]))
     return Matching(*(torch.from_numpy(index) for index in (image, *map(np.stack, zip(*layers, strict=True)))))

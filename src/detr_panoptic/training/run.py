@@ -25,8 +25,8 @@ from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 from .data import Batches, read_data
 from .loop import run_epochs
 from .model import build_model, calibrate
-from .optimization import effective_batch, fix_batch_size, rate_factor
-from .positions import teach_positions
+from .optimization import fix_batch_size
+from .places import attach_places, predicted_places, spread_places
 from .reports import best_evaluation, describe_plan, write_reports, write_split
 from .settings import (
     RunSettings,
@@ -35,7 +35,7 @@ from .settings import (
     named_settings,
     resolve_settings,
 )
-from .state import Run, check_output, has_checkpoint, open_run, recipe_of
+from .state import Run, check_output, open_run, recipe_of
 
 logger = logging.getLogger(__name__)
 
@@ -145,11 +145,7 @@ def train(
             return TrainingResult(folder, fixed, *describe_plan(fixed, data, model, accelerator.num_processes))
         with open_run(folder, resolved, accelerator, overwrite=overwrite):
             batches = Batches(fixed, data, processor)
-            if fixed.optimization.position_updates and not has_checkpoint(folder):
-                prepare_backbone(model, batches, fixed, accelerator)
-            if fixed.model.calibrate:
-                first = batches.first(CALIBRATION_IMAGES)
-                calibrate(model, first["pixel_values"], first.get("pixel_mask"))
+            prepare_model(model, batches, fixed)
             shown = {n: v if isinstance(v, bool | int | float) else str(v) for n, v in fixed.to_dict().items()}
             accelerator.init_trackers("detr-panoptic", shown, init_kwargs={"wandb": {"dir": str(folder)}})
             write_split(folder, data, is_writer=accelerator.is_main_process)
@@ -171,15 +167,19 @@ def chosen_recipe(images: int, given: Mapping[str, Any]) -> str:
     return choice[0]
 
 
-def prepare_backbone(
-    model: DetrPanopticForSegmentation, batches: Batches, settings: TrainingSettings, accelerator: Accelerator
+def prepare_model(
+    model: DetrPanopticForSegmentation,
+    batches: Batches,
+    settings: TrainingSettings,
 ) -> None:
-    """Teaches the backbone positions on the accelerator's device; the same on every process."""
-    optimization = settings.optimization
-    factor = rate_factor(optimization, effective_batch(optimization, 1))
-    model.to(accelerator.device)
-    teach_positions(model, batches.endless(), optimization, updates=optimization.position_updates, factor=factor)
-    model.to("cpu")
+    """Does what the settings want done before the first update; the same on every process."""
+    if settings.model.calibrate:
+        first = batches.first(CALIBRATION_IMAGES)
+        calibrate(model, first["pixel_values"], first.get("pixel_mask"))
+    if weight := settings.optimization.place_cost:
+        is_new, queries = settings.model.model is None, model.config.num_queries
+        endless = batches.endless()
+        attach_places(model, spread_places(endless, queries) if is_new else predicted_places(model, endless), weight)
 
 
 @contextmanager

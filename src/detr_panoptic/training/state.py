@@ -154,11 +154,6 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
         shutil.rmtree(old.rename(checkpoints / (PARTIAL_PREFIX + old.name)))
 
 
-def has_checkpoint(folder: Path) -> bool:
-    """Returns whether a run in the folder would be resumed after some updates."""
-    return any((folder / CHECKPOINTS).glob(STEP_PREFIX + "*"))
-
-
 def load_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress) -> None:
     """Restores the last checkpoint of a run, if there is one; called on every process.
 
