@@ -15,6 +15,7 @@ from detr_panoptic.checkpoints import BUNDLED
 from detr_panoptic.data import read_panoptic
 from detr_panoptic.inference import load, predictor
 from detr_panoptic.runtimes import GraphRuntime, cache, choice
+from detr_panoptic.runtimes.sessions import OpenVinoSession
 from tests.conftest import photo
 
 pytest.importorskip("onnx")
@@ -201,12 +202,19 @@ def test_auto_is_torch_until_openvino_has_run(home, model_folder, monkeypatch, c
 
 
 @pytest.mark.usefixtures("empty_home")
-def test_auto_reads_a_model_once(model_folder, monkeypatch):
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_auto_reads_a_model_once(model_folder, dtype, monkeypatch):
     pytest.importorskip("openvino")
+    # Other processors than this one compute in bfloat16.
+    monkeypatch.setattr(OpenVinoSession, "find_device", staticmethod(lambda _device, _dtype: "CPU"))
     loads = []
     monkeypatch.setattr(predictor, "load", lambda *args, **options: loads.append(args) or load(*args, **options))
-    assert Predictor.from_pretrained(model_folder, device="cpu").runtime == "torch"
-    assert len(loads) == 1
+    found = Predictor.from_pretrained(model_folder, device="cpu", dtype=dtype)
+    assert (found.runtime, found.dtype, len(loads)) == ("torch", dtype or "float32", 1)
+    expected = load(model_folder, device="cpu", dtype=dtype)[0]
+    for name, tensor in expected.state_dict().items():
+        assert tensor.dtype == found.model.state_dict()[name].dtype
+        assert torch.equal(tensor, found.model.state_dict()[name])
 
 
 @pytest.mark.usefixtures("own_home")

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import BatchFeature
 
 from ..box_ops import upload
+from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ WINDOW = 64  # batches; images are sorted by shape within a window, whose sizes 
 
 
 class Batch(NamedTuple):
-    """Records with an upright RGB `image`, and their `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W)."""
+    """Records with an upright RGB `image`, their `pixel_values` (B, 3, H, W), and maybe `pixel_mask` (B, H, W)."""
 
     records: Sequence[Mapping[str, Any]]
     inputs: BatchFeature
@@ -38,7 +39,10 @@ class Batch(NamedTuple):
 
 def make_batch(processor: Callable[..., BatchFeature], records: Sequence[Mapping[str, Any]]) -> Batch:
     """Preprocesses the images of some records."""
-    return Batch(records, processor([record["image"] for record in records], return_tensors="pt"))
+    # An image alone needs no `pixel_mask`, which is as large as the image.
+    ours = isinstance(processor, DetrPanopticImageProcessor) and getattr(processor, "pad_size", None) is None
+    options: dict[str, Any] = {"do_pad": False} if ours and len(records) == 1 else {}
+    return Batch(records, processor([record["image"] for record in records], return_tensors="pt", **options))
 
 
 def plan_batches(pictures: Pictures, batch_size: int) -> Iterator[list[int]]:
@@ -91,7 +95,7 @@ def run_model(
 def inputs_on(model: DetrPanopticForSegmentation, batch: Batch) -> dict[str, Any]:
     """Returns the model's arguments on its device; without `pixel_mask` if nothing is padded: attention is faster."""
     inputs: dict[str, Any] = dict(batch.inputs)
-    if inputs["pixel_mask"].all():
+    if "pixel_mask" in inputs and inputs["pixel_mask"].all():
         del inputs["pixel_mask"]
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     return {name: upload(tensor, model.device) for name, tensor in inputs.items()}

@@ -26,7 +26,7 @@ from ..runtimes import Choice, open_if_prepared, open_runtime
 from .detections import detect
 from .fast_form import fast_form, form_of, remade, state_of
 from .folder import Layout, PredictionFolder, fingerprint
-from .loading import find_device, load, model_categories
+from .loading import converted, find_device, load, model_categories
 from .loop import Batch, load_batches, make_batch, plan_batches, run_model
 from .options import OVERLAP, Detections, OnError, Task, check_options
 from .pictures import Pictures, open_pictures, plain_picture
@@ -102,10 +102,7 @@ class Predictor:
         if choice is not None:
             loaded, processor = load(model, device="cpu")
             network = (open_if_prepared if runtime == "auto" else open_runtime)(loaded, model, choice)
-            if network is None and choice.dtype == "float32":  # as PyTorch wants it, too
-                network = fast_form(loaded)
-            if network is not None:
-                return cls(loaded, processor, network=network)
+            return cls(loaded, processor, network=network or fast_form(converted(loaded, model, dtype)))
         if device == "auto" and (state := processes()).num_processes > 1:
             device = state.device
         loaded, processor = load(model, device=device, dtype=dtype)
@@ -251,12 +248,7 @@ class Predictor:
             FloatingPointError: the model's outputs are not finite.
         """
         check_options(
-            task,
-            threshold,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            detections=detections,
-            on_error=on_error,
+            task, threshold, batch_size=batch_size, num_workers=num_workers, detections=detections, on_error=on_error
         )
         failures = [] if failures is None else failures
         batches = self._batches(
@@ -335,17 +327,9 @@ class Predictor:
                 output folder holds results of other settings.
             FloatingPointError: the model's outputs are not finite.
         """
+        running: Any = {"batch_size": batch_size, "num_workers": num_workers, "on_error": on_error}
         tiling = check_options(
-            task,
-            threshold,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            output=output,
-            tile=tile,
-            overlap=overlap,
-            detections=detections,
-            on_error=on_error,
-            to=to,
+            task, threshold, output=output, tile=tile, overlap=overlap, detections=detections, to=to, **running
         )
         pictures = open_pictures(source, split=split, data_format=data_format, limit=limit)
         report_failures(pictures.missing, on_error)

@@ -201,10 +201,7 @@ class _LabelTracking:
 
         # Every segment counts: the predictor's threshold has dropped what is uncertain.
         self._tracker = ByteTrackTracker(
-            frame_rate=rate,
-            minimum_consecutive_frames=1,
-            track_activation_threshold=0.0,
-            high_conf_det_threshold=0.0,
+            frame_rate=rate, minimum_consecutive_frames=1, track_activation_threshold=0.0, high_conf_det_threshold=0.0
         )
         self._numbers, self._instances = numbers, count()
         self.ids: dict[int, tuple[int, int]] = {}  # the tracker's id to ours, and the number among those of the label
