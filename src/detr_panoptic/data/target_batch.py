@@ -86,15 +86,10 @@ class TargetBatch(Sequence[Target]):
 
 
 def map_target(annotation: Mapping[str, Any], size: Sequence[int], settings: Mapping[str, Any]) -> Target:
-    """Returns the target of a canonical record as `training_target` does, with a map instead of masks.
+    """Returns the target of a record as `training_target` does, with a `segment_map` (h, w) instead of masks.
 
-    Args:
-        annotation: `image_id`, `segmentation` and `segments_info`.
-        size: (h, w) of the image as the model sees it, without padding.
-        settings: of the image processor: `format` and `category_ids`.
-
-    Returns:
-        Among others `segment_map` (h, w), uint8 if there are less than 256 targets: 1 + t on target t, 0 elsewhere.
+    It is 1 + t on target t and 0 elsewhere, uint8 if there are less than 256 targets. `size` is that of the image as
+    the model sees it, without padding; the `settings` are `format` and `category_ids` of the image processor.
     """
     ids, segments = segmentation_ids(annotation["segmentation"]), annotation["segments_info"]
     numbers = {int(segment["id"]): number for number, segment in enumerate(segments, start=1)}

@@ -67,9 +67,7 @@ def load(
     return converted(model, source, None).to(target).eval(), processor
 
 
-def converted(
-    model: DetrPanopticForSegmentation, source: str | Path, dtype: str | torch.dtype | None
-) -> DetrPanopticForSegmentation:
+def converted(model: Any, source: str | Path, dtype: Any) -> DetrPanopticForSegmentation:
     """Returns a model read from `source` in a precision, None its own; ValueError if its weights are not finite."""
     model = model if dtype is None else model.to(_dtype(dtype))
     broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
