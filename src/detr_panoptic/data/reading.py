@@ -202,11 +202,7 @@ ROWS_AT_ONCE = 1000  # of which the paths are read
 
 
 def read_images(
-    source: str | Path,
-    *,
-    split: str | None = None,
-    data_format: str | None = None,
-    limit: int | None = None,
+    source: str | Path, *, split: str | None = None, data_format: str | None = None, limit: int | None = None
 ) -> Dataset:
     """Reads the images of a dataset, annotated or not.
 

@@ -10,7 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader
 from transformers import BatchFeature
 
 from ..box_ops import upload
@@ -41,25 +40,20 @@ def make_batch(processor: Callable[..., BatchFeature], records: Sequence[Mapping
     return Batch(records, processor([record["image"] for record in records], return_tensors="pt"))
 
 
-def plan_batches(pictures: Pictures, batch_size: int) -> Iterator[list[int]]:
-    """Yields the indices of all images by batch, sorted by aspect ratio and size to reduce padding, if above 1."""
+def plan_batches(
+    pictures: Pictures, batch_size: int, is_done: Callable[[int], bool] | None = None
+) -> Iterator[list[int]]:
+    """Yields the indices of all images by batch, sorted by aspect ratio and size to reduce padding, if above 1.
+
+    Batches of which each image `is_done` are left out.
+    """
     for start in range(0, len(pictures), WINDOW * batch_size):
         window = range(len(pictures))[start : start + WINDOW * batch_size]
         indices = window if batch_size == 1 else sorted(window, key=partial(_shape, pictures))
         for first in range(0, len(indices), batch_size):
-            yield list(indices[first : first + batch_size])
-
-
-def load_batches(
-    pictures: Pictures, plan: Iterator[list[int]], processor: Callable[..., BatchFeature] | None, *, workers: int
-) -> Iterable[tuple[Batch | None, list[str]]]:
-    """Loads the batches of a plan in `workers` processes, or in this one if there are none.
-
-    Returns each batch of the images that could be read, records with their `index`, and messages that name the others.
-    Without a processor, batches have no inputs.
-    """
-    indices: Any = range(len(pictures))
-    return DataLoader(indices, batch_sampler=plan, collate_fn=partial(_load, pictures, processor), num_workers=workers)
+            batch = list(indices[first : first + batch_size])
+            if is_done is None or not all(map(is_done, batch)):
+                yield batch
 
 
 @torch.no_grad()
@@ -105,9 +99,10 @@ def _shape(pictures: Pictures, index: int) -> tuple[float, int]:
     return width / height, width * height
 
 
-def _load(
+def load_batch(
     pictures: Pictures, processor: Callable[..., BatchFeature] | None, indices: Sequence[int]
 ) -> tuple[Batch | None, list[str]]:
+    """Returns the batch of the images that could be read, with their `index`, and messages about the others."""
     records, failures = [], []
     for index in indices:
         try:
