@@ -1,7 +1,10 @@
 """Other runtimes than PyTorch: the same predictions, one cache for all processes, and errors that name the choice."""
 
 import logging
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -25,6 +28,21 @@ RUNTIMES = [
     for name in choice.SESSIONS
 ]
 SIZES = [(71, 53), (97, 64), (60, 97), (64, 31)]  # odd at every stride, and with padding in a batch
+# What a user does who replaces a predictor and then presses Ctrl-C.
+SIGNALED = """
+import gc, signal, sys
+from detr_panoptic import Predictor
+
+older, newer = (Predictor.from_pretrained(sys.argv[1], runtime="openvino") for _ in range(2))
+del older
+gc.collect()
+del newer
+gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +155,14 @@ def test_the_compiled_graph_is_used_again(model_folder, monkeypatch):
     monkeypatch.setattr(openvino.Core, "compile_model", None)
     second = Predictor.from_pretrained(model_folder, runtime="openvino")
     assert np.array_equal(first(photos()[0]).segmentation, second(photos()[0]).segmentation)
+
+
+def test_signals_arrive_after_predictors_are_gone(model_folder, own_home):
+    pytest.importorskip("openvino")
+    command = [sys.executable, "-c", SIGNALED, model_folder]
+    environment = os.environ | {"HF_ASSETS_CACHE": str(own_home)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr[-2000:]
 
 
 @pytest.mark.usefixtures("own_home")
