@@ -8,17 +8,28 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the field's name for it
-from transformers import DetrConfig, DetrForSegmentation
+from transformers import (
+    DetrConfig,
+    DetrForSegmentation,
+    EomtConfig,
+    EomtForUniversalSegmentation,
+    EomtImageProcessor,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerImageProcessor,
+)
 
 from detr_panoptic import DetrPanopticForSegmentation
 from detr_panoptic.checkpoints.conversion import build_model, convert_state_dict
 
 NUM_LABELS = 250  # as the published panoptic checkpoints
+EOMT = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "patch_size": 16}  # a ViT-S
 
 
 def parser(description: str, *, size: str) -> argparse.ArgumentParser:
@@ -47,6 +58,36 @@ def transformers_model(**settings: object) -> DetrForSegmentation:
 def our_model(theirs: DetrForSegmentation) -> DetrPanopticForSegmentation:
     """Our model with the same weights."""
     return build_model(convert_state_dict(theirs.state_dict(), theirs.config.to_dict()), attn_implementation="sdpa")
+
+
+@torch.no_grad()
+def rivals(theirs: DetrForSegmentation, size: Sequence[int]) -> dict[str, tuple[nn.Module, Sequence[int], Any]]:
+    """Transformers' newer models of like size: each with the size of its images and its image processor.
+
+    Mask2Former has the same ResNet-50, with the same weights: its maps are compared. EoMT takes squares of one size,
+    here of as many pixels. The other weights are random.
+    """
+    torch.manual_seed(0)
+    masks = Mask2FormerForUniversalSegmentation(
+        Mask2FormerConfig(backbone_config=theirs.config.backbone_config, num_labels=NUM_LABELS)
+    ).eval()
+    encoder, backbone = masks.model.pixel_level_module.encoder, theirs.detr.model.backbone
+    encoder._backbone.load_state_dict(backbone.model.state_dict(), strict=False)  # its norms also count batches
+    images = {name: value.to(theirs.device) for name, value in random_images(1, (64, 96)).items()}
+    maps = encoder.to(theirs.device)(images["pixel_values"]).feature_maps
+    for own, (expected, _) in zip(maps, backbone(**images), strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
+    side = EOMT["patch_size"] * round((size[0] * size[1]) ** 0.5 / EOMT["patch_size"])
+    tokens = EomtForUniversalSegmentation(EomtConfig(**EOMT, image_size=side, num_labels=NUM_LABELS)).eval()
+    edges = {"shortest_edge": min(size), "longest_edge": 2 * max(size)}
+    return {
+        "transformers, Mask2Former-R50": (masks, size, Mask2FormerImageProcessor(size=edges)),
+        "transformers, EoMT-S": (
+            tokens,
+            (side, side),
+            EomtImageProcessor(size=dict.fromkeys(edges, side), do_pad=True),
+        ),
+    }
 
 
 def random_images(batch: int, size: Sequence[int]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The GPU rows of docs/performance.md in about ten minutes, beside transformers' DETR with the same weights.
+"""The GPU rows of docs/performance.md in about ten minutes, beside transformers' DETR, Mask2Former and EoMT.
 
 python benchmarks/gpu.py
 python benchmarks/gpu.py --device cpu --sizes 64x96 --training-size 64x96 --batch 2 --repeats 1  # does it run?
@@ -30,12 +30,13 @@ from cases import (
     our_model,
     parser,
     random_images,
+    rivals,
     time_in_turns,
     transformers_model,
 )
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor, Predictor
 from detr_panoptic.inference.cuda_graphs import CudaGraphs
-from training_step import check_losses, training_batch, training_step
+from training_step import check_losses, rival_batch, training_batch, training_step
 
 KEPT = 20  # queries per image that see an object
 THEIRS = "transformers"
@@ -86,6 +87,9 @@ def predictions(
         if batch == 1:
             half_images = images | {"pixel_values": images["pixel_values"].bfloat16()}
             runs[THEIRS] = partial(theirs, **images)
+            for name, (model, own_size, _) in rivals(theirs, size).items():
+                pixels = random_images(batch, own_size)["pixel_values"].to(arguments.device)
+                runs[name] = partial(model.to(arguments.device), pixel_values=pixels)
             runs["transformers, bfloat16"] = partial(copy.deepcopy(theirs).bfloat16(), **half_images)
         for dtype in (torch.float32, torch.bfloat16):
             pixels = images["pixel_values"].to(dtype)
@@ -126,6 +130,9 @@ def training(arguments: argparse.Namespace) -> None:
     batch = training_batch(2, arguments.training_size, 8, arguments.device)
     check_losses(models, batch)
     runs = {name: training_step(model, batch) for name, model in models.items()}
+    for name, (model, own_size, _) in rivals(theirs, arguments.training_size).items():
+        freeze_dropout(model.to(arguments.device).train())
+        runs[name] = training_step(model, rival_batch(batch, own_size))
     half = training_step(copy.deepcopy(models["ours, float32"]), batch)
 
     def in_half_precision() -> None:

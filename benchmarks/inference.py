@@ -1,4 +1,4 @@
-r"""Time of a prediction: transformers' DetrForSegmentation, its detector alone, and ours, with the same weights.
+r"""Time of a prediction: transformers' DETR, its detector alone, and ours with the same weights; Mask2Former, EoMT.
 
     python benchmarks/inference.py          # a minute or two
     python benchmarks/inference.py --sizes 800x1066 480x640 --batches 1 4 --kept 5 10 20 50 100 \
@@ -30,6 +30,7 @@ from cases import (
     parser,
     peak_gigabytes,
     random_images,
+    rivals,
     set_precision,
     time_in_turns,
     transformers_model,
@@ -75,7 +76,11 @@ def compare(
         THEIRS: lambda: one_by_one(theirs, images),
         DETECTOR: lambda: theirs.detr(**images),
     }
-    differences = {THEIRS: "", DETECTOR: ""}
+    batch, *size = images["pixel_mask"].shape
+    for name, (model, own_size, _) in rivals(theirs, size).items():
+        pixels = random_images(batch, own_size)["pixel_values"].to(arguments.device)
+        contestants[name] = partial(model.to(arguments.device), pixel_values=pixels)
+    differences = dict.fromkeys(contestants, "")
     for dtype in (getattr(torch, name) for name in arguments.dtypes):
         inputs = images | {"pixel_values": images["pixel_values"].to(dtype)}
         for kept in arguments.kept:

@@ -1,4 +1,4 @@
-r"""From picture to merged map in every runtime, beside transformers' DETR; and what int8 costs in PQ.
+r"""From picture to merged map in every runtime, beside transformers' DETR, Mask2Former, EoMT; what int8 costs in PQ.
 
     python benchmarks/runtimes.py time --folder runs/runtimes --sizes 800x1066 480x640
     python benchmarks/runtimes.py quality --folder runs/runtimes --scenes 300
@@ -21,6 +21,7 @@ import onnxruntime
 import openvino
 import torch
 from PIL import Image
+from torch import nn
 from transformers import DetrForSegmentation, DetrImageProcessor
 
 from cases import (
@@ -30,6 +31,7 @@ from cases import (
     median_and_range,
     our_model,
     parser,
+    rivals,
     time_in_turns,
     transformers_model,
 )
@@ -92,7 +94,9 @@ def times_of(theirs: DetrForSegmentation, folder: Path, size: tuple[int, int], a
         name: partial(predictor, picture, threshold=0.0) for name, predictor in predictors.items()
     }
     if not arguments.without_transformers:
-        contestants["transformers, float32"] = partial(run_transformers, theirs, picture, size)
+        processors = {"transformers, DETR": (theirs, size, DetrImageProcessor(size=size_of(size)))}
+        for name, (model, _, processor) in (processors | rivals(theirs, size)).items():
+            contestants[name] = partial(run_transformers, model, processor, picture)
     times = time_in_turns(
         contestants,
         arguments.repeats,
@@ -141,10 +145,9 @@ def difference(predictor: Predictor, first: Predictor, picture: Image.Image) -> 
     return (found - expected).abs().max().item(), float((maps[0] != maps[1]).mean())
 
 
-def run_transformers(theirs: DetrForSegmentation, picture: Image.Image, size: tuple[int, int]) -> Any:
+def run_transformers(model: nn.Module, processor: Any, picture: Image.Image) -> Any:
     """Segments a picture as transformers' documentation does."""
-    processor = DetrImageProcessor(size=size_of(size))
-    outputs = theirs(**processor(picture, return_tensors="pt"))
+    outputs = model(**processor(picture, return_tensors="pt"))
     return processor.post_process_panoptic_segmentation(outputs, threshold=0.0, target_sizes=[picture.size[::-1]])
 
 

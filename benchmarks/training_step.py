@@ -1,4 +1,4 @@
-"""Time of a training step: transformers' DetrForSegmentation and ours, with the same weights and targets.
+"""Time of a training step: transformers' DETR and ours, with the same weights and targets; Mask2Former and EoMT.
 
     python benchmarks/training_step.py --sizes 480x640 --batch 2 --objects 8
 
@@ -10,10 +10,12 @@ freezes them.
 import argparse
 import copy
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  the field's name for it
 
 from cases import (
     NUM_LABELS,
@@ -25,6 +27,7 @@ from cases import (
     parser,
     peak_gigabytes,
     random_images,
+    rivals,
     set_precision,
     time_in_turns,
     transformers_model,
@@ -47,6 +50,9 @@ def main() -> None:
         batch = training_batch(arguments.batch, size, arguments.objects, arguments.device)
         check_losses(contestants, batch)
         runs = {name: training_step(model, batch) for name, model in contestants.items()}
+        for name, (model, own_size, _) in rivals(theirs, size).items():
+            freeze_dropout(model.to(arguments.device).train())
+            runs[name] = training_step(model, rival_batch(batch, own_size))
         times = time_in_turns(runs, arguments.repeats, arguments.device)
         theirs_time = statistics.median(times["transformers"])
         rows = [
@@ -80,6 +86,15 @@ def training_batch(batch: int, size: tuple[int, int], objects: int, device: str)
     generator = torch.Generator().manual_seed(2)
     images = {name: value.to(device) for name, value in random_images(batch, size).items()}
     return images | {"labels": [_target(size, objects, generator, device) for _ in range(batch)]}
+
+
+def rival_batch(batch: Mapping[str, Any], size: Sequence[int]) -> dict[str, Any]:
+    """The same images and targets, as Mask2Former and EoMT take them, in this size."""
+    return {
+        "pixel_values": F.interpolate(batch["pixel_values"], tuple(size)),
+        "mask_labels": [F.interpolate(target["masks"][None], tuple(size))[0] for target in batch["labels"]],
+        "class_labels": [target["class_labels"] for target in batch["labels"]],
+    }
 
 
 def training_step(model: nn.Module, batch: dict[str, object]) -> Callable[[], None]:

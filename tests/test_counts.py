@@ -13,6 +13,7 @@ from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation, DetrP
 from detr_panoptic.data import PanopticCollator
 from detr_panoptic.inference import Predictor, load
 from detr_panoptic.mask_head import CHUNK_BYTES
+from detr_panoptic.pipeline_detr_panoptic import DetrPanopticImageSegmentationPipeline
 from detr_panoptic.scenes import make_scene
 from detr_panoptic.training.loop import train_step
 from tests.conftest import build_tiny, tiny_labels
@@ -65,6 +66,15 @@ def test_only_a_number_of_masks_that_depends_on_the_image_is_waited_for(mask_que
     with torch.no_grad(), pretended_gpu(monkeypatch) as gpu:
         model(*images, mask_queries=mask_queries)
     assert gpu.waits == waits
+
+
+@pytest.mark.parametrize(("widths", "is_padded"), [([88], False), ([88, 88], False), ([88, 64], True)])
+def test_the_pipeline_masks_attention_only_if_images_are_padded(widths, is_padded, model_folder):
+    segment = DetrPanopticImageSegmentationPipeline.from_pretrained(model_folder)
+    pictures = [make_scene(seed, height=64, width=width)["image"] for seed, width in enumerate(widths)]
+    with Operations() as operations:
+        segment(pictures, batch_size=len(pictures))
+    assert (operations.counts["where"] > 0) == is_padded
 
 
 # ------ merging

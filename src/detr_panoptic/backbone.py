@@ -10,7 +10,7 @@ import copy
 import operator
 from collections.abc import Iterator
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 from typing import Any
 
 import timm
@@ -55,6 +55,7 @@ class Backbone(nn.Module):
         self.body: Any = freeze_norms(body)
         # In a tuple, so that it is not registered and checkpoints and adapters (LoRA) see timm's layers alone.
         self._fused = ([*self.body.modules()], fuse_norms(self.body))
+        self._watch: Any = [[None]]  # dictionaries of all modules, for `_body_to_run`
         self.freeze_stem()
         self.canvas_multiple = self._find_canvas_multiple(name, expected, num_channels)
         # timm has initialized or downloaded the weights; on the meta device there is nothing yet.
@@ -65,8 +66,7 @@ class Backbone(nn.Module):
         """Turns off the gradient of every parameter up to the end of the stride-4 stage, which a ViT lacks."""
         names = [name for name, _ in self.body.named_parameters()]
         first_stage = [i for i, name in enumerate(names) if name.replace(".", "_").startswith(self._first_stage + "_")]
-        last = max(first_stage, default=-1)
-        for parameter in list(self.body.parameters())[: last + 1]:
+        for parameter in list(self.body.parameters())[: max(first_stage, default=-1) + 1]:
             parameter.requires_grad_(False)
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
@@ -140,12 +140,18 @@ class Backbone(nn.Module):
 
     def _body_to_run(self) -> nn.Module:
         """Returns the body with `ConvNorm`s; the body itself if it is hooked or a replica of `nn.DataParallel`."""
-        modules = [*self.body.modules()]
-        if getattr(self, "_is_replica", False) or not all(map(is_plain, modules)):
+        if getattr(self, "_is_replica", False):
             return self.body
-        if len(modules) != len(self._fused[0]) or not all(map(operator.is_, modules, self._fused[0])):
-            self._fused = (modules, fuse_norms(self.body))  # an adapter has wrapped a layer
-        return self._fused[1]
+        watch = self._watch  # a tenth of the time of a walk over all modules in every forward; a copy has another body
+        if vars(self.body) is not watch[0][0] or watch[1] != [*chain(*map(dict.values, watch[2]))]:
+            modules = [*self.body.modules()]
+            if modules != self._fused[0]:
+                self._fused = modules, fuse_norms(self.body)  # an adapter has wrapped a layer
+            parents = [module._modules for module in modules]
+            hooks = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+            watch = self._watch = [*map(vars, modules)], [*chain(*map(dict.values, parents))], parents, hooks
+        hooked = any(watch[3]) or any(map(operator.contains, watch[0], repeat("forward")))  # not `is_plain`
+        return self.body if hooked else self._fused[1]
 
 
 class FrozenNorm(nn.Module):
@@ -202,8 +208,7 @@ class ConvNorm(nn.Module):
         """Convolves and normalizes: (B, in, h, w) to (B, out, h', w')."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.conv._conv_forward(x, *self._scaled())
-        norm = self.norm
-        sources = (self.conv.weight, self.conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        sources = (*self.conv._parameters.values(), *self.norm._buffers.values())
         try:
             versions = [source if source is None else (source._version, source.data_ptr()) for source in sources]
         except RuntimeError:  # tensors of inference mode have no version

@@ -144,8 +144,7 @@ class DetrPanopticConfig(PreTrainedConfig):
     def validate_labels(self) -> None:
         """Checks that stuff and category ids agree with the number of labels."""
         count = len(self.id2label or {})
-        wrong = [label for label in self.stuff_label_ids if not 0 <= label < count]
-        if wrong:
+        if wrong := [label for label in self.stuff_label_ids if not 0 <= label < count]:
             raise ValueError(f"`stuff_label_ids` must be labels from 0 to {count - 1}, got {wrong}.")
         found = count if self.category_ids is None else len(self.category_ids)
         if found != count:

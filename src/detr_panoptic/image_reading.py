@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from transformers.image_utils import ChannelDimension, load_image
 
@@ -35,16 +35,17 @@ def read_picture(source: str | os.PathLike[str], *, timeout: float | None = None
 
 def picture_to_tensor(picture: Image.Image) -> Tensor:
     """Converts a picture of any mode to (3, H, W) uint8, rotated as its EXIF tag says."""
-    picture = ImageOps.exif_transpose(picture)
+    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied
+        picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):
         # PIL's own conversion clips 16 bits at 255, which gives a white image; as "I" it opens several 16-bit formats.
         values = torch.from_numpy(np.asarray(picture).astype(np.int64))
-        return _sixteen_to_eight_bits(values).expand(3, -1, -1).contiguous()
+        return _sixteen_to_eight_bits(values).expand(3, -1, -1)
     if picture.mode == "F":
-        return _floats_to_eight_bits(torch.from_numpy(np.array(picture))).expand(3, -1, -1).contiguous()
+        return _floats_to_eight_bits(torch.from_numpy(np.array(picture))).expand(3, -1, -1)
     if picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")  # else PIL warns
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))).permute(2, 0, 1)
 
 
 def _sixteen_to_eight_bits(values: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ def image_to_tensor(image: Any, input_data_format: str | ChannelDimension | None
         pixels = pixels.movedim(-1, 0)
     if pixels.ndim != 3 or pixels.shape[0] not in (1, 3, 4) or 0 in shape:
         raise ValueError(f"`images` must be (H, W), or have 1, 3 or 4 channels first or last, got the shape {shape}.")
-    return _eight_bits(pixels[:3]).expand(3, -1, -1).contiguous()
+    return (pixels[:3] if pixels.dtype == torch.uint8 else _eight_bits(pixels[:3])).expand(3, -1, -1)
 
 
 def _eight_bits(pixels: Tensor) -> Tensor:
@@ -113,11 +114,13 @@ def each_image(images: Any) -> Iterator[Any]:
         yield images
 
 
-def stack_padded(tensors: Sequence[Tensor], size: tuple[int, int] | None = None) -> Tensor:
+def stack_padded(tensors: Sequence[Tensor], size: tuple[int, int] | None = None, dtype: Any = None) -> Tensor:
     """Stacks (..., h, w) tensors at the upper left of zeros (B, ..., H, W), of `size` or as large as the largest."""
-    height, width = size or (max(t.shape[-2] for t in tensors), max(t.shape[-1] for t in tensors))
-    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
-    stacked = tensors[0].new_zeros((len(tensors), *tensors[0].shape[:-2], height, width), dtype=dtype)
+    canvas = size or (max(t.shape[-2] for t in tensors), max(t.shape[-1] for t in tensors))
+    dtype = dtype or reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    stacked = tensors[0].new_empty((len(tensors), *tensors[0].shape[:-2], *canvas), dtype=dtype)
     for place, tensor in zip(stacked, tensors, strict=True):
-        place[..., : tensor.shape[-2], : tensor.shape[-1]] = tensor
+        height, width = tensor.shape[-2:]
+        place[..., :height, :width] = tensor
+        place[..., height:, :], place[..., :height, width:] = 0, 0  # no zeros below the image: memory is slow
     return stacked

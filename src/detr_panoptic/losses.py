@@ -123,17 +123,12 @@ def mask_losses(
     count_padding: bool = False,
     resolution: str = "image",
 ) -> dict[str, Tensor]:
-    """Computes `loss_mask` (focal) and `loss_dice` of matched masks.
+    """Computes `loss_mask` (focal) and `loss_dice` of matched masks, divided by `num_targets`.
 
-    Args:
-        mask_logits: (N, h, w), the masks of the last layer's matched pairs in their order.
-        labels: targets with `masks` (T, H_i, W_i), of the size of the image or padded.
-        matching: on the CPU.
-        canvas_size: (H, W) of the padded batch, which the masks cover.
-        image_sizes: B sizes (H_i, W_i) of the images without padding.
-        num_targets: to divide by.
-        count_padding: whether padding counts as background, as in the reference.
-        resolution: "image" resizes the logits to the canvas, as the reference does; "mask" compares cells' centers.
+    Takes the masks (N, h, w) of the last layer's matched pairs in their order, which cover the canvas (H, W), targets
+    with `masks` (T, H_i, W_i), of the size of the image or padded, the matching on the CPU, and B sizes (H_i, W_i) of
+    the images. With `count_padding` padding counts as background, as in the reference. The resolution "image" resizes
+    the logits to the canvas, as the reference does; "mask" compares cells' centers.
     """
     focal = dice = at_least_float32(mask_logits[:0]).sum()  # 0, and connected to the graph if nothing is matched
     budget = MASK_PIXELS_PER_CHUNK.get(mask_logits.device.type, MASK_PIXELS_PER_CHUNK["cpu"])

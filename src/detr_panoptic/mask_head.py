@@ -139,13 +139,10 @@ class MaskHead(nn.Module):
                 init.zeros_(conv.bias)
 
     def forward(self, projected: Tensor, attention: Tensor, image_index: Tensor, skips: Sequence[Tensor]) -> Tensor:
-        """Computes mask logits (N, 8h, 8w) of the given rows.
+        """Computes mask logits (N, 8h, 8w) of rows: attention maps (N, M, h, w) with the image (N,) int64 of each.
 
-        Args:
-            projected: (B, D, h, w) projected features of the images.
-            attention: (N, M, h, w) attention maps of the rows.
-            image_index: (N,) int64, the image of each row.
-            skips: maps of the backbone, (B, C, 2h, 2w), (B, C, 4h, 4w), (B, C, 8h, 8w); odd sizes differ by one.
+        Takes the images' projected features (B, D, h, w) and the backbone's maps (B, C, 2h, 2w), (B, C, 4h, 4w) and
+        (B, C, 8h, 8w); odd sizes differ by one.
         """
         compute: Any = self._rows
         if all(type(step.conv) is nn.Conv2d and is_plain(step.conv) for step in (*self.blocks, *self.stages)):

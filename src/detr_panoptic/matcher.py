@@ -58,7 +58,7 @@ class MatchedLayers(NamedTuple):
 
     def auxiliary_outputs(self) -> list[dict[str, Tensor]]:
         """Returns the predictions of each layer but the last."""
-        return [{"logits": x, "pred_boxes": y} for x, y in zip(self.logits[:-1], self.boxes[:-1], strict=True)]
+        return [{"logits": x, "pred_boxes": b} for x, b in zip(self.logits[:-1], self.boxes[:-1], strict=True)]
 
 
 def check_labels(labels: Labels, *, batch: int, num_labels: int) -> None:
@@ -94,17 +94,13 @@ def matching_costs(
 ) -> Tensor:
     """Computes the cost (..., Q, T), float32 or wider, of assigning each query to each target.
 
-    Args:
-        logits: (..., Q, K+1).
-        boxes_cxcywh: (..., Q, 4), in [0, 1].
-        target: `class_labels` (T,) and `boxes` (T, 4) cxcywh; for a batch (B, T) and (B, T, 4).
-        costs: weights `class_cost`, `bbox_cost` and `giou_cost` of minus probability, L1 distance and minus IoU.
+    Takes logits (..., Q, K+1), boxes (..., Q, 4) in [0, 1], `class_labels` (T,) and `boxes` (T, 4), for a batch (B, T)
+    and (B, T, 4), and the weights `class_cost`, `bbox_cost`, `giou_cost` of -probability, L1 distance and -IoU.
     """
     boxes = at_least_float32(boxes_cxcywh)[..., None, :]
     target_boxes = at_least_float32(target["boxes"])[..., None, :, :]
     probs = at_least_float32(logits).softmax(-1)
-    classes = target["class_labels"][..., None, :].expand(*probs.shape[:-1], -1)
-    class_term = -probs.gather(-1, classes)
+    class_term = -probs.gather(-1, target["class_labels"][..., None, :].expand(*probs.shape[:-1], -1))
     box_term = (boxes - target_boxes).abs().sum(-1)
     giou_term = -generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
     return costs["class_cost"] * class_term + costs["bbox_cost"] * box_term + costs["giou_cost"] * giou_term

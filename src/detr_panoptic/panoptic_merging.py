@@ -84,12 +84,9 @@ def paper_steps(
 ) -> Steps:
     """Merges as DETR's published PQ was measured: one argmax over the masks, stuff fused, tiny segments dropped.
 
-    Args:
-        best: scores and labels (Q,) of `best_classes`, on the CPU.
-        masks: (Q, h, w) mask logits of the padded canvas.
-        sizes: the image's; the argmax is taken at the processed size, its nearest pixel at the target size.
-        threshold: least probability of a query's class, one or one for each label; 0.85 in the paper's evaluation.
-        stuff_label_ids: labels of which an image has at most one segment.
+    Takes scores and labels (Q,) of `best_classes` on the CPU, mask logits (Q, h, w) of the padded canvas, the image's
+    sizes, the least probability of a query's class, one or one for each label, and the labels that are stuff. The
+    argmax is taken at the processed size, its nearest pixel at the target size.
     """
     scores, labels, maps = _kept_queries(best, crop_to_image(masks, sizes), threshold)
     device = maps.device
@@ -230,8 +227,7 @@ def _taps(maps: Tensor, resized: Sequence[int], positions: Sequence[Any] = ()) -
 def _nearest_positions(length: int, resized_length: int) -> Any:
     """Returns where PIL's nearest resize reads; it rounds ties in a way of its own, as the published numbers do."""
     line = Image.fromarray(np.arange(length, dtype=np.int32)[None])
-    resized = line.resize((resized_length, 1), Image.Resampling.NEAREST)
-    return np.array(resized)[0]
+    return np.array(line.resize((resized_length, 1), Image.Resampling.NEAREST))[0]
 
 
 def _resized_strips(maps: Tensor, rows: Sequence[Tensor], cols: Sequence[Tensor]) -> Iterator[Tensor]:

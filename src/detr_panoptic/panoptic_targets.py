@@ -84,7 +84,7 @@ def _panoptic_target(
 
     height, width = size
     if ids.shape != (height, width):
-        ids = ids[nearest_positions(ids.shape[0], height)][:, nearest_positions(ids.shape[1], width)]
+        ids = ids.take(nearest_positions(ids.shape[1], width), 1).take(nearest_positions(ids.shape[0], height), 0)
         found = segment_extents(ids)
     places = {segment_id: place for place, segment_id in enumerate(found.ids.tolist())}
     kept = [i for i, segment in enumerate(segments) if int(segment["id"]) in places]
@@ -104,7 +104,7 @@ def _panoptic_target(
 
 
 def _id_map(segmentation: Image.Image | np.ndarray | Tensor, image_id: int) -> np.ndarray:
-    """Returns the (H, W) int32 or int64 map of what an annotation holds."""
+    """Returns the (H, W) map, uint8, int32 or int64, of what an annotation holds."""
     if isinstance(segmentation, Image.Image) and segmentation.mode not in ("RGB", "L", "I", "I;16"):
         raise ValueError(f"Image {image_id}: `segmentation` must be RGB, L, I or I;16, got mode {segmentation.mode}.")
     ids = segmentation.cpu().numpy() if isinstance(segmentation, Tensor) else np.asarray(segmentation)
@@ -113,7 +113,7 @@ def _id_map(segmentation: Image.Image | np.ndarray | Tensor, image_id: int) -> n
     if ids.ndim != 2 or ids.dtype.kind not in "iu":
         expected = "an (H, W) map of integers or (H, W, 3) or (3, H, W) uint8 colors"
         raise ValueError(f"Image {image_id}: `segmentation` must be {expected}, got {ids.shape} of {ids.dtype}.")
-    return ids if ids.dtype == np.int32 else ids.astype(np.int64)
+    return ids if ids.dtype in (np.uint8, np.int32) else ids.astype(np.int64)
 
 
 def _check_ids(in_map: Collection[int], listed: list[int], image_id: int) -> None:

@@ -74,7 +74,7 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
         subtask: str | None = None,  # noqa: ARG002  all subtasks need the same
         timeout: float | None = None,
     ) -> dict[str, Tensor]:
-        """Returns `pixel_values` (1, 3, h, w), `pixel_mask` (1, h, w) and `target_size` (1, 2), height first.
+        """Returns `pixel_values` (1, 3, h, w), `target_size` (1, 2), height first, and with `pad_size` a `pixel_mask`.
 
         Raises ValueError, with the name of the file, if it cannot be read.
         """
@@ -82,7 +82,7 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
             image = read_picture(image, timeout=timeout)
         processor: Any = self.image_processor
         pixels = processor.process_image(image)
-        inputs = processor(pixels, do_pad=True, return_tensors="pt").to(self.dtype)
+        inputs = processor(pixels, do_pad=processor.pad_size is not None, return_tensors="pt").to(self.dtype)
         return {**inputs, "target_size": torch.tensor([pixels.shape[-2:]])}
 
     def get_iterator(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -132,9 +132,11 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
 
 
 def collate_padded(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Stacks preprocessed images to one batch, padded at the right and the bottom, 0 in `pixel_mask`."""
-    names = ("pixel_values", "pixel_mask")
-    batch = {name: stack_padded([item[name][0] for item in items]) for name in names}
+    """Stacks preprocessed images to one batch; those of several sizes are padded, which its `pixel_mask` says."""
+    batch = {name: stack_padded([i[name][0] for i in items]) for name in items[0] if name != "target_size"}
+    if "pixel_mask" not in batch and len({item["pixel_values"].shape for item in items}) > 1:
+        masks = [torch.ones_like(item["pixel_values"][0, 0], dtype=torch.int64) for item in items]
+        batch["pixel_mask"] = stack_padded(masks)  # without it attention is faster
     return batch | {"target_size": torch.cat([item["target_size"] for item in items])}
 
 

@@ -38,10 +38,10 @@ def segment_extents(ids: NDArray[Any]) -> SegmentExtents:
     order = run_ids.argsort(kind="stable")  # stable: within a segment, runs stay in the order of rows
     run_ids, starts, ends = run_ids[order], starts[order], ends[order]
     first = np.flatnonzero(np.append(True, run_ids[1:] != run_ids[:-1]))
-    last = np.append(first[1:], len(run_ids)) - 1
     rows, columns = np.divmod(starts, ids.shape[1])
+    top, bottom = rows[first], rows[np.append(first[1:], len(run_ids)) - 1] + 1
     left, right = np.minimum.reduceat(columns, first), np.maximum.reduceat(columns + ends - starts, first)
-    boxes = np.stack((left, rows[first], right - left, rows[last] + 1 - rows[first]), axis=-1)
+    boxes = np.stack((left, top, right - left, bottom - top), axis=-1)
     return SegmentExtents(run_ids[first], np.add.reduceat(ends - starts, first), boxes)
 
 

@@ -5,13 +5,16 @@ import io
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
 import threading
 import warnings
+import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -26,6 +29,7 @@ from detr_panoptic import Predictor, explain
 from detr_panoptic.checkpoints import BUNDLED
 from detr_panoptic.scenes import make_scene
 from detr_panoptic.segment_ids import rgb_to_ids
+from tests.inference.test_video import write_clip
 
 gradio = pytest.importorskip("gradio")
 API = "/gradio_api"
@@ -47,20 +51,27 @@ def predictor() -> Predictor:
     return Predictor.from_pretrained(BUNDLED)
 
 
-@pytest.fixture(scope="module")
-def client(predictor, cache) -> Iterator[httpx.Client]:
+@contextmanager
+def serving(model) -> Iterator[httpx.Client]:
+    """A client of the page of a model."""
     from detr_panoptic.app import launch
 
-    del cache  # only has to be there before the page
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # Gradio makes event loops that nobody closes
-        page = launch(predictor, max_file_size="1mb", max_pixels=1_000_000, block=False)
+        page = launch(model, max_file_size="1mb", max_pixels=1_000_000, block=False)
         gc.collect()
     try:
         with httpx.Client(base_url=page.local_url, timeout=60, trust_env=False) as client:
             yield client
     finally:
         page.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def client(predictor, cache) -> Iterator[httpx.Client]:
+    del cache  # only has to be there before the page
+    with serving(predictor) as client:
+        yield client
 
 
 @pytest.fixture
@@ -82,13 +93,16 @@ def ask(client: httpx.Client, name: str, data: list, **extra) -> httpx.Response:
 
 
 def answer(client: httpx.Client, name: str, data: list, **extra) -> dict:
-    """The message that ends a request: `success`, and in `output` the `data` or an `error`."""
+    """The message that ends a request: `success`, in `output` the `data` or an `error`, and in `logs` the warnings."""
     ask(client, name, data, **extra).raise_for_status()
+    logs = []
     with client.stream("GET", f"{API}/queue/data", params={"session_hash": "test"}) as stream:
         for line in stream.iter_lines():
             message = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}
+            if message.get("msg") == "log":
+                logs.append(message["log"])
             if message.get("msg") == "process_completed":
-                return message
+                return {**message, "logs": logs}
     raise AssertionError("no answer")
 
 
@@ -108,7 +122,7 @@ def bomb(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
 def test_segments_are_those_of_the_predictor(client, predictor, scene, task):
-    message = answer(client, "segment", [upload(client, scene.read_bytes(), scene.name), task, 0.5])
+    message = answer(client, "segment", [upload(client, scene.read_bytes(), scene.name), task, 0.5, False])
     assert message["success"], message
     segments, attention, table, files = message["output"]["data"]
     expected = predictor(scene, task=task, threshold=None if task == "semantic" else 0.5)
@@ -126,7 +140,7 @@ def test_segments_are_those_of_the_predictor(client, predictor, scene, task):
 
 
 def test_a_selected_segment_shows_where_the_model_looked(client, predictor, scene):
-    data = [upload(client, scene.read_bytes()), "panoptic", 0.5]
+    data = [upload(client, scene.read_bytes()), "panoptic", 0.5, False]
     message = answer(client, "explain", data, event_data={"index": 1, "value": ""})
     sheet = Image.open(io.BytesIO(fetched(client, message["output"]["data"][0]))).convert("RGB")
     expected = explain(predictor, scene, threshold=0.5, segments=[2]).draw()
@@ -136,10 +150,133 @@ def test_a_selected_segment_shows_where_the_model_looked(client, predictor, scen
     assert "`segments`" in missing["output"]["error"]
     assert (
         "semantic"
-        in answer(client, "explain", [data[0], "semantic", 0.5], event_data={"index": 0, "value": ""})["output"][
-            "error"
-        ]
+        in answer(client, "explain", [data[0], "semantic", 0.5, False], event_data={"index": 0, "value": ""})[
+            "output"
+        ]["error"]
     )
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    """Eight frames of a camera that turns to the right."""
+    scene = make_scene(11, height=128, width=256)["image"]
+    pictures = [scene.crop((6 * k, 0, 6 * k + 128, 128)) for k in range(8)]
+    return write_clip(tmp_path_factory.mktemp("video") / "clip.mp4", pictures)
+
+
+def files_of(client: httpx.Client, message: dict) -> tuple[list[bytes], list[str], zipfile.ZipFile]:
+    """What the gallery shows and says, and the ZIP file."""
+    gallery, archive = message["output"]["data"]
+    shown = [fetched(client, entry.get("image") or entry["video"]) for entry in gallery]
+    return shown, [e["caption"] for e in gallery], zipfile.ZipFile(io.BytesIO(fetched(client, archive)))
+
+
+def test_several_images_and_a_video_have_one_result_each(client, cache, predictor, scene, clip):
+    contents = [scene.read_bytes(), b"not an image", scene.read_bytes(), clip.read_bytes()]
+    names = ["scene.png", "odd.png", "scene.png", "scene.MP4"]
+    uploads = [upload(client, *pair) for pair in zip(contents, names, strict=True)]
+    before = set(cache.rglob("*.*"))
+    message = answer(client, "segment_files", [uploads, "panoptic", 0.5, False])
+    assert message["success"], message
+    shown, captions, archive = files_of(client, message)
+    expected = predictor(scene, threshold=0.5)
+    assert captions[:2] == [f"scene.png: {len(expected.segments)} segments, 320x224 pixels"] * 2
+    assert captions[2].startswith("scene_3.MP4: 8 frames")
+    assert message["logs"] == ["odd.png is not an image of a format that can be read."]
+    for name, picture in zip(("scene", "scene_2"), shown[:2], strict=True):
+        assert np.array_equal(rgb_to_ids(Image.open(archive.open(f"{name}.png"))), expected.segmentation)
+        assert archive.read(f"{name}_overlay.png") == picture
+        assert json.loads(archive.read(f"{name}.json"))["image"] == "scene.png"
+    assert archive.read("scene_3.mp4") == shown[2]
+    assert b"ftyp" in shown[2][:12]
+    frames = [name for name in archive.namelist() if name.startswith("scene_3/") and name.endswith(".json")]
+    assert len(frames) == 8
+    first = next(iter(predictor.video(clip, threshold=0.5)))[1]
+    assert np.array_equal(rgb_to_ids(Image.open(archive.open("scene_3/000000.png"))), first.segmentation)
+    # Gradio deletes what it has shown, so nothing else may remain.
+    assert {path.name for path in set(cache.rglob("*.*")) - before} == {
+        *("scene_overlay.png", "scene_2_overlay.png", "scene_3.mp4", "segments.zip")
+    }
+
+
+@pytest.mark.parametrize("name", ["segment", "segment_files"])
+def test_large_images_are_cut_into_tiles(client, predictor, scene, tmp_path, name):
+    file = tmp_path / "wide.png"
+    make_scene(77_000_003, height=96, width=1100)["image"].save(file)
+    image = upload(client, file.read_bytes(), "wide.png")
+    data = [[image] if name == "segment_files" else image, "panoptic", 0.5, True]
+    message = answer(client, name, data)
+    if name == "segment_files":
+        ids = files_of(client, message)[2].open("wide.png")
+    else:
+        ids = io.BytesIO(
+            fetched(client, next(f for f in message["output"]["data"][3] if f["path"].endswith("wide.png")))
+        )
+    expected, whole = predictor(file, threshold=0.5, tile=1024), predictor(file, threshold=0.5)
+    assert np.array_equal(rgb_to_ids(Image.open(ids)), expected.segmentation)
+    assert not np.array_equal(whole.segmentation, expected.segmentation)
+    asked = answer(client, "explain", [image, *data[1:]], event_data={"index": 0, "value": ""})
+    assert "not cut into tiles" in asked["output"]["error"]
+    small = upload(client, scene.read_bytes())
+    assert answer(client, "explain", [small, *data[1:]], event_data={"index": 0, "value": ""})["success"]
+
+
+def test_a_long_video_is_sampled_and_cut(client, clip, monkeypatch):
+    monkeypatch.setattr("detr_panoptic.app.uploads.MAX_FRAMES", 3)
+    uploads = [upload(client, clip.read_bytes(), "clip.mp4")]
+    archive = files_of(client, answer(client, "segment_files", [uploads, "semantic", 0.5, False]))[2]
+    assert sorted(name for name in archive.namelist() if name.endswith(".json")) == [
+        f"clip/00000{number}.json" for number in (0, 3, 6)
+    ]
+
+
+def test_too_many_files_are_refused(client, scene):
+    image = upload(client, scene.read_bytes())
+    message = answer(client, "segment_files", [[image] * 21, "panoptic", 0.5, False])
+    assert message["output"]["error"] == "At most 20 files at once, got 21."
+    assert answer(client, "segment_files", [[], "panoptic", 0.5, False])["output"]["data"] == [[], None]
+
+
+def test_videos_that_are_none_get_a_message_without_paths(client, cache, tmp_path):
+    large = write_clip(tmp_path / "large.mp4", [Image.new("RGB", (1002, 1000))])
+    for content, part in (
+        (b"no video", "Cannot read the video 'odd.mp4'"),
+        (b"ffconcat version 1.0\nfile odd.mp4\n", "Cannot read the video 'odd.mp4'"),
+        (large.read_bytes(), "odd.mp4 has more than 1,000,000 pixels"),
+    ):
+        message = answer(client, "segment_files", [[upload(client, content, "odd.mp4")], "panoptic", 0.5, False])
+        assert part in message["output"]["error"]
+        assert str(cache) not in message["output"]["error"]
+
+
+def test_without_the_libraries_of_videos_the_page_says_so(client, clip, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    message = answer(client, "segment_files", [[upload(client, clip.read_bytes(), "a.mp4")], "panoptic", 0.5, False])
+    assert "pip install detr-panoptic[video]" in message["output"]["error"]
+
+
+def test_tuned_thresholds_are_shown_and_used_until_the_slider_is_moved(cache, scene, tmp_path):
+    del cache
+    shutil.copytree(BUNDLED, tmp_path / "tuned")
+    file = tmp_path / "tuned" / "preprocessor_config.json"
+    names = Predictor.from_pretrained(BUNDLED).categories.names
+    own = [0.99 if label % 2 else 0.5 for label in range(len(names))]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"threshold": own}))
+    predictor = Predictor.from_pretrained(tmp_path / "tuned")
+    with serving(str(tmp_path / "tuned")) as client:
+        components = client.get("/config").json()["components"]
+        (slider,) = [c["props"] for c in components if c["type"] == "slider"]
+        shown = [c["props"]["value"] for c in components if c["type"] == "dataframe"]
+        assert [[*map(list, zip(names, own, strict=True))]] == [value["data"] for value in shown if value["data"]]
+        assert "tuned" in slider["info"]
+        for threshold, expected in (
+            (slider["value"], predictor(scene)),
+            (0.5, predictor(scene, threshold=0.5)),
+        ):
+            message = answer(client, "segment", [upload(client, scene.read_bytes()), "panoptic", threshold, False])
+            labels = [row[0].split()[0] for row in message["output"]["data"][2]["data"]]
+            assert labels == [segment.label for segment in expected.segments]
+    assert len(predictor(scene).segments) < len(predictor(scene, threshold=0.5).segments)
 
 
 def test_an_example_is_a_picture_of_the_page(client):
@@ -152,12 +289,12 @@ def test_an_example_is_a_picture_of_the_page(client):
     [(["nothing", 0.5], "`task`"), (["panoptic", 7], "`threshold`"), (["panoptic", "x"], "`threshold`")],
 )
 def test_wrong_settings_get_a_message(client, scene, setting, part):
-    message = answer(client, "segment", [upload(client, scene.read_bytes()), *setting])
+    message = answer(client, "segment", [upload(client, scene.read_bytes()), *setting, False])
     assert part in message["output"]["error"]
 
 
 def test_without_an_image_there_is_nothing(client):
-    assert answer(client, "segment", [None, "panoptic", 0.5])["output"]["data"][:2] == [None, None]
+    assert answer(client, "segment", [None, "panoptic", 0.5, False])["output"]["data"][:2] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -184,15 +321,16 @@ def test_no_file_of_the_server_and_no_address_is_served(client, path):
     assert "import" not in response.text
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
-@pytest.mark.parametrize("name", ["segment", "explain"])
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+@pytest.mark.parametrize("name", ["segment", "explain", "segment_files"])
 def test_no_file_of_the_server_is_read_or_copied(client, cache, tmp_path, place, name):
     """Gradio looks for files in every input, and serves what it copies."""
     secret = tmp_path / "secret.png"
     Image.new("RGB", (64, 64)).save(secret)
     for path in (str(secret), "pyproject.toml", "/etc/passwd"):
-        data = [None, "panoptic", 0.5]
-        data[place] = {"path": path, "meta": META}
+        data = [None, "panoptic", 0.5, False]
+        file = {"path": path, "meta": META}
+        data[place] = [file] if name == "segment_files" and place == 0 else file
         assert answer(client, name, data, event_data={"index": 0, "value": ""})["success"] is False
         assert client.post(f"{API}/run/{name}", json={"data": data}).status_code >= 400
     assert not [path for path in cache.rglob("*") if path.name in ("secret.png", "pyproject.toml", "passwd")]
@@ -219,19 +357,22 @@ def own_server() -> Iterator[tuple[str, list[str]]]:
     server.server_close()
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_no_address_is_fetched(client, own_server, place):
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+@pytest.mark.parametrize("name", ["segment", "segment_files"])
+def test_no_address_is_fetched(client, own_server, place, name):
     address, requests = own_server
     for path in (address, "https://example.com/picture.png", "HTTP://127.0.0.1/x"):
-        data = [None, "panoptic", 0.5]
-        data[place] = {"path": path, "meta": META}
-        assert ask(client, "segment", data).status_code == 403
+        data = [None, "panoptic", 0.5, False]
+        file = {"path": path, "meta": META}
+        data[place] = [file] if name == "segment_files" and place == 0 else file
+        assert ask(client, name, data).status_code == 403
         for way in ("run", "call", "api"):
-            assert client.post(f"{API}/{way}/segment", json={"data": data}).status_code in (403, 404)
-        nested = {"data": [[{"x": data[place]}], "panoptic", 0.5]}
-        assert client.post(f"{API}/run/segment", json=nested).status_code == 403
+            assert client.post(f"{API}/{way}/{name}", json={"data": data}).status_code in (403, 404)
+        nested = {"data": [[{"x": data[place]}], "panoptic", 0.5, False]}
+        assert client.post(f"{API}/run/{name}", json=nested).status_code == 403
     picture = {"path": "x.png", "url": address, "meta": META}
-    assert answer(client, "segment", [picture, "panoptic", 0.5])["success"] is False
+    pictures = [picture] if name == "segment_files" else picture
+    assert answer(client, name, [pictures, "panoptic", 0.5, False])["success"] is False
     assert requests == []
 
 
@@ -259,17 +400,10 @@ def test_a_file_that_is_too_large_is_refused(client, cache):
     ids=["limit", "large", "bomb", "hollow", "text", "postscript"],
 )
 def test_what_cannot_be_decoded_gets_a_message_without_paths(client, cache, content, part):
-    message = answer(client, "segment", [upload(client, content, "odd.png"), "panoptic", 0.5])
+    message = answer(client, "segment", [upload(client, content, "odd.png"), "panoptic", 0.5, False])
     assert part in message["output"]["error"]
     assert "odd.png" in message["output"]["error"]
     assert str(cache) not in message["output"]["error"]
-
-
-def test_limits_must_be_positive(predictor):
-    from detr_panoptic.app import build_page
-
-    with pytest.raises(ValueError, match="`max_pixels` must be positive, got 0"):
-        build_page(predictor, max_pixels=0)
 
 
 def test_the_space_is_described_and_needs_what_the_package_needs():

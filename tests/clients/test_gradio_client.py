@@ -48,16 +48,18 @@ def scene(tmp_path):
 
 
 def test_the_api_names_what_comes_back(client):
-    (endpoint,) = client.view_api(return_format="dict")["named_endpoints"].items()
-    name, described = endpoint
-    assert name == "/segment"
-    assert [p["parameter_name"] for p in described["parameters"]] == ["image", "task", "threshold"]
-    assert [r["label"].split()[0] for r in described["returns"]] == ["Segments", "Attention", "Scores", "Segment"]
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    assert list(endpoints) == ["/segment", "/segment_files"]
+    parameters = [[p["parameter_name"] for p in endpoint["parameters"]] for endpoint in endpoints.values()]
+    assert parameters == [[first, "task", "threshold", "tiles"] for first in ("image", "uploads")]
+    returns = [[r["label"].split()[0] for r in endpoint["returns"]] for endpoint in endpoints.values()]
+    assert returns == [["Segments", "Attention", "Scores", "Segment"], ["Results", "Segment"]]
 
 
 @pytest.mark.parametrize("options", [{"task": "instance", "threshold": 0.5}, {}])
 def test_segments_and_files(client, predictor, scene, options):
-    segments, attention, table, files = client.predict(image=gradio_client.handle_file(str(scene)), **options)
+    picture = gradio_client.handle_file(str(scene))
+    segments, attention, table, files = client.predict(image=picture, api_name="/segment", **options)
     task = options.get("task", "panoptic")
     expected = predictor(scene, task=task, threshold=options.get("threshold"))
     assert len(segments["annotations"]) == len(table["data"]) == len(expected.segments) >= 1
@@ -70,9 +72,12 @@ def test_segments_and_files(client, predictor, scene, options):
 
 def test_jobs_and_errors(client, scene):
     picture = gradio_client.handle_file(str(scene))
-    jobs = [client.submit(picture, "panoptic", 0.5, api_name="/segment") for _ in range(2)]
+    results, archive = client.predict(uploads=[picture, picture], api_name="/segment_files")
+    assert [result["caption"].split(":")[0] for result in results] == ["scene.png"] * 2
+    assert Path(archive).suffix == ".zip"
+    jobs = [client.submit(picture, "panoptic", 0.5, False, api_name="/segment") for _ in range(2)]
     assert len({len(job.result()[0]["annotations"]) for job in jobs}) == 1
     with pytest.raises(gradio_client.exceptions.AppError, match="`task` must be panoptic, instance or semantic"):
-        client.predict(picture, "nothing", 0.5, api_name="/segment")
+        client.predict(picture, "nothing", 0.5, False, api_name="/segment")
     with pytest.raises(Exception, match="403 Forbidden"):  # addresses are not fetched (docs/app.md)
         client.predict(gradio_client.handle_file("https://example.com/a.png"), api_name="/segment")

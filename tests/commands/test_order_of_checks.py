@@ -30,7 +30,9 @@ COMMANDS = [
     ),
     ((*COMPLETE, "--report", "file"), "`report` .*file"),
     ((*PREDICT, "--tile", "0"), "`tile` .* got 0"),
-    ((*PREDICT, "--every", "0"), "`every` .* got 0"),
+    ((*PREDICT, "--overlap", "64"), "`overlap` has no meaning without `tile`, got 64"),
+    (("predict", "clip.mp4", *NO_MODEL, "--every", "0"), "`every` .* got 0"),
+    ((*PREDICT, "--every", "2"), "`--every` is for videos"),
     ((*PREDICT, "--limit", "0"), "`limit` .* got 0"),
     ((*PREDICT, "--split", "val"), "`split` .*'val'"),
     ((*PREDICT, "--task", "semantic", "--threshold", "0.5"), "`threshold` has no meaning"),
@@ -39,10 +41,13 @@ COMMANDS = [
     (("predict", "--data", "my_data", "--split", "tset", *NO_MODEL), "'tset'"),
     ((*EVALUATE, "--split", "tset"), "'tset'"),
     ((*EVALUATE, "--tune", "common", "--threshold", "0.5"), "`--threshold` has no meaning with `--tune`"),
+    ((*EVALUATE, "--tune", "common", "--average-precision", "none"), "`--average-precision` has no meaning with"),
     *(
         (("predict", "clip.mp4", *NO_MODEL, *words), f"`{words[0]}` is for images, and clip.mp4 is a video")
         for words in (
             ("--tile", "256"),
+            ("--overlap", "64"),
+            ("--on-error", "stop"),
             ("--to", "coco"),
             ("--limit", "3"),
             ("--batch-size", "2"),

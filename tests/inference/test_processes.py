@@ -4,13 +4,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from detr_panoptic.checkpoints import BUNDLED
 from detr_panoptic.inference import Predictor
+from detr_panoptic.inference import predictor as module
+from detr_panoptic.inference.folder import PredictionFolder
 from detr_panoptic.scenes import scenes_dataset
 from tests.process_team import team_environments
 
@@ -46,6 +51,65 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def run_in_turn(work, *, first: int) -> list[BaseException]:
+    """Calls `work` as two processes in threads, of which one runs at a time: each until it waits for the other.
+
+    So a process gets as far ahead of the other as the places where they wait allow.
+    """
+    turns, errors = [threading.Semaphore(0), threading.Semaphore(0)], []
+
+    def hand_over(rank):
+        turns[1 - rank].release()
+        turns[rank].acquire()
+
+    def run(rank):
+        turns[rank].acquire()
+        try:
+            work(
+                SimpleNamespace(
+                    process_index=rank,
+                    num_processes=2,
+                    is_main_process=rank == 0,
+                    wait_for_everyone=lambda: hand_over(rank),
+                )
+            )
+        except BaseException as error:
+            errors.append(error)
+        turns[1 - rank].release()
+
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    turns[first].release()
+    for thread in threads:
+        thread.join(PATIENCE)
+    return errors
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_each_process_plans_before_another_writes(tmp_path, monkeypatch, first):
+    """The plan leaves out what exists: of two plans that were made at different times, no image may fall between."""
+    place, written = threading.local(), Counter()
+    write = PredictionFolder.write
+
+    def counted(self, record, *arguments, **options):
+        written[record["index"]] += 1
+        write(self, record, *arguments, **options)
+
+    monkeypatch.setattr(PredictionFolder, "write", counted)
+    monkeypatch.setattr(module, "processes", lambda: place.state)
+    monkeypatch.setattr(module, "gather_object", lambda failures: failures)
+    predictor = Predictor.from_pretrained(BUNDLED, device="cpu", runtime="torch")
+    scenes = scenes_dataset(COUNT, height=64, width=96)
+
+    def work(state):
+        place.state = state
+        predictor.predict(scenes, tmp_path, progress=False)
+
+    assert run_in_turn(work, first=first) == []
+    assert written == dict.fromkeys(range(COUNT), 1)
 
 
 def files_of(folder):

@@ -1,7 +1,10 @@
 """Other runtimes than PyTorch: the same predictions, one cache for all processes, and errors that name the choice."""
 
 import logging
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -15,6 +18,7 @@ from detr_panoptic.checkpoints import BUNDLED
 from detr_panoptic.data import read_panoptic
 from detr_panoptic.inference import load, predictor
 from detr_panoptic.runtimes import GraphRuntime, cache, choice
+from detr_panoptic.runtimes.sessions import OpenVinoSession
 from tests.conftest import photo
 
 pytest.importorskip("onnx")
@@ -24,6 +28,21 @@ RUNTIMES = [
     for name in choice.SESSIONS
 ]
 SIZES = [(71, 53), (97, 64), (60, 97), (64, 31)]  # odd at every stride, and with padding in a batch
+# What a user does who replaces a predictor and then presses Ctrl-C.
+SIGNALED = """
+import gc, signal, sys
+from detr_panoptic import Predictor
+
+older, newer = (Predictor.from_pretrained(sys.argv[1], runtime="openvino") for _ in range(2))
+del older
+gc.collect()
+del newer
+gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +157,14 @@ def test_the_compiled_graph_is_used_again(model_folder, monkeypatch):
     assert np.array_equal(first(photos()[0]).segmentation, second(photos()[0]).segmentation)
 
 
+def test_signals_arrive_after_predictors_are_gone(model_folder, own_home):
+    pytest.importorskip("openvino")
+    command = [sys.executable, "-c", SIGNALED, model_folder]
+    environment = os.environ | {"HF_ASSETS_CACHE": str(own_home)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr[-2000:]
+
+
 @pytest.mark.usefixtures("own_home")
 def test_changed_weights_get_graphs_of_their_own(expected):
     assert cache.prepared_key(expected.model)
@@ -201,12 +228,19 @@ def test_auto_is_torch_until_openvino_has_run(home, model_folder, monkeypatch, c
 
 
 @pytest.mark.usefixtures("empty_home")
-def test_auto_reads_a_model_once(model_folder, monkeypatch):
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_auto_reads_a_model_once(model_folder, dtype, monkeypatch):
     pytest.importorskip("openvino")
+    # Other processors than this one compute in bfloat16.
+    monkeypatch.setattr(OpenVinoSession, "find_device", staticmethod(lambda _device, _dtype: "CPU"))
     loads = []
     monkeypatch.setattr(predictor, "load", lambda *args, **options: loads.append(args) or load(*args, **options))
-    assert Predictor.from_pretrained(model_folder, device="cpu").runtime == "torch"
-    assert len(loads) == 1
+    found = Predictor.from_pretrained(model_folder, device="cpu", dtype=dtype)
+    assert (found.runtime, found.dtype, len(loads)) == ("torch", dtype or "float32", 1)
+    expected = load(model_folder, device="cpu", dtype=dtype)[0]
+    for name, tensor in expected.state_dict().items():
+        assert tensor.dtype == found.model.state_dict()[name].dtype
+        assert torch.equal(tensor, found.model.state_dict()[name])
 
 
 @pytest.mark.usefixtures("own_home")

@@ -5,6 +5,7 @@ import http.server
 import json
 import struct
 import threading
+from contextlib import closing
 
 import av
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from detr_panoptic.checkpoints import BUNDLED
 from detr_panoptic.inference import Prediction, Predictor, Segment
-from detr_panoptic.inference.video import Tracking, is_video
+from detr_panoptic.inference.video import Tracking, Video, is_video
 from detr_panoptic.scenes import make_scene
 
 SIDE, STEP, COUNT = 128, 6, 8
@@ -175,6 +176,34 @@ def test_a_file_that_is_no_video_is_named(predictor, tmp_path, content):
     with pytest.raises(ValueError, match=r"broken\.mp4"):
         predictor.predict_video(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_video_is_read_up_to_its_limit(clip):
+    with closing(Video(clip, every=3, limit=2)) as video:
+        assert [frame.number for frame in video] == [0, 3]
+        assert video.failures == [f"{clip}: only its first 6 frames are predicted"]
+    with closing(Video(clip, limit=COUNT)) as video:
+        assert len(list(video)) == COUNT
+        assert video.failures == []
+
+
+def test_frames_may_not_grow_beyond_the_limit(pictures, tmp_path):
+    with pytest.raises(ValueError, match="has more than 16,383 pixels"):
+        Video(write_clip(tmp_path / "a.mp4", pictures), max_pixels=SIDE * SIDE - 1)
+    large = [picture.resize((8 * SIDE, 8 * SIDE)) for picture in pictures]
+    parts = [write_clip(tmp_path / f"{len(some)}.ts", some) for some in (pictures[:3], large)]
+    (tmp_path / "growing.mpg").write_bytes(b"".join(part.read_bytes() for part in parts))
+    for max_pixels, widest in ((None, 8 * SIDE), (SIDE * SIDE, SIDE)):
+        with closing(Video(tmp_path / "growing.mpg", max_pixels=max_pixels)) as video:
+            assert max(frame.image.width for frame in video) == widest
+            assert len(video.failures) == (max_pixels is not None)
+
+
+def test_a_video_file_does_not_open_others(clip, tmp_path):
+    (tmp_path / "other.mp4").write_bytes(clip.read_bytes())
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile other.mp4\n")
+    with pytest.raises(ValueError, match=r"list\.mp4"):
+        Video(tmp_path / "list.mp4")
 
 
 def test_a_file_without_pictures_and_a_bad_step_are_refused(predictor, clip, tmp_path):

@@ -151,6 +151,26 @@ def test_hooks_see_what_they_would_in_timm():
 
 
 @torch.no_grad()
+def test_a_forward_does_not_walk_over_the_modules(monkeypatch):
+    backbone = Backbone("test_resnet").eval()
+    expected = backbone(images(1, 3, 64, 96))[-1]
+    walks = []
+    walk = nn.Module.named_modules
+    monkeypatch.setattr(nn.Module, "named_modules", lambda *args, **options: walks.append(1) or walk(*args, **options))
+    assert torch.equal(backbone(images(1, 3, 64, 96))[-1], expected)
+    assert not walks
+    copied, seen = copy.deepcopy(backbone), []
+    for module in (copied.body.layer3, copied.body.bn1):  # a container and a layer
+        handle = module.register_forward_hook(lambda *_: seen.append(1))
+        copied(images(1, 3, 64, 96))
+        handle.remove()
+    copied.body.conv1[0].forward = lambda x: x.new_zeros(1, 16, 32, 48)  # as accelerate replaces it
+    assert not torch.equal(copied(images(1, 3, 64, 96))[-1], expected)
+    assert torch.equal(backbone(images(1, 3, 64, 96))[-1], expected)
+    assert len(seen) == 2
+
+
+@torch.no_grad()
 def test_convolutions_are_as_many_as_in_timm():
     counts = []
     for body in (plain_body("test_resnet"), Backbone("test_resnet")):

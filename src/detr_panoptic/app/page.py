@@ -3,8 +3,7 @@
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,24 @@ from PIL import Image
 
 from ..checkpoints import BUNDLED
 from ..explanation import explain
-from ..image_reading import FORMATS
 from ..inference import Predictor
+from ..inference.video import VIDEO_SUFFIXES
 from ..scenes import SCENE_CATEGORIES, make_scene
 from ..visualization import class_colors, shade
+from .uploads import check_image, segment_uploads, shown_errors
 
 logger = logging.getLogger(__name__)
 TASKS = {"panoptic": "things and stuff", "instance": "things only", "semantic": "one segment per class"}
 MAX_PIXELS, MAX_PORT = 25_000_000, 65535
+TILE = 1024  # pixels
 SHOWN_SIDE = 1600  # pixels; larger images are shown smaller
 OPACITY = 0.55
 COLORED_INSTANCES = 20  # of a class; further ones get colors from Gradio
 MAX_AGE, TIDY_EVERY = 3600, 600  # seconds: age at which Gradio deletes uploads and results, and how often it looks
 EXAMPLE_SEEDS = range(77_000_000, 77_000_004)  # training draws its scenes from lower seeds
 FONTS = ("system-ui", "sans-serif")  # of the visitor's machine, so that nothing is loaded from elsewhere
+BUTTONS: Any = ["download", "fullscreen"]
+PROGRESS = gr.Progress()
 
 
 def launch(
@@ -50,7 +53,7 @@ def launch(
         port: None takes the variable GRADIO_SERVER_PORT, or the first free port from 7860.
         device: Of a model that is loaded here.
         max_file_size: Of an upload, in bytes or as text such as "20mb".
-        max_pixels: Of an image.
+        max_pixels: Of an image or a frame of a video.
         max_queue: Number of requests that wait; more are refused.
         block: Serves until interrupted; False returns at once.
 
@@ -59,7 +62,7 @@ def launch(
 
     Raises:
         OSError: If the port is taken.
-        ValueError: If the model cannot be loaded or `max_pixels` is not positive.
+        ValueError: If the model cannot be loaded.
 
     Example:
         >>> from detr_panoptic.app import launch
@@ -68,10 +71,10 @@ def launch(
     """
     if port is not None and not 0 < port <= MAX_PORT:
         raise ValueError(f"`port` must be from 1 to {MAX_PORT}, got {port}.")
-    _check_pixels(max_pixels)
     predictor = Predictor.of(model, device=device)
     page = build_page(predictor, max_pixels=max_pixels)
     page.queue(max_size=max_queue, default_concurrency_limit=1)
+    off: Any = dict.fromkeys(("share", "ssr_mode", "run_history", "enable_monitoring"), False)
     page.launch(
         server_name=host,
         server_port=port,
@@ -80,10 +83,7 @@ def launch(
         app_kwargs={"dependencies": [Depends(refuse_addresses)]},
         prevent_thread_lock=True,
         quiet=True,
-        share=False,
-        ssr_mode=False,
-        run_history=False,
-        enable_monitoring=False,
+        **off,
         footer_links=["api"],
         theme=gr.themes.Default(font=FONTS, font_mono=("monospace",)),
     )
@@ -91,11 +91,6 @@ def launch(
         logger.info("The page is at %s", page.local_url)
         page.block_thread()
     return page
-
-
-def _check_pixels(max_pixels: int) -> None:
-    if max_pixels <= 0:
-        raise ValueError(f"`max_pixels` must be positive, got {max_pixels}.")
 
 
 async def refuse_addresses(request: Request) -> None:
@@ -122,16 +117,7 @@ def _names_address(content: Any) -> bool:
 
 
 def build_page(predictor: Predictor, *, max_pixels: int = MAX_PIXELS) -> gr.Blocks:
-    """Builds the page of a model without serving it.
-
-    Args:
-        predictor: Runs the model.
-        max_pixels: Of an image.
-
-    Raises:
-        ValueError: If `max_pixels` is not positive.
-    """
-    _check_pixels(max_pixels)
+    """Builds the page of a model, for images of at most `max_pixels`, without serving it."""
     knows_scenes = predictor.categories.names == SCENE_CATEGORIES.names
     knows = " This model knows generated scenes, not photographs." if knows_scenes else ""
     with gr.Blocks(
@@ -140,39 +126,72 @@ def build_page(predictor: Predictor, *, max_pixels: int = MAX_PIXELS) -> gr.Bloc
         gr.Markdown(
             f"# Panoptic segmentation\n\nClick a name below the segments to see where the model looked.{knows}"
         )
+        desk = _Desk(predictor, max_pixels, cache=Path(page.GRADIO_CACHE))
         with gr.Row():
-            with gr.Column(scale=1, min_width=280):
-                image = gr.Image(label="Image", sources=["upload", "clipboard"], type="filepath", height=280)
-                desk = _Desk(predictor, max_pixels, cache=Path(image.GRADIO_CACHE))
-                if knows_scenes:
-                    gr.Examples(desk.examples(), image, label="Generated scenes", cache_examples=False)
-                tasks = [(f"{name}: {meaning}", name) for name, meaning in TASKS.items()]
-                task = gr.Radio(tasks, value="panoptic", label="Task")
-                threshold = gr.Slider(0, 1, desk.threshold, step=0.01, label="Threshold", info=desk.threshold_info)
-                headers = ["segment", "score", "area"]
-                table = gr.Dataframe(
-                    headers=headers, label="Scores", show_label=False, interactive=False, max_height=300
-                )
-                files = gr.File(label="Segment ids (PNG), segments (JSON), overlay", interactive=False)
-            with gr.Column(scale=3, min_width=280):
-                # The colors are fixed here: Gradio does not delete the files of a component that changes its settings.
-                segments = gr.AnnotatedImage(label="Segments", color_map=desk.color_map(), height=640)
-                buttons: Any = ["download", "fullscreen"]
-                attention = gr.Image(label="Attention", show_label=False, interactive=False, buttons=buttons)
-        # Without `preprocess`, because there Pillow opens files of any size and format.
-        settings: dict[str, Any] = {"inputs": [image, task, threshold], "concurrency_id": "model", "preprocess": False}
-        gr.on(
-            [image.change, task.change, threshold.change],
-            desk.segment,
-            outputs=[segments, attention, table, files],
-            api_name="segment",
-            trigger_mode="always_last",
-            **settings,
-        )
-        # A client of the API cannot select, so this is not part of it.
-        hidden: Any = {"api_name": "explain", "api_visibility": "undocumented"}
-        segments.select(desk.explain, outputs=attention, **hidden, **settings)
+            choices = [(f"{name}: {meaning}", name) for name, meaning in TASKS.items()]
+            task = gr.Radio(choices, value="panoptic", label="Task", scale=2, min_width=280)
+            info = desk.threshold_info
+            threshold = gr.Slider(0, 1, desk.threshold, step=0.01, label="Threshold", info=info, min_width=240)
+            tiles = gr.Checkbox(label="Tiles", info=f"Cut images above {TILE} pixels", min_width=120)
+        if desk.own_thresholds:
+            with gr.Accordion("Tuned thresholds of the classes", open=False):
+                headers = ["class", "threshold"]
+                gr.Dataframe(desk.own_thresholds, headers=headers, show_label=False, interactive=False, max_height=300)
+        settings = [task, threshold, tiles]
+        with gr.Tab("One image"):
+            _add_image(desk, settings, with_examples=knows_scenes)
+        with gr.Tab("Several images, videos"):
+            _add_files(desk, settings)
     return page
+
+
+# Without `preprocess`, because there Pillow opens files of any size and format.
+EVENT: Any = {"concurrency_id": "model", "preprocess": False}
+
+
+def _add_image(desk: "_Desk", settings: list[Any], *, with_examples: bool) -> None:
+    """Adds what shows the segments of one image, and where the model looked."""
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            image = gr.Image(label="Image", sources=["upload", "clipboard"], type="filepath", height=280)
+            if with_examples:
+                gr.Examples(desk.examples(), image, label="Generated scenes", cache_examples=False)
+            headers = ["segment", "score", "area"]
+            table = gr.Dataframe(headers=headers, label="Scores", show_label=False, interactive=False, max_height=300)
+            files = gr.File(label="Segment ids (PNG), segments (JSON), overlay", interactive=False)
+        with gr.Column(scale=3, min_width=280):
+            # The colors are fixed here: Gradio does not delete the files of a component that changes its settings.
+            segments = gr.AnnotatedImage(label="Segments", color_map=desk.color_map(), height=640)
+            attention = gr.Image(label="Attention", show_label=False, interactive=False, buttons=BUTTONS)
+    inputs = [image, *settings]
+    gr.on(
+        [component.change for component in inputs],
+        desk.segment,
+        inputs=inputs,
+        outputs=[segments, attention, table, files],
+        api_name="segment",
+        trigger_mode="always_last",
+        **EVENT,
+    )
+    # A client of the API cannot select, so this is not part of it.
+    hidden: Any = {"api_name": "explain", "api_visibility": "undocumented"}
+    segments.select(desk.explain, inputs=inputs, outputs=attention, **hidden, **EVENT)
+
+
+def _add_files(desk: "_Desk", settings: list[Any]) -> None:
+    """Adds what shows one result for each of several images and videos."""
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            kinds = ["image", *VIDEO_SUFFIXES]
+            uploads = gr.File(label="Images and videos", file_count="multiple", file_types=kinds, height=280)
+            button = gr.Button("Segment", variant="primary")
+            files = gr.File(label="Segment ids, segments and overlays (ZIP)", interactive=False)
+        with gr.Column(scale=3, min_width=280):
+            gallery = gr.Gallery(
+                label="Results", columns=3, height=640, object_fit="contain", buttons=BUTTONS, interactive=False
+            )
+    inputs = [uploads, *settings]
+    button.click(desk.segment_files, inputs=inputs, outputs=[gallery, files], api_name="segment_files", **EVENT)
 
 
 class _Desk:
@@ -185,14 +204,15 @@ class _Desk:
     """
 
     def __init__(self, predictor: Predictor, max_pixels: int, *, cache: Path) -> None:
-        self.predictor = predictor
-        self.max_pixels = max_pixels
-        self.cache = cache
+        self.predictor, self.max_pixels, self.cache = predictor, max_pixels, cache
         self.cache.mkdir(parents=True, exist_ok=True)
         own = predictor.processor.threshold
-        self.threshold = own if isinstance(own, float | int) else round(sum(own) / len(own), 2)
-        several = "" if self.threshold == own else "; until it is moved, each class has a tuned one"
-        self.threshold_info = f"Minimum score of a segment{several}"
+        self.own_thresholds: list[list[Any]] = []  # name and threshold of each class
+        self.threshold_info = "Minimum score of a segment"
+        if isinstance(own, list):
+            self.own_thresholds = list(map(list, zip(predictor.categories.names, own, strict=True)))
+            self.threshold_info += "; until it is moved, each class has a tuned one"
+        self.threshold = round(sum(own) / len(own), 2) if isinstance(own, list) else own
 
     def examples(self) -> list[str]:
         """Writes generated scenes that the bundled model has not seen, and returns the files."""
@@ -211,12 +231,14 @@ class _Desk:
             for number in range(COLORED_INSTANCES)
         }
 
-    def segment(self, image: Any, task: Any, threshold: Any) -> tuple[Any, None, Any, Any]:
+    def segment(self, image: Any, task: Any, threshold: Any, tiles: Any) -> tuple[Any, None, Any, Any]:
         """Returns the new values of segments, attention, table and files."""
         if image is None:
             return None, None, None, None
-        with self._checked(image) as path:
-            prediction = self.predictor(path, task=task, threshold=self._least(task, threshold))
+        path = Path(image["path"])
+        with shown_errors(path):
+            check_image(path, self.max_pixels)
+            prediction = self.predictor(path, tile=TILE if tiles else None, **self._options(task, threshold))
         folder = Path(tempfile.mkdtemp(dir=self.cache))
         prediction.save(folder)
         shown = prediction.image.copy()
@@ -231,35 +253,29 @@ class _Desk:
             table.append([name, score, f"{segment.area / prediction.segmentation.size:.1%}"])
         return (shown, masks), None, table, sorted(map(str, folder.iterdir()))
 
-    def explain(self, image: Any, task: Any, threshold: Any, selected: gr.SelectData) -> Image.Image:
+    def explain(self, image: Any, task: Any, threshold: Any, tiles: Any, selected: gr.SelectData) -> Image.Image:
         """Returns the sheet of the selected segment; segments are listed in the order of their ids, from 1."""
-        with self._checked(image) as path:
-            ids = [selected.index + 1]
-            return explain(
-                self.predictor, path, threshold=self._least(task, threshold), segments=ids, task=task
-            ).draw()
-
-    def _least(self, task: str, threshold: float) -> float | None:
-        """Returns the threshold that a visitor chose, or None for the model's own."""
-        return None if task == "semantic" or threshold == self.threshold else threshold
-
-    @contextmanager
-    def _checked(self, image: Any) -> Iterator[Path]:
-        """Yields the uploaded file if it is not too large, and shows errors to the visitor without its folder."""
         path = Path(image["path"])
-        try:
-            with Image.open(path, formats=FORMATS) as picture:
-                is_large = picture.width * picture.height > self.max_pixels
-        except Image.DecompressionBombError:
-            is_large = True
-        except Exception as error:  # broken files raise anything from SyntaxError to struct.error
-            raise gr.Error(f"{path.name} is not an image of a format that can be read.") from error
-        if is_large:
-            raise gr.Error(f"{path.name} has more than {self.max_pixels:,} pixels.", print_exception=False)
-        try:
-            yield path
-        except (ValueError, TypeError) as error:
-            raise gr.Error(str(error).replace(f"{path.parent}/", ""), print_exception=False) from error
+        with shown_errors(path):
+            if max(check_image(path, self.max_pixels)) > TILE and tiles:
+                raise ValueError("Where the model looked is only known for images that are not cut into tiles.")
+            ids, options = [selected.index + 1], self._options(task, threshold)
+            return explain(self.predictor, path, segments=ids, **options).draw()
+
+    def segment_files(
+        self, uploads: Any, task: Any, threshold: Any, tiles: Any, progress: gr.Progress = PROGRESS
+    ) -> tuple[Any, Any]:
+        """Returns the new values of gallery and ZIP file."""
+        if not uploads:
+            return None, None
+        folder, options = Path(tempfile.mkdtemp(dir=self.cache)), self._options(task, threshold)
+        predict = partial(self.predictor, tile=TILE if tiles else None, **options)
+        return segment_uploads(predict, uploads, folder, max_pixels=self.max_pixels, progress=progress)
+
+    def _options(self, task: str, threshold: float) -> dict[str, Any]:
+        """Returns what a visitor chose; the model's own threshold if it was not moved."""
+        is_own = task == "semantic" or threshold == self.threshold
+        return {"task": task, "threshold": None if is_own else threshold}
 
 
 def _name(label: str, number: int) -> str:

@@ -20,15 +20,15 @@ def app(
     host: Annotated[str, Parameter(help="Address to listen on; 0.0.0.0 lets other machines connect.")] = "127.0.0.1",
     port: Annotated[int | None, Parameter(help="By default the first free one from 7860.")] = None,
     max_upload_mb: Annotated[float, Parameter(help="Largest upload in megabytes.", validator=Number(gt=0))] = 20,
-    max_pixels: Annotated[float, Parameter(help="Largest image in millions of pixels.", validator=Number(gt=0))] = 25,
+    max_pixels: Annotated[float, Parameter(help="Largest image or frame in megapixels.", validator=Number(gt=0))] = 25,
     queue: Annotated[int, Parameter(help="Requests that wait; more are refused.", validator=Number(gte=1))] = 20,
     device: Device = "auto",
 ) -> None:
     """Serves a web page to try a model on.
 
-    Upload an image to see its segments, click the name of one to see where the
-    model looked, and download the segments. The bundled model knows generated
-    scenes; for photographs, use --model facebook/detr-resnet-50-panoptic.
+    Upload images or videos to see and download their segments, and click the name
+    of one to see where the model looked. The bundled model knows generated scenes;
+    for photographs, use --model facebook/detr-resnet-50-panoptic.
     Needs: pip install "detr-panoptic[demo]"
 
     For example:

@@ -68,8 +68,11 @@ def evaluate(
     from .. import evaluate as measure
     from .. import tune_thresholds
 
-    if measures.tune is not None and measures.threshold is not None:
-        raise ValueError("`--threshold` has no meaning with `--tune`, which looks for the best one.")
+    for name in ("threshold", "average_precision"):
+        if measures.tune is not None and getattr(measures, name) != getattr(MEASURES, name):
+            raise ValueError(
+                f"`--{name.replace('_', '-')}` has no meaning with `--tune`, which looks for the best PQ."
+            )
     options = {**reading.arguments(), **running.loading(), **running.steps(), "on_error": on_error}
     if measures.tune is not None:
         tuning = tune_thresholds(model, data, per_class=measures.tune == "per-class", **options)

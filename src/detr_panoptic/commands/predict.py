@@ -37,15 +37,8 @@ class Results:
 
 
 RESULTS = Results()
-OF_IMAGES = {  # options that have no effect on videos
-    "tile": "--tile",
-    "to": "--to",
-    "limit": "--limit",
-    "batch_size": "--batch-size",
-    "split": "--split",
-    "data_format": "--format",
-    "num_workers": "--workers",
-}
+OF_VIDEOS = {"task", "threshold", "every", "device", "dtype", "runtime"}  # others have no effect on videos
+FLAGS = {"data_format": "--format", "num_workers": "--workers"}
 
 
 def predict(
@@ -97,24 +90,26 @@ def predict(
     from ..scenes import SCENES
 
     options = asdict(results)
-    check_options(output=output, **options, **running.steps())  # before the model is loaded, as the next
     videos = [source for source in images if is_video(source)]
     source = [source for source in images if not is_video(source)] or data
     if source is None:
         given = {**options, **asdict(reading), **asdict(running)}
         default = {**asdict(RESULTS), **asdict(READING), **asdict(RUNNING_ANYWHERE)}
-        if changed := [flag for name, flag in OF_IMAGES.items() if given[name] != default[name]]:
-            raise ValueError(f"`{changed[0]}` is for images, and {videos[0]} is a video.")
+        if changed := [name for name in given if name not in OF_VIDEOS and given[name] != default[name]]:
+            flag = FLAGS.get(changed[0], f"--{changed[0].replace('_', '-')}")
+            raise ValueError(f"`{flag}` is for images, and {videos[0]} is a video.")
+    if not videos and results.every != RESULTS.every:
+        raise ValueError(f"`--every` is for videos, got {results.every} without one.")
+    check_options(output=output, **options, **running.steps())  # before the model is loaded, as the next
     if results.tile is not None:
         Image.MAX_IMAGE_PIXELS = None  # Pillow refuses images above 179 million pixels
     # Generated scenes wait for the model: to paint them takes longer than to load it.
     pictures = source if source in (None, SCENES) else open_pictures(source, **reading.arguments())
     predictor = Predictor.from_pretrained(model, **running.loading())
-    every = options.pop("every")
+    of_videos = {"task": results.task, "threshold": results.threshold, "every": options.pop("every")}
     done: list[PredictionFolder | VideoPrediction] = []
     if pictures is not None:
         done.append(predictor.predict(pictures, output, **options, **reading.arguments(), **running.steps()))
-    same = {"task": results.task, "threshold": results.threshold, "every": every}
-    done.extend(predictor.predict_video(video, output, **same) for video in videos)
+    done.extend(predictor.predict_video(video, output, **of_videos) for video in videos)
     print(*done, sep="\n")
     return 2 if any(part.failures for part in done) else 0

@@ -26,6 +26,9 @@ def written_whole(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
         if durable:
             sync([part])
         part.replace(path)
+    except OSError as error:
+        _name(error, path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -68,9 +71,16 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
         if folder.is_dir():
             folder.rmdir()
         partial.rename(folder)
-    except BaseException:
+    except BaseException as error:
+        _name(error, folder)
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _name(error: BaseException, path: Path) -> None:
+    """Lets the error of a write name a path: that of a full disk names none."""
+    if isinstance(error, OSError) and not error.filename:
+        error.filename = str(path)
 
 
 def check_folder(folder: str | Path, name: str = "output") -> None:

@@ -145,8 +145,7 @@ class AnnotatedMap:
     @cached_property
     def known(self) -> list[Mapping[str, Any]]:
         """Segments with a known label."""
-        labels = range(len(self.is_thing))
-        return [segment for segment in self.segments if segment["label_id"] in labels]
+        return [segment for segment in self.segments if segment["label_id"] in range(len(self.is_thing))]
 
     @property
     def void(self) -> int:

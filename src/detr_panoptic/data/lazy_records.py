@@ -172,8 +172,7 @@ def upright_size(image: PILImage.Image | dict[str, Any]) -> tuple[int, int]:
     if isinstance(image, PILImage.Image):
         return image.size
     with open_stored(image) as picture:
-        turned = picture.getexif().get(ORIENTATION_TAG) in TURNING_ORIENTATIONS
-        return picture.size[::-1] if turned else picture.size
+        return picture.size[::-1] if picture.getexif().get(ORIENTATION_TAG) in TURNING_ORIENTATIONS else picture.size
 
 
 def open_stored(stored: dict[str, Any]) -> PILImage.Image:

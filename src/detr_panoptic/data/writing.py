@@ -132,8 +132,7 @@ def _tables(records: Iterable[Record], features: Features) -> Iterator[pa.Table]
     is_empty = True
     while group := list(islice(remaining, ROW_GROUP)):
         is_empty = False
-        rows = [features.encode_example(stored_record(record)) for record in group]
-        yield pa.Table.from_pylist(rows, schema=schema)
+        yield pa.Table.from_pylist([features.encode_example(stored_record(record)) for record in group], schema=schema)
     if is_empty:
         raise ValueError("`records` must hold at least one record, got none.")
 

@@ -96,20 +96,13 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
         True
     """
     kinds = _kinds(average_precision)
-    check_options(
-        "panoptic", threshold, batch_size=batch_size, num_workers=num_workers, output=output, on_error=on_error
-    )
+    options: Any = {"threshold": threshold, "batch_size": batch_size, "num_workers": num_workers, "on_error": on_error}
+    check_options(output=output, **options)
     may_skip = on_error == "skip"
     data = read_source(source, split=split, data_format=data_format, limit=limit, files_may_be_missing=may_skip)
     predictor = Predictor.of(model, runtime=runtime, device=device, dtype=dtype)
     comparison = _Comparison(data.categories, match_classes(data.categories, predictor.categories.id2label), kinds)
-    options: dict[str, Any] = {
-        "threshold": threshold,
-        "batch_size": batch_size,
-        "num_workers": num_workers,
-        "detections": kinds[-1] if kinds else "none",
-        "on_error": on_error,
-    }
+    options["detections"] = kinds[-1] if kinds else "none"
     state = processes()
     failures: list[str] = []
     if output is None:

@@ -159,22 +159,8 @@ def tune_thresholds(  # noqa: PLR0913  every option of a long run, each with a d
     The images must not be those that the model is tested on, nor those that it was trained on: it is more sure of
     these. The present settings stay unless others are better. `Tuning.save` writes the result to a saved model.
 
-    Args:
-        model: a folder, a repository on the Hub, a `Predictor`, or a model and its image processor.
-        source: an annotated dataset in any format of `read_panoptic`, or "scenes".
-        per_class: whether to find a threshold for each class that has at least 10 segments in the data.
-        merging: the ways of merging to try.
-        thresholds: the thresholds to try.
-        split: of the source.
-        data_format: of the source; None recognizes it.
-        limit: number of images, from the first.
-        batch_size: images of similar shape that share a forward; their padding changes the result slightly.
-        num_workers: processes that load images; None: none on CPU, up to 8 on a GPU.
-        runtime: of a model that is loaded: "torch", "openvino" or "onnxruntime", or "auto" as in `Predictor`.
-        device: of a model that is loaded; "auto" takes a GPU if there is one.
-        dtype: of a model that is loaded, such as "bfloat16"; None: float32.
-        on_error: for an image that cannot be read, "stop" raises its error, and "skip" logs it and leaves it out.
-        progress: whether to show a progress bar.
+    With `per_class`, each class that has at least 10 segments in the data gets its own threshold. `merging` and
+    `thresholds` are what is tried. The other arguments are those of `evaluate`.
 
     Raises:
         ValueError: an argument is out of range, the model lacks a class of the data, an image cannot be read, or there

@@ -128,8 +128,7 @@ class ExportGraph(nn.Module):
 
     def _normalized(self, pixels: Tensor, pixel_mask: Tensor) -> Tensor:
         """Converts (B, H, W, 3) uint8 to (B, 3, H, W) float32, 0 on padding, as the image processor does."""
-        values = (pixels.float() - self.shift) / self.scale
-        return (values * pixel_mask[..., None]).permute(0, 3, 1, 2)
+        return ((pixels.float() - self.shift) / self.scale * pixel_mask[..., None]).permute(0, 3, 1, 2)
 
     def _cropped(self, maps: Tensor, height: int, width: int) -> Tensor:
         """Removes the padding of a dynamic graph from (..., H', W')."""

@@ -68,5 +68,4 @@ def calibration_batches(
     """Prepares images; an incomplete batch is left out. ValueError if one cannot be read."""
     size = options.batch_size
     for start in range(0, len(pictures) - size + 1, size):
-        images = [pictures[index]["image"] for index in range(start, start + size)]
-        yield graph_inputs(images, processor, options)
+        yield graph_inputs([pictures[index]["image"] for index in range(start, start + size)], processor, options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,8 +15,6 @@ from ..data.writing import write_parquet
 from ..runtimes.cache import hash_of
 from .pictures import Pictures, unique_stems
 from .prediction import JSON, MAP, OVERLAY, Prediction, coco_annotation
-
-logger = logging.getLogger(__name__)
 
 Layout = Literal["files", "coco", "parquet"]
 

@@ -64,10 +64,16 @@ def load(
         raise ValueError(f"`model` {source!r} cannot be loaded: {reason}") from error
     if config["model_type"] == MODEL_TYPES[0]:
         _check_fit(source, model, report)
+    return converted(model, source, None).to(target).eval(), processor
+
+
+def converted(model: Any, source: str | Path, dtype: Any) -> DetrPanopticForSegmentation:
+    """Returns a model read from `source` in a precision, None its own; ValueError if its weights are not finite."""
+    model = model if dtype is None else model.to(_dtype(dtype))
     broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
     if broken:
-        raise ValueError(f"`model` {source!r} has weights that are not finite in {model.dtype}: {_some(broken)}.")
-    return model.to(target).eval(), processor
+        raise ValueError(f"`model` {str(source)!r} has weights that are not finite in {model.dtype}: {_some(broken)}.")
+    return model
 
 
 def find_device(name: str | torch.device) -> torch.device:

@@ -10,10 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader
 from transformers import BatchFeature
 
 from ..box_ops import upload
+from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ WINDOW = 64  # batches; images are sorted by shape within a window, whose sizes 
 
 
 class Batch(NamedTuple):
-    """Records with an upright RGB `image`, and their `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W)."""
+    """Records with an upright RGB `image`, their `pixel_values` (B, 3, H, W), and maybe `pixel_mask` (B, H, W)."""
 
     records: Sequence[Mapping[str, Any]]
     inputs: BatchFeature
@@ -38,28 +38,26 @@ class Batch(NamedTuple):
 
 def make_batch(processor: Callable[..., BatchFeature], records: Sequence[Mapping[str, Any]]) -> Batch:
     """Preprocesses the images of some records."""
-    return Batch(records, processor([record["image"] for record in records], return_tensors="pt"))
+    # An image alone needs no `pixel_mask`, which is as large as the image.
+    ours = isinstance(processor, DetrPanopticImageProcessor) and getattr(processor, "pad_size", None) is None
+    options: dict[str, Any] = {"do_pad": False} if ours and len(records) == 1 else {}
+    return Batch(records, processor([record["image"] for record in records], return_tensors="pt", **options))
 
 
-def plan_batches(pictures: Pictures, batch_size: int) -> Iterator[list[int]]:
-    """Yields the indices of all images by batch, sorted by aspect ratio and size to reduce padding, if above 1."""
+def plan_batches(
+    pictures: Pictures, batch_size: int, is_done: Callable[[int], bool] | None = None
+) -> Iterator[list[int]]:
+    """Yields the indices of all images by batch, sorted by aspect ratio and size to reduce padding, if above 1.
+
+    Batches of which each image `is_done` are left out.
+    """
     for start in range(0, len(pictures), WINDOW * batch_size):
         window = range(len(pictures))[start : start + WINDOW * batch_size]
         indices = window if batch_size == 1 else sorted(window, key=partial(_shape, pictures))
         for first in range(0, len(indices), batch_size):
-            yield list(indices[first : first + batch_size])
-
-
-def load_batches(
-    pictures: Pictures, plan: Iterator[list[int]], processor: Callable[..., BatchFeature] | None, *, workers: int
-) -> Iterable[tuple[Batch | None, list[str]]]:
-    """Loads the batches of a plan in `workers` processes, or in this one if there are none.
-
-    Returns each batch of the images that could be read, records with their `index`, and messages that name the others.
-    Without a processor, batches have no inputs.
-    """
-    indices: Any = range(len(pictures))
-    return DataLoader(indices, batch_sampler=plan, collate_fn=partial(_load, pictures, processor), num_workers=workers)
+            batch = list(indices[first : first + batch_size])
+            if is_done is None or not all(map(is_done, batch)):
+                yield batch
 
 
 @torch.no_grad()
@@ -91,7 +89,7 @@ def run_model(
 def inputs_on(model: DetrPanopticForSegmentation, batch: Batch) -> dict[str, Any]:
     """Returns the model's arguments on its device; without `pixel_mask` if nothing is padded: attention is faster."""
     inputs: dict[str, Any] = dict(batch.inputs)
-    if inputs["pixel_mask"].all():
+    if "pixel_mask" in inputs and inputs["pixel_mask"].all():
         del inputs["pixel_mask"]
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     return {name: upload(tensor, model.device) for name, tensor in inputs.items()}
@@ -105,9 +103,10 @@ def _shape(pictures: Pictures, index: int) -> tuple[float, int]:
     return width / height, width * height
 
 
-def _load(
+def load_batch(
     pictures: Pictures, processor: Callable[..., BatchFeature] | None, indices: Sequence[int]
 ) -> tuple[Batch | None, list[str]]:
+    """Returns the batch of the images that could be read, with their `index`, and messages about the others."""
     records, failures = [], []
     for index in indices:
         try:

@@ -48,6 +48,8 @@ def check_options(
     if output is not None:
         check_folder(output)
     if tile is None:
+        if overlap != OVERLAP:
+            raise ValueError(f"`overlap` has no meaning without `tile`, got {overlap}.")
         return None
     if choices.get("detections", "none") != "none":
         raise ValueError('`detections` must be "none" with `tile`: boxes of single queries are not joined.')

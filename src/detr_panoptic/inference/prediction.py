@@ -179,8 +179,7 @@ class Prediction:
 
 
 def _content(segment: Segment) -> dict[str, Any]:
-    fields = asdict(segment)
-    return {name: value for name, value in fields.items() if name != "instance" or value is not None}
+    return {name: value for name, value in asdict(segment).items() if name != "instance" or value is not None}
 
 
 def coco_annotation(segments: Sequence[Mapping[str, Any]], image_id: int, file_name: str) -> dict[str, Any]:

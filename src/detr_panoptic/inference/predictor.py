@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from datetime import timedelta
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 from PIL import Image
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..box_ops import fetch
@@ -26,8 +28,8 @@ from ..runtimes import Choice, open_if_prepared, open_runtime
 from .detections import detect
 from .fast_form import fast_form, form_of, remade, state_of
 from .folder import Layout, PredictionFolder, fingerprint
-from .loading import find_device, load, model_categories
-from .loop import Batch, load_batches, make_batch, plan_batches, run_model
+from .loading import converted, find_device, load, model_categories
+from .loop import Batch, load_batch, make_batch, plan_batches, run_model
 from .options import OVERLAP, Detections, OnError, Task, check_options
 from .pictures import Pictures, open_pictures, plain_picture
 from .prediction import Prediction, describe_segments
@@ -42,6 +44,15 @@ logger = logging.getLogger(__name__)
 ImageInput = Image.Image | np.ndarray | str | Path
 MAX_WORKERS = 8  # more loading processes are faster than any GPU
 PATIENCE = timedelta(days=7)  # a process may wait for another one that has the slow images
+
+
+class _Options(TypedDict, total=False):
+    """Those of `Predictor.__call__`."""
+
+    task: Task
+    threshold: float | None
+    tile: int | None
+    overlap: int
 
 
 class Predictor:
@@ -102,10 +113,7 @@ class Predictor:
         if choice is not None:
             loaded, processor = load(model, device="cpu")
             network = (open_if_prepared if runtime == "auto" else open_runtime)(loaded, model, choice)
-            if network is None and choice.dtype == "float32":  # as PyTorch wants it, too
-                network = fast_form(loaded)
-            if network is not None:
-                return cls(loaded, processor, network=network)
+            return cls(loaded, processor, network=network or fast_form(converted(loaded, model, dtype)))
         if device == "auto" and (state := processes()).num_processes > 1:
             device = state.device
         loaded, processor = load(model, device=device, dtype=dtype)
@@ -167,25 +175,9 @@ class Predictor:
         return predictor
 
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str, but not of images
-        self,
-        images: ImageInput,
-        *,
-        task: Task = ...,
-        threshold: float | None = ...,
-        tile: int | None = ...,
-        overlap: int = ...,
-    ) -> Prediction: ...
+    def __call__(self, images: ImageInput, **options: Unpack[_Options]) -> Prediction: ...  # type: ignore[overload-overlap]  # a str is a sequence of str, but not of images
     @overload
-    def __call__(
-        self,
-        images: Sequence[ImageInput],
-        *,
-        task: Task = ...,
-        threshold: float | None = ...,
-        tile: int | None = ...,
-        overlap: int = ...,
-    ) -> list[Prediction]: ...
+    def __call__(self, images: Sequence[ImageInput], **options: Unpack[_Options]) -> list[Prediction]: ...
 
     def __call__(
         self,
@@ -235,34 +227,20 @@ class Predictor:
     ) -> Iterator[tuple[Mapping[str, Any], Prediction]]:
         """Yields each record of a source with its prediction, as they are computed.
 
-        Args:
-            source: as in `predict`.
-            task: as in `__call__`.
-            threshold: as in `__call__`.
-            batch_size: as in `predict`.
-            num_workers: as in `predict`.
-            detections: "box" or "mask" adds `Prediction.detections`, one for each query.
-            on_error: as in `predict`.
-            failures: a list to which messages about skipped images are added.
-            share: whether each process of `accelerate launch` gets a share of the images, not all of them.
+        The arguments are those of `predict`. Messages about skipped images are added to the list `failures`; with
+        `share`, each process of `accelerate launch` gets a share of the images.
 
         Raises:
             ValueError: an argument is out of range, or an image cannot be read.
             FloatingPointError: the model's outputs are not finite.
         """
         check_options(
-            task,
-            threshold,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            detections=detections,
-            on_error=on_error,
+            task, threshold, batch_size=batch_size, num_workers=num_workers, detections=detections, on_error=on_error
         )
-        failures = [] if failures is None else failures
-        batches = self._batches(
-            source, batch_size, share=share, workers=num_workers, on_error=on_error, failures=failures
+        reading: Any = {"workers": num_workers, "on_error": on_error, "failures": [] if failures is None else failures}
+        yield from self._segment(
+            self._batches(source, batch_size, share=share, **reading), task, threshold, detections
         )
-        yield from self._segment(batches, task, threshold, detections)
 
     def iterate_outputs(
         self,
@@ -279,10 +257,8 @@ class Predictor:
         The arguments are those of `iterate`. Batches of which each image, by its index, `is_done` are left out.
         """
         check_options(batch_size=batch_size, num_workers=num_workers, on_error=on_error)
-        failures = [] if failures is None else failures
-        batches = self._batches(
-            source, batch_size, is_done=is_done, workers=num_workers, on_error=on_error, failures=failures
-        )
+        reading: Any = {"workers": num_workers, "on_error": on_error, "failures": [] if failures is None else failures}
+        batches = self._batches(source, batch_size, is_done=is_done, **reading)
         yield from run_model(self.model, batches, network=self.network)
 
     def predict(  # noqa: PLR0913  every option of a long run, each with a default
@@ -335,30 +311,19 @@ class Predictor:
                 output folder holds results of other settings.
             FloatingPointError: the model's outputs are not finite.
         """
-        tiling = check_options(
-            task,
-            threshold,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            output=output,
-            tile=tile,
-            overlap=overlap,
-            detections=detections,
-            on_error=on_error,
-            to=to,
-        )
+        options: Any = {"task": task, "threshold": threshold, "detections": detections, "batch_size": batch_size}
+        others: Any = {"tile": tile, "overlap": overlap, "num_workers": num_workers, "on_error": on_error, "to": to}
+        tiling = check_options(output=output, **options, **others)
         pictures = open_pictures(source, split=split, data_format=data_format, limit=limit)
         report_failures(pictures.missing, on_error)
         state = processes()
         draws = to == "files" if overlay is None else overlay
         folder = PredictionFolder(output, pictures, self.categories, layout=to)
         if state.is_main_process:
-            options = {"task": task, "threshold": threshold, "detections": detections, "batch_size": batch_size}
-            model = {"model": fingerprint(self.model, self.processor), "dtype": self.dtype}
-            model["runtime"] = self.runtime
+            model = {"model": fingerprint(self.model, self.processor), "dtype": self.dtype, "runtime": self.runtime}
             folder.open({**options, **model, "tile": tiling})
         state.wait_for_everyone()
-        plan = list(batches_to_do(pictures, batch_size, folder.is_done))
+        plan = list(plan_batches(pictures, batch_size, folder.is_done))
         state.wait_for_everyone()  # a process that wrote before another has planned would change its plan
         own = plan[state.process_index :: state.num_processes]
         failures = list(pictures.missing) if state.is_main_process else []  # every process found the same
@@ -382,18 +347,15 @@ class Predictor:
     ) -> Iterator[tuple[Frame, Prediction]]:
         """Yields each frame of a video with its prediction, in which a thing keeps its id from frame to frame.
 
-        Args:
-            source: a file, the address of a stream (`rtsp://…`, `http://…`) or a camera (`/dev/video0`).
-            task: as in `__call__`.
-            threshold: as in `__call__`.
-            every: predicts only every so many frames.
+        The source is a file, the address of a stream (`rtsp://…`, `http://…`) or a camera (`/dev/video0`), of which
+        only every so many frames are predicted. The other arguments are those of `__call__`.
 
         Raises:
             ValueError: the source is not a video, or an argument is out of range.
             ImportError: `pip install detr-panoptic[video]` is missing.
         """
         check_options(task, threshold, every=every)
-        with Video(source, every=every) as video:
+        with closing(Video(source, every=every)) as video:
             yield from follow_video(video, partial(self, task=task, threshold=threshold))
 
     def predict_video(
@@ -408,20 +370,14 @@ class Predictor:
     ) -> VideoPrediction:
         """Writes `NAME.mp4` with drawn segments, without sound, and the segments of each frame to the folder `NAME`.
 
-        Args:
-            source: as in `video`; a stream is written until it ends or Ctrl-C.
-            output: folder of the results.
-            task: as in `__call__`.
-            threshold: as in `__call__`.
-            every: as in `video`.
-            progress: whether to show a progress bar.
+        The arguments are those of `video`. A stream is written until it ends or Ctrl-C.
 
         Raises:
             ValueError: as in `video`, or the output folder has results of this video.
             ImportError: as in `video`.
         """
         check_options(task, threshold, every=every, output=output)
-        with Video(source, every=every) as video:
+        with closing(Video(source, every=every)) as video:
             return write_video(video, partial(self, task=task, threshold=threshold), Path(output), progress=progress)
 
     def _single_records(self, images: Iterable[ImageInput]) -> Iterator[Mapping[str, Any]]:
@@ -448,7 +404,7 @@ class Predictor:
         """Yields the batches of a source, or this process's share of them; `options` are those of `read_batches`."""
         pictures = open_pictures(source)
         report_failures(pictures.missing, options["on_error"])
-        plan = batches_to_do(pictures, batch_size, is_done)
+        plan = plan_batches(pictures, batch_size, is_done)
         if share:
             state = processes()
             plan = islice(plan, state.process_index, None, state.num_processes)
@@ -512,15 +468,6 @@ def processes() -> PartialState:
     return PartialState(cpu=on_cpu, timeout=PATIENCE)
 
 
-def batches_to_do(
-    pictures: Pictures, batch_size: int, is_done: Callable[[int], bool] | None = None
-) -> Iterator[list[int]]:
-    """Yields the indices of all images by batch, but for batches of which each image `is_done`."""
-    for batch in plan_batches(pictures, batch_size):
-        if is_done is None or not all(map(is_done, batch)):
-            yield batch
-
-
 def read_batches(
     pictures: Pictures,
     plan: Iterator[list[int]],
@@ -531,14 +478,15 @@ def read_batches(
     on_error: OnError,
     failures: list[str],
 ) -> Iterator[Batch]:
-    """Yields the batches of images that can be read; messages about others go to `failures`.
+    """Yields the batches of a plan with the images that can be read; messages about others go to `failures`.
 
-    `device` is the model's; the arguments before it are those of `load_batches`, those after it of `iterate`.
+    Without a processor, batches have no inputs. `device` is the model's, and the arguments after it are of `iterate`.
     """
     if workers is None:
         on_cpu = device.type == "cpu"
         workers = 0 if on_cpu else min((os.cpu_count() or 1) // processes().num_processes, MAX_WORKERS)
-    for batch, messages in load_batches(pictures, plan, processor, workers=workers):
+    indices, load = range(len(pictures)), partial(load_batch, pictures, processor)
+    for batch, messages in DataLoader(indices, batch_sampler=plan, collate_fn=load, num_workers=workers):  # type: ignore[arg-type]
         report_failures(messages, on_error)
         failures += messages
         if batch is not None:

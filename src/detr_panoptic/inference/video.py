@@ -29,6 +29,11 @@ logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 CAMERA = "/dev/video"
+# FFmpeg also takes lists of other files and addresses, such as `ffconcat`, for videos.
+FILES_ONLY = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,mpeg,mpegts,mpegvideo",
+}
 INSTALL = "videos need `pip install detr-panoptic[video]`"
 USUAL_RATE = Fraction(30)  # frames per second of a stream that does not say
 TICK = Fraction(1, 90_000)  # seconds; frames of a phone do not come at a constant rate
@@ -81,31 +86,41 @@ def is_video(source: Any) -> bool:
 
 
 class Video:
-    """A video that is read frame by frame; close it by using it in a `with` statement.
+    """A video that is read frame by frame, and must be closed.
 
-    If it is broken in the middle, `failures` then says why.
+    If it ends before its last frame, `failures` then says why.
 
     Args:
         source: a file, the address of a stream (`rtsp://…`, `http://…`) or a camera (`/dev/video0`).
         every: takes only every so many frames, at least 1.
+        limit: number of frames to take, from the first.
+        max_pixels: of a frame.
 
     Raises:
-        ValueError: the source is not a video; names it.
+        ValueError: the source is not a video, or its frames are too large; names it.
     """
 
-    def __init__(self, source: str | Path, *, every: int = 1) -> None:
+    def __init__(
+        self, source: str | Path, *, every: int = 1, limit: int | None = None, max_pixels: int | None = None
+    ) -> None:
         try:
             import av
         except ImportError as error:
             raise ImportError(INSTALL) from error
-        self.name, self.every = str(source), every
+        self.name, self.every, self._limit = str(source), every, limit
         self.failures: list[str] = []
+        is_camera = self.name.startswith(CAMERA)
+        options = {} if is_camera or "://" in self.name else FILES_ONLY
         try:
-            self._container = av.open(self.name, format="v4l2" if self.name.startswith(CAMERA) else None)
+            self._container = av.open(self.name, format="v4l2" if is_camera else None, container_options=options)
             self._stream = self._container.streams.video[0]
         except (av.FFmpegError, IndexError) as error:
             reason = "it has no pictures" if isinstance(error, IndexError) else error.strerror
             raise ValueError(f"Cannot read the video {self.name!r}: {reason}.") from error
+        if max_pixels is not None:
+            if self._stream.width * self._stream.height > max_pixels:
+                raise ValueError(f"{self.name} has more than {max_pixels:,} pixels.")
+            self._stream.codec_context.options = {"max_pixels": str(max_pixels)}  # of frames that are larger later
 
     @property
     def rate(self) -> Fraction:
@@ -116,11 +131,7 @@ class Video:
         """Returns the number of frames that the file says it has; 0 if it says none."""
         return -(-self._stream.frames // self.every)
 
-    def __enter__(self) -> Video:
-        """Returns the video."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         """Closes the file or stream."""
         self._container.close()
 
@@ -131,6 +142,8 @@ class Video:
         number = 0
         try:
             for number, frame in enumerate(self._container.decode(self._stream), start=1):
+                if self._limit is not None and number > self._limit * self.every:
+                    return self._fail(f"only its first {number - 1} frames are predicted")
                 if (number - 1) % self.every == 0:
                     image = frame.to_image()
                     image = image.rotate(frame.rotation, expand=True) if frame.rotation else image
@@ -201,10 +214,7 @@ class _LabelTracking:
 
         # Every segment counts: the predictor's threshold has dropped what is uncertain.
         self._tracker = ByteTrackTracker(
-            frame_rate=rate,
-            minimum_consecutive_frames=1,
-            track_activation_threshold=0.0,
-            high_conf_det_threshold=0.0,
+            frame_rate=rate, minimum_consecutive_frames=1, track_activation_threshold=0.0, high_conf_det_threshold=0.0
         )
         self._numbers, self._instances = numbers, count()
         self.ids: dict[int, tuple[int, int]] = {}  # the tracker's id to ours, and the number among those of the label

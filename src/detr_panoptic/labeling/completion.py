@@ -40,22 +40,8 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
     A pixel stays void if no segment with a score above the threshold owns it, if no mask of such a query has a
     probability of at least one half there, or if the model predicts a thing there that is not to be added.
 
-    Args:
-        source: annotated images, as `read_panoptic` takes them, or "scenes".
-        output: a folder that is empty, does not exist, or holds an earlier run with the same settings and data.
-        model: as the teacher of `label`.
-        threshold: least score of a segment, in [0, 1]. None: the image processor's.
-        with_things: add things, too, of classes that the data lacks.
-        report: a folder for `labels.md`, `labels.json` and sheets of images before and after, the least sure first.
-        split: of the source.
-        data_format: of the source. None recognizes it.
-        limit: number of images, from the first.
-        batch_size: images of similar shape that share a forward; their padding changes results slightly.
-        num_workers: processes that load images. None: none on CPU, up to 8 on a GPU.
-        device: for a model that is loaded here. "auto" takes a GPU if there is one.
-        dtype: of the computation, such as "bfloat16". None: float32.
-        on_error: for an image that cannot be read, "stop" raises its error and "skip" leaves it out and logs it.
-        progress: whether to show a progress bar.
+    `model` is as the teacher of `label`, and the other arguments are those of `label`; by default, `threshold` is the
+    image processor's. `with_things` adds things, too, of classes that the data lacks.
 
     Raises:
         ValueError: the output holds something else, an image cannot be read, or the model has no class that may be
@@ -80,7 +66,4 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
         raise ValueError("`model` has no class that may be added to the data.")
     least = teacher.own_threshold if threshold is None else threshold
     run = LabelingRun(teacher, match, least, batch_size, num_workers, on_error, progress, annotated=True)
-    labels = run.fill(Pictures(data.records), output)
-    if report is not None:
-        labels.save(report)
-    return labels
+    return run.fill(Pictures(data.records), output, report)

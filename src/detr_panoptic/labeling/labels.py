@@ -94,11 +94,8 @@ def label(  # noqa: PLR0913  every option of a long run, each with a default
     opened = open_teacher(teacher, device=device, dtype=dtype)
     match = match_classes(opened, classes, stuff)
     run = LabelingRun(opened, match, threshold, batch_size, num_workers, on_error, progress, annotated=False)
-    labels = run.fill(pictures, output)
-    labels.failures[:0] = pictures.missing
-    if report is not None:
-        labels.save(report)
-    return labels
+    run.failures += pictures.missing
+    return run.fill(pictures, output, report)
 
 
 @dataclass
@@ -115,8 +112,8 @@ class LabelingRun:
     annotated: bool
     failures: list[str] = field(default_factory=list)
 
-    def fill(self, pictures: Pictures, output: str | Path) -> Labels:
-        """Writes the labels of all images that are not done; raises ValueError if none can be read."""
+    def fill(self, pictures: Pictures, output: str | Path, report: str | Path | None) -> Labels:
+        """Writes the labels of all images that are not done, and a report; ValueError if no image can be read."""
         folder = LabelFolder(output, pictures, self.match.categories)
         earlier = folder.open(
             {
@@ -129,15 +126,9 @@ class LabelingRun:
             }
         )
         logger.info("teacher %s, license: %s", self.teacher.name, self.teacher.license or "unknown")
-        results = self.teacher.iterate(
-            pictures,
-            self.threshold,
-            is_done=folder.is_done,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            on_error=self.on_error,
-            failures=self.failures,
-        )
+        names = ("batch_size", "num_workers", "on_error", "failures")
+        options = {name: getattr(self, name) for name in names}
+        results = self.teacher.iterate(pictures, self.threshold, is_done=folder.is_done, **options)
         with tqdm(total=len(pictures) - earlier, unit="image", disable=None if self.progress else True) as bar:
             for record, result, sure in results:
                 if not folder.is_done(record["index"]):  # another image of its batch was not
@@ -147,7 +138,11 @@ class LabelingRun:
         labeled = folder.finish(info)
         if not labeled:
             raise ValueError("`source` has no image that can be read.")
-        return Labels(folder, self.match, self.teacher.name, self.teacher.license, labeled, earlier, self.failures)
+        teacher = self.teacher
+        labels = Labels(folder, self.match, teacher.name, teacher.license, labeled, earlier, self.failures)
+        if report is not None:
+            labels.save(report)
+        return labels
 
     def _write(self, folder: LabelFolder, record: Any, result: Any, sure: np.ndarray) -> None:
         seen = np.where(sure, result["segmentation"].cpu().numpy(), VOID_ID)

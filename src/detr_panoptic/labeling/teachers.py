@@ -7,7 +7,7 @@ masks to 384x384 pixels first (Mask2Former, MaskFormer), stretches padding, and 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,9 @@ from ..data.plain_text import first_line
 from ..inference.detections import QUERIES_AT_ONCE, query_masks
 from ..inference.folder import fingerprint
 from ..inference.loading import MODEL_TYPES, find_device, quiet_transformers
-from ..inference.loop import Batch
-from ..inference.options import OnError
+from ..inference.loop import Batch, plan_batches
 from ..inference.pictures import Pictures
-from ..inference.predictor import Predictor, batches_to_do, read_batches
+from ..inference.predictor import Predictor, read_batches
 from ..panoptic_merging import ImageSizes, Segmentation, best_classes, is_above, run_together, score_weighted_steps
 
 SAME = 0.1  # of two normalized colors; black and white differ by more than 3
@@ -48,12 +47,23 @@ class Teacher:
         id2label: names of its labels.
         kinds: whether a label is a thing; labels whose kind is unknown are missing.
         category_ids: of each label.
+        model: on its device.
+        processor: its image processor.
     """
 
+    own_threshold: Threshold = 0.5  # of transformers' post-processing
+
     def __init__(
-        self, name: str, id2label: Mapping[int, str], kinds: Mapping[int, bool], category_ids: tuple[int, ...]
+        self,
+        name: str,
+        id2label: Mapping[int, str],
+        kinds: Mapping[int, bool],
+        category_ids: tuple[int, ...],
+        model: Any,
+        processor: Any,
     ) -> None:
         self.name, self.id2label, self.kinds, self.category_ids = name, dict(id2label), dict(kinds), category_ids
+        self.model, self.processor = model, processor
         self.license = license_of(name)
 
     @property
@@ -68,25 +78,10 @@ class Teacher:
     @property
     def fingerprint(self) -> str:
         """A hash of all weights and settings."""
-        raise NotImplementedError
+        return fingerprint(self.model, self.processor)
 
-    @property
-    def own_threshold(self) -> Threshold:
-        """The least score of a segment by default, one or one for each label."""
-        raise NotImplementedError
-
-    def iterate(
-        self,
-        pictures: Pictures,
-        threshold: Threshold,
-        *,
-        is_done: Callable[[int], bool],
-        batch_size: int,
-        num_workers: int | None,
-        on_error: OnError,
-        failures: list[str],
-    ) -> Iterator[Result]:
-        """Yields the results of all images but those that are done; other arguments as of `Predictor.iterate`."""
+    def iterate(self, pictures: Pictures, threshold: Threshold, **options: Any) -> Iterator[Result]:
+        """Yields the results of images; `options` are those of `Predictor.iterate_outputs`."""
         raise NotImplementedError
 
 
@@ -96,23 +91,15 @@ class OurTeacher(Teacher):
     def __init__(self, name: str, predictor: Predictor) -> None:
         categories = predictor.categories
         kinds = dict(enumerate(categories.is_thing))
-        super().__init__(name, categories.id2label, kinds, categories.category_ids)
-        self.predictor = predictor
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of all weights and settings."""
-        return fingerprint(self.predictor.model, self.predictor.processor)
-
-    @property
-    def own_threshold(self) -> Threshold:
-        """The image processor's threshold."""
-        return self.predictor.processor.threshold
+        super().__init__(
+            name, categories.id2label, kinds, categories.category_ids, predictor.model, predictor.processor
+        )
+        self.predictor, self.own_threshold = predictor, predictor.processor.threshold
 
     def iterate(self, pictures: Pictures, threshold: Threshold, **options: Any) -> Iterator[Result]:
         """Yields results, merged as the image processor says."""
         for batch, outputs in self.predictor.iterate_outputs(pictures, **options):
-            merge = self.predictor.processor.post_process_panoptic_segmentation
+            merge = self.processor.post_process_panoptic_segmentation
             merged = merge(outputs, threshold, target_sizes=batch.sizes)
             pairs = zip(outputs.image_sizes.tolist(), outputs.canvas_sizes.tolist(), batch.sizes, strict=True)
             for index, sizes in enumerate(ImageSizes(tuple(a), tuple(b), c) for a, b, c in pairs):
@@ -139,36 +126,15 @@ class TransformersTeacher(Teacher):
             if len(same) == len(labels) and not kinds:
                 kinds = {label: known.is_thing[same[label]] for label in labels}
                 category_ids = tuple(known.category_ids[same[label]] for label in labels)
-        super().__init__(name, id2label, kinds, category_ids)
-        self.model, self.processor = model.eval(), processor
+        super().__init__(name, id2label, kinds, category_ids, model.eval(), processor)
         self.inputs = _Inputs(processor, frozenset(inspect.signature(model.forward).parameters))
 
-    @property
-    def fingerprint(self) -> str:
-        """A hash of all weights and settings."""
-        return fingerprint(self.model, self.processor)
-
-    @property
-    def own_threshold(self) -> Threshold:
-        """The threshold of transformers' post-processing."""
-        return 0.5
-
     @torch.no_grad()
-    def iterate(
-        self,
-        pictures: Pictures,
-        threshold: Threshold,
-        *,
-        is_done: Callable[[int], bool],
-        batch_size: int,
-        num_workers: int | None,
-        on_error: OnError,
-        failures: list[str],
-    ) -> Iterator[Result]:
+    def iterate(self, pictures: Pictures, threshold: Threshold, **options: Any) -> Iterator[Result]:
         """Yields results, merged by score and mask probability."""
-        plan = batches_to_do(pictures, batch_size, is_done)
-        reading: Any = {"workers": num_workers, "on_error": on_error, "failures": failures}
-        for batch in read_batches(pictures, plan, self.inputs, self.model.device, **reading):
+        is_done, batch_size, workers = map(options.pop, ("is_done", "batch_size", "num_workers"))
+        plan = plan_batches(pictures, batch_size, is_done)
+        for batch in read_batches(pictures, plan, self.inputs, self.model.device, workers=workers, **options):
             yield from self._results(batch, threshold)
 
     def _results(self, batch: Batch, threshold: Threshold) -> Iterator[Result]:

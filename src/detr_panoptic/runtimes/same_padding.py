@@ -24,8 +24,7 @@ class WholeNumberConv2dSame(Conv2dSame):
             for length, *sizes in zip(x.shape[-2:], self.kernel_size, self.stride, self.dilation, strict=True)
         )
         before, after = (columns // 2, rows // 2), (columns - columns // 2, rows - rows // 2)
-        padded = F.pad(x, (before[0], after[0], before[1], after[1]))
-        return self._conv_forward(padded, self.weight, self.bias)
+        return self._conv_forward(F.pad(x, (before[0], after[0], before[1], after[1])), self.weight, self.bias)
 
 
 def traceable_copy(model: DetrPanopticForSegmentation) -> DetrPanopticForSegmentation:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from contextlib import suppress
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-logger = logging.getLogger(__name__)
-
 HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 CAPABILITIES = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16", "int8": "INT8"}
 
@@ -31,14 +28,13 @@ class OpenVinoSession:
     """
 
     def __init__(self, file: Path, device: str, dtype: str, cache: Path) -> None:
-        import openvino
+        from .openvino_core import CORE, openvino
 
-        core = openvino.Core()
-        able = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+        able = CORE.get_property(device, "OPTIMIZATION_CAPABILITIES")
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": HINTS.get(dtype, "bf16" if "BF16" in able else "f32")}
         if device == "CPU":
             settings["INFERENCE_NUM_THREADS"] = torch.get_num_threads()
-        compiled = _compiled(core, file, device, settings, cache)
+        compiled = _compiled(file, device, settings, cache)
         self.version = openvino.__version__.partition("-")[0]
         self._names = [output.any_name for output in compiled.outputs]
         self._request = compiled.create_infer_request()
@@ -53,14 +49,13 @@ class OpenVinoSession:
     @staticmethod
     def find_device(name: str, dtype: str) -> str:
         """Returns OpenVINO's name of a device; ValueError if there is none or it lacks the precision."""
-        import openvino
+        from .openvino_core import CORE
 
-        core = openvino.Core()
         device = "CPU" if name == "auto" else name.upper().replace(":", ".")
-        if device not in core.available_devices:
-            found = ", ".join(core.available_devices).lower()
+        if device not in CORE.available_devices:
+            found = ", ".join(CORE.available_devices).lower()
             raise ValueError(f'`device` must be auto or {found} with `runtime="openvino"`, got {name!r}.')
-        able = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+        able = CORE.get_property(device, "OPTIMIZATION_CAPABILITIES")
         if CAPABILITIES.get(dtype) not in able:
             names = [known for known, capability in CAPABILITIES.items() if capability in able]
             raise ValueError(
@@ -102,17 +97,17 @@ class OnnxRuntimeSession:
         return known[device]
 
 
-def _compiled(core: Any, file: Path, device: str, settings: dict[str, Any], cache: Path) -> Any:
+def _compiled(file: Path, device: str, settings: dict[str, Any], cache: Path) -> Any:
     """Returns a compiled graph, from the cache if it is there; writes it whole, so that processes may race."""
-    import openvino
+    from .openvino_core import CORE, openvino
 
-    about = (openvino.__version__, core.get_property(device, "FULL_DEVICE_NAME"), settings["INFERENCE_PRECISION_HINT"])
-    able = sorted(core.get_property(device, "OPTIMIZATION_CAPABILITIES"))
+    about = (openvino.__version__, CORE.get_property(device, "FULL_DEVICE_NAME"), settings["INFERENCE_PRECISION_HINT"])
+    able = sorted(CORE.get_property(device, "OPTIMIZATION_CAPABILITIES"))
     blob = cache / f"{file.stem}_{hashlib.blake2b(repr((about, able)).encode(), digest_size=6).hexdigest()}.blob"
     if blob.is_file():
         with suppress(RuntimeError):  # of another build of OpenVINO: compiled again
-            return core.import_model(blob.read_bytes(), device, settings)
-    compiled = core.compile_model(str(file), device, settings)
+            return CORE.import_model(blob.read_bytes(), device, settings)
+    compiled = CORE.compile_model(str(file), device, settings)
     if "EXPORT_IMPORT" in able:
         with written_whole(blob) as part:
             part.write_bytes(compiled.export_model().getbuffer())
