@@ -84,8 +84,8 @@ def check_labels(labels: Labels, *, batch: int, num_labels: int) -> None:
 
 def moved_labels(labels: Labels, device: torch.device) -> Labels:
     """Returns targets on a device, with `class_labels` of int64; what else they hold stays where it is."""
-    names = [name for name in ("class_labels", "boxes", "masks") if all(name in target for target in labels)]
-    moved = [dict(target) | {name: upload(target[name], device) for name in names} for target in labels]
+    names = ("class_labels", "boxes", "masks")
+    moved = [dict(target) | {n: upload(target[n], device) for n in names if n in target} for target in labels]
     return [target | {"class_labels": target["class_labels"].long()} for target in moved]
 
 
@@ -125,14 +125,13 @@ def match(logits: Tensor, boxes_cxcywh: Tensor, labels: Labels, *, costs: Mappin
     counts = [len(target["class_labels"]) for target in labels]
     for i, target in enumerate(labels):
         cost[:, i, :, : counts[i]] += np.asarray(target.get("query_costs", 0.0)).T
-    layers = [_assign(layer, counts) for layer in cost]
+    pairs = map(np.stack, zip(*(_assign(layer, counts) for layer in cost), strict=True))
     image = np.arange(len(counts)).repeat(np.minimum(counts, logits.shape[2]))
-    return Matching(*(torch.from_numpy(index) for index in (image, *map(np.stack, zip(*layers, strict=True)))))
+    return Matching(*(torch.from_numpy(index) for index in (image, *pairs)))
 
 
 def _assign(costs: Any, counts: Sequence[int]) -> tuple[Any, Any]:
     """Solves one layer: costs (B, Q, T) and the number of targets per image to queries and targets, (N,) each."""
     pairs = [linear_sum_assignment(own[:, :count]) for own, count in zip(costs, counts, strict=True)]
-    firsts = np.cumsum([0, *counts[:-1]])
-    targets = [target + first for (_, target), first in zip(pairs, firsts, strict=True)]
+    targets = [own + first for (_, own), first in zip(pairs, np.cumsum([0, *counts[:-1]]), strict=True)]
     return np.concatenate([query for query, _ in pairs]), np.concatenate(targets)
