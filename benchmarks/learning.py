@@ -74,8 +74,7 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
     "here, without aids": OLD_RATES,
     "here, cells": OLD_RATES | {"calibrate": True, "aids": True},
     "here, cells, places": OLD_RATES | {"calibrate": True, "aids": True, "place_cost": 10.0},
-    "here, bundled": OLD_RATES | {"model": str(BUNDLED), "aids": True},
-    "here, bundled, places": OLD_RATES | {"model": str(BUNDLED), "aids": True, "place_cost": 10.0},
+    "here, few-photographs": {"recipe": "few-photographs", "rate_scaling": "none"},
 }
 """Settings of `train` that differ from `SMALL` and `COMMON`."""
 # The transfer's classes: other names, other borders. Two kinds of things become one, two kinds of stuff as well.
@@ -325,12 +324,15 @@ RIVALS = {"transformers' DETR": Detr, "transformers' Mask2Former": Mask2Former}
 
 def settings_of(contestant: str, task: Task, seed: int, changes: Mapping[str, Any]) -> TrainingSettings:
     """Returns the settings of `train` for a contestant."""
-    values = {**SMALL, **COMMON, **task.settings, **CONTESTANTS.get(contestant, CONTESTANTS["here, cells"]), **changes}
-    if values.get("model") and contestant in RIVALS:
-        values = {name: value for name, value in values.items() if name != "model"}
-    elif values.get("model"):
+    values = {**COMMON, **task.settings, **CONTESTANTS.get(contestant, CONTESTANTS["here, cells"]), **changes}
+    recipe = values.pop("recipe", "none")
+    if contestant in RIVALS:
+        values.pop("model", None)
+    starts_from_checkpoint = "model" in values or resolve_settings(recipe).model.model is not None
+    values = {**SMALL, **values}
+    if starts_from_checkpoint:
         values = {name: value for name, value in values.items() if name not in ARCHITECTURE}
-    return resolve_settings("none", None, {**values, "seed": seed})
+    return resolve_settings(recipe, None, {**values, "seed": seed})
 
 
 # ------ training and measuring

@@ -15,6 +15,7 @@ from pathlib import Path
 from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor, train
 from detr_panoptic.checkpoints import BUNDLED
 from detr_panoptic.image_processing_detr_panoptic import MERGING_MODES
+from detr_panoptic.training.model import equivalent_threshold
 
 PAPER_EOS_COEFFICIENT = 0.1
 CODE_SUFFIX = ".py"  # the Hub's copy of the code, which the package has already
@@ -31,11 +32,14 @@ def main() -> int:
         parser.error("name either a folder or a --config")
     source = arguments.folder or train(config=arguments.config).model_folder
     model = DetrPanopticForSegmentation.from_pretrained(source)
-    model.class_head.bias.data[-1] += math.log(PAPER_EOS_COEFFICIENT / model.config.eos_coefficient)
+    weights = model.config.eos_coefficient, PAPER_EOS_COEFFICIENT
+    model.class_head.bias.data[-1] += math.log(weights[1] / weights[0])
+    model.config.threshold = round(equivalent_threshold(model.config.threshold, *weights), 2)
     model.config.eos_coefficient = PAPER_EOS_COEFFICIENT
     model.half()
     model.save_pretrained(BUNDLED)
-    DetrPanopticImageProcessor.from_pretrained(source, merging=arguments.merging).save_pretrained(BUNDLED)
+    options = {"merging": arguments.merging, "threshold": model.config.threshold}
+    DetrPanopticImageProcessor.from_pretrained(source, **options).save_pretrained(BUNDLED)
     for path in BUNDLED.iterdir():
         if path.suffix == CODE_SUFFIX:
             path.unlink()

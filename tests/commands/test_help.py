@@ -76,7 +76,7 @@ def test_the_help_of_train_shows_the_defaults_of_the_recipe(recipe, capsys, monk
     assert main(["train", "--recipe", recipe, "--help"]) == 0
     page = capsys.readouterr().out
     settings = resolve_settings(recipe)
-    for name in ("epochs", "schedule", "stage", "freeze_backbone"):
+    for name in ("batch_size", "schedule", "stage", "freeze_backbone"):
         (line,) = [line for line in page.splitlines() if line.startswith(f"│ --{name.replace('_', '-')} ")]
         assert f"[default: {settings.to_dict()[name]}]" in line
 

@@ -38,6 +38,9 @@ def test_without_coco_weights_few_images_start_from_the_bundled_checkpoint(tmp_p
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["hidden_size"] == json.loads((BUNDLED / "config.json").read_text())["hidden_size"]
 
+    processor = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert processor["threshold"] == pytest.approx(0.531, abs=1e-3)  # 0.85 if "no object" weighs 0.1, not 0.5
+
     caplog.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("detr_panoptic.training.run.can_be_read", lambda _: True)

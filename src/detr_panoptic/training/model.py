@@ -55,12 +55,27 @@ def build_model(
             f"classes {shown}. Train the boxes first and pass that model as `model`."
         )
     if wanted.eos_coefficient is not None:
+        weights = model.config.eos_coefficient, wanted.eos_coefficient
+        model.config.threshold = equivalent_threshold(model.config.threshold, *weights)
         model.config.eos_coefficient = wanted.eos_coefficient
     if wanted.aids and wanted.stage != "boxes":  # the aids learn from masks
         attach_training_aids(model)
     freeze(model, wanted)
     size = {"shortest_edge": settings.data.short_side, "longest_edge": settings.data.long_side}
     return model, DetrPanopticImageProcessor.for_model(model.config, **inherited, size=size)
+
+
+def equivalent_threshold(threshold: float, old_weight: float, new_weight: float) -> float:
+    """Returns the score threshold that stands for the same certainty with another weight of "no object".
+
+    A weighted cross-entropy is smallest where the probabilities are the true ones times the weights.
+
+    Example:
+        >>> round(equivalent_threshold(0.85, 0.1, 1.0), 2)
+        0.36
+    """
+    odds = threshold * old_weight
+    return odds / max(odds + (1 - threshold) * new_weight, 1e-9)
 
 
 def _new_model(wanted: ModelSettings, categories: Categories) -> DetrPanopticForSegmentation:
