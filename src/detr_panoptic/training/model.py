@@ -66,9 +66,7 @@ def build_model(
 
 
 def equivalent_threshold(threshold: float, old_weight: float, new_weight: float) -> float:
-    """Returns the score threshold that stands for the same certainty with another weight of "no object".
-
-    A weighted cross-entropy is smallest where the probabilities are the true ones times the weights.
+    """Returns the score threshold for the same true probability with another weight of "no object" in the loss.
 
     Example:
         >>> round(equivalent_threshold(0.85, 0.1, 1.0), 2)

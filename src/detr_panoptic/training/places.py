@@ -20,8 +20,7 @@ from torch import Tensor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
 BATCHES = 8  # from which places are taken
-LEAST_BOXES = 50  # for each query
-SPREAD = 0.02  # of boxes that are drawn more than once
+LEAST_BOXES, SPREAD = 50, 0.02  # for each query, some drawn more than once
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ from .settings import (
     RunSettings,
     TrainingSettings,
     choose_recipe,
-    named_settings,
+    read_settings,
     resolve_settings,
 )
 from .state import Run, check_output, open_run, recipe_of
@@ -126,10 +126,10 @@ def train(
     given = {name: value for name, value in {"data": source, "output": output}.items() if value is not None} | settings
     in_memory = {name: value for name, value in given.items() if isinstance(value, PanopticData)}
     named = given | dict.fromkeys(in_memory, "data in memory")
-    resolved = resolve_settings(recipe, config, named)
-    if resolved.run.output is None:
+    given = (read_settings(config) if config is not None else {}) | named
+    if given.get("output") is None:
         raise ValueError("`output` is needed: a folder for the model, checkpoints and metrics.")
-    folder, given = Path(resolved.run.output), named_settings(config, named)
+    folder = Path(str(given["output"]))
     recipe = recipe or given.get("recipe") or (None if overwrite else recipe_of(folder))
     resolved = resolve_settings(recipe, config, named)
     if not (overwrite or dry_run):
@@ -153,10 +153,7 @@ def train(
 
 
 def chosen_recipe(images: int, given: Mapping[str, Any]) -> str:
-    """Chooses a recipe for some settings and says why; the same on every process.
-
-    If the weights of COCO can be had nowhere, few images start from the bundled checkpoint.
-    """
+    """Chooses a recipe and says why, the same on every process; without COCO weights, few images start from ours."""
     name, reason = choose_recipe(images, given)
     source = resolve_settings(name, overrides=given).model.model
     if name == "finetune-small" and given.get("model") is None and not can_be_read(str(source)):

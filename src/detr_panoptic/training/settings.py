@@ -222,7 +222,7 @@ def resolve_settings(
         >>> settings.optimization.epochs, settings.optimization.schedule
         (20, 'cosine')
     """
-    given = named_settings(file, overrides)
+    given = (read_settings(file) if file is not None else {}) | dict(overrides or {})
     name = recipe or given.get("recipe") or DEFAULT_RECIPE
     _refuse_unknown("recipe", (name,), (*recipe_names(), NO_RECIPE))
     values = {} if name == NO_RECIPE else read_settings(RECIPES / f"{name}.yaml")
@@ -233,11 +233,6 @@ def resolve_settings(
     if given.get("epochs") is not None:
         values = {key: value for key, value in values.items() if key != "max_steps"}
     return TrainingSettings.from_dict({**values, **given, "recipe": name})
-
-
-def named_settings(file: str | Path | None, overrides: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Returns the settings that a file and overrides name."""
-    return (read_settings(file) if file is not None else {}) | dict(overrides or {})
 
 
 def choose_recipe(images: int, given: Mapping[str, Any]) -> tuple[str, str]:
