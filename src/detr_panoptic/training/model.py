@@ -69,11 +69,11 @@ def equivalent_threshold(threshold: float, old_weight: float, new_weight: float)
     """Returns the score threshold for the same true probability with another weight of "no object" in the loss.
 
     Example:
-        >>> round(equivalent_threshold(0.85, 0.1, 1.0), 2)
-        0.36
+        >>> equivalent_threshold(0.85, 0.1, 0.5)
+        0.53125
     """
     odds = threshold * old_weight
-    return odds / max(odds + (1 - threshold) * new_weight, 1e-9)
+    return round(odds / max(odds + (1 - threshold) * new_weight, 1e-9), 6)  # users read it in tables
 
 
 def _new_model(wanted: ModelSettings, categories: Categories) -> DetrPanopticForSegmentation:
