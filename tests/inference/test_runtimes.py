@@ -38,6 +38,7 @@ del older
 gc.collect()
 del newer
 gc.collect()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
 try:
     signal.raise_signal(signal.SIGINT)
 except KeyboardInterrupt:
