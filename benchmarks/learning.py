@@ -193,7 +193,7 @@ class Contestant:
 
     def prepare(self) -> None:
         """Does what `train` does before the first update."""
-        prepare_model(self.model, self.batches, self.settings)
+        prepare_model(self.model, self.batches, self.settings, device=self.model.device)
 
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
         """Computes the loss of a batch."""

@@ -34,12 +34,14 @@ def main() -> int:
     model = DetrPanopticForSegmentation.from_pretrained(source)
     weights = model.config.eos_coefficient, PAPER_EOS_COEFFICIENT
     model.class_head.bias.data[-1] += math.log(weights[1] / weights[0])
-    model.config.threshold = round(equivalent_threshold(model.config.threshold, *weights), 2)
+    processor = DetrPanopticImageProcessor.from_pretrained(source, merging=arguments.merging)
+    if isinstance(processor.threshold, list):
+        parser.error("the thresholds of single classes are not shipped")
+    processor.threshold = model.config.threshold = round(equivalent_threshold(processor.threshold, *weights), 2)
     model.config.eos_coefficient = PAPER_EOS_COEFFICIENT
     model.half()
     model.save_pretrained(BUNDLED)
-    options = {"merging": arguments.merging, "threshold": model.config.threshold}
-    DetrPanopticImageProcessor.from_pretrained(source, **options).save_pretrained(BUNDLED)
+    processor.save_pretrained(BUNDLED)
     for path in BUNDLED.iterdir():
         if path.suffix == CODE_SUFFIX:
             path.unlink()

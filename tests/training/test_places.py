@@ -34,6 +34,7 @@ def test_new_queries_get_places_where_objects_are():
     assert torch.cdist(places, groups).min(0).values.max() < 0.02
     assert torch.equal(places, spread_places(batches, 3))
     assert spread_places(batches, 40).shape == (40, 4)  # more than there are boxes
+    assert spread_places([{"labels": [{"boxes": torch.zeros(0, 4)}]}], 3).shape == (3, 4)
 
 
 def test_places_act_in_training_only_and_are_not_saved():

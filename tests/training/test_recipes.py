@@ -5,7 +5,10 @@ import logging
 
 import pytest
 
+from detr_panoptic import train
 from detr_panoptic.checkpoints import BUNDLED
+from detr_panoptic.scenes.source import read_source
+from detr_panoptic.training import data as training_data
 from detr_panoptic.training.settings import choose_recipe, resolve_settings
 from tests.training.runs import run
 
@@ -39,13 +42,22 @@ def test_without_coco_weights_few_images_start_from_the_bundled_checkpoint(tmp_p
     assert config["hidden_size"] == json.loads((BUNDLED / "config.json").read_text())["hidden_size"]
 
     processor = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    assert processor["threshold"] == pytest.approx(0.531, abs=1e-3)  # 0.85 if "no object" weighs 0.1, not 0.5
+    assert processor["threshold"] == 0.53  # 0.85 if "no object" weighs 0.1, not 0.5
 
     caplog.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("detr_panoptic.training.run.can_be_read", lambda _: True)
         assert run(tmp_path, **settings).is_finished
     assert not any("chosen for" in text for text in caplog.messages)
+
+
+def test_generated_scenes_have_the_size_of_the_chosen_recipe(monkeypatch):
+    sides = []
+    monkeypatch.setattr(
+        training_data, "read_source", lambda *a, **k: sides.append(k["scene_side"]) or read_source(*a, **k)
+    )
+    result = train("scenes", output="unused", limit=2, dry_run=True)
+    assert result.settings.data.short_side == sides[-1] == 256
 
 
 def test_a_recipe_in_a_file_is_not_chosen_again(tmp_path, caplog):

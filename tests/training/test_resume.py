@@ -33,6 +33,7 @@ OPTIONS = {
     "log-every": 1,
     "checkpoint-every": 3,
     "ema-decay": 0.9,
+    "place-cost": 10.0,
     "workers": 1,
 }
 STEPS = 40

@@ -185,7 +185,7 @@ def prediction_errors(logits: Tensor, boxes: Tensor, labels: Labels, *, costs: d
     """Compares one layer's logits (B, Q, K+1) and boxes (B, Q, 4) with B targets, as the reference logs it.
 
     Returns `class_error`, the percentage of matched queries whose best class is wrong, and `cardinality_error`, the
-    mean difference between the numbers of predicted and true objects of an image.
+    mean difference between the numbers of predicted and true objects of an image. Places of queries do not count.
     """
     labels = moved_labels(labels, logits.device)
     matching = match(logits[None], boxes[None], labels, costs=costs).to(logits.device)

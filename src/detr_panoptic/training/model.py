@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,7 +44,8 @@ def build_model(
             text = "%d images are few for a new transformer: below %d, a recipe with a checkpoint avoids overfitting."
             logger.warning(text, len(data.train), OVERFITTED_IMAGES)
     else:
-        model, processor = load(BUNDLED if wanted.model == "bundled" else wanted.model, device="cpu")
+        is_ours = wanted.model == "bundled" and not Path("bundled").exists()
+        model, processor = load(BUNDLED if is_ours else wanted.model, device="cpu")
         unknown = fit_class_head(model, data.categories)
         inherited = {name: getattr(processor, name) for name in KEPT_OF_A_PROCESSOR}
         known = len(data.categories) - len(unknown)
@@ -56,7 +58,7 @@ def build_model(
         )
     if wanted.eos_coefficient is not None:
         weights = model.config.eos_coefficient, wanted.eos_coefficient
-        model.config.threshold = equivalent_threshold(model.config.threshold, *weights)
+        model.config.threshold = round(equivalent_threshold(model.config.threshold, *weights), 2)
         model.config.eos_coefficient = wanted.eos_coefficient
     if wanted.aids and wanted.stage != "boxes":  # the aids learn from masks
         attach_training_aids(model)
@@ -73,7 +75,7 @@ def equivalent_threshold(threshold: float, old_weight: float, new_weight: float)
         0.36
     """
     odds = threshold * old_weight
-    return odds / max(odds + (1 - threshold) * new_weight, 1e-9)
+    return odds / (odds + (1 - threshold) * new_weight) if odds and new_weight else threshold
 
 
 def _new_model(wanted: ModelSettings, categories: Categories) -> DetrPanopticForSegmentation:

@@ -39,6 +39,8 @@ def spread_places(batches: Iterable[dict[str, Any]], queries: int) -> Tensor:
     """Returns the centers (Q, 4) of clusters of the targets' boxes, for queries that have learned nothing yet."""
     boxes = torch.cat([target["boxes"] for batch in islice(batches, BATCHES) for target in batch["labels"]]).double()
     random = np.random.default_rng(0)
+    if not len(boxes):  # the first images have no segment: any places are better than none
+        return torch.from_numpy(random.random((queries, 4))).float()
     drawn = boxes.numpy()[random.integers(len(boxes), size=max(len(boxes), LEAST_BOXES * queries))]
     centers, _ = kmeans2(drawn + SPREAD * random.standard_normal(drawn.shape), queries, minit="++", seed=random)
     return torch.from_numpy(centers).float()

@@ -138,14 +138,16 @@ def train(
         set_seed(resolved.run.seed)
         data = read_data(resolved.data, resolved.run.seed, in_memory)
         if recipe is None:
-            resolved = resolve_settings(chosen_recipe(len(data.train), given), config, named)
+            provisional, resolved = resolved, resolve_settings(chosen_recipe(len(data.train), given), config, named)
+            if resolved.data != provisional.data:  # scenes have the size of the recipe
+                data = read_data(resolved.data, resolved.run.seed, in_memory)
         model, processor = build_model(resolved, data)
         fixed = fix_batch_size(resolved, model, accelerator, most_segments=max(map(len, data.sample)))
         if dry_run:
             return TrainingResult(folder, fixed, *describe_plan(fixed, data, model, accelerator.num_processes))
         with open_run(folder, resolved, accelerator, overwrite=overwrite):
             batches = Batches(fixed, data, processor)
-            prepare_model(model, batches, fixed)
+            prepare_model(model, batches, fixed, device=accelerator.device)
             shown = {n: v if isinstance(v, bool | int | float) else str(v) for n, v in fixed.to_dict().items()}
             accelerator.init_trackers("detr-panoptic", shown, init_kwargs={"wandb": {"dir": str(folder)}})
             write_split(folder, data, is_writer=accelerator.is_main_process)
@@ -155,7 +157,7 @@ def train(
 def chosen_recipe(images: int, given: Mapping[str, Any]) -> str:
     """Chooses a recipe and says why, the same on every process; without COCO weights, few images start from ours."""
     name, reason = choose_recipe(images, given)
-    source = resolve_settings(name, overrides=given).model.model
+    source = resolve_settings(name).model.model
     if name == "finetune-small" and given.get("model") is None and not can_be_read(str(source)):
         name, reason = "few-photographs", f"{reason}, and {source} is neither here nor can it be fetched"
     choice = [name]
@@ -165,18 +167,16 @@ def chosen_recipe(images: int, given: Mapping[str, Any]) -> str:
 
 
 def prepare_model(
-    model: DetrPanopticForSegmentation,
-    batches: Batches,
-    settings: TrainingSettings,
+    model: DetrPanopticForSegmentation, batches: Batches, settings: TrainingSettings, *, device: torch.device
 ) -> None:
     """Does what the settings want done before the first update; the same on every process."""
     if settings.model.calibrate:
         first = batches.first(CALIBRATION_IMAGES)
         calibrate(model, first["pixel_values"], first.get("pixel_mask"))
     if weight := settings.optimization.place_cost:
-        is_new, queries = settings.model.model is None, model.config.num_queries
-        endless = batches.endless()
-        attach_places(model, spread_places(endless, queries) if is_new else predicted_places(model, endless), weight)
+        endless, queries, is_new = batches.endless(), model.config.num_queries, settings.model.model is None
+        places = spread_places(endless, queries) if is_new else predicted_places(model.to(device), endless)
+        attach_places(model.to("cpu"), places, weight)
 
 
 @contextmanager

@@ -117,11 +117,7 @@ class OptimizationSettings(_Checked):
         "none", "scaling of the rates with the images per update, over reference_batch: none, sqrt or linear"
     )
     reference_batch: int = setting(64, "images per update for which the rates are meant", least=1)
-    place_cost: float = setting(
-        0.0,
-        "weight of a target's distance from the query's place in the matching, so that no object is found twice",
-        least=0,
-    )
+    place_cost: float = setting(0.0, "weight of a target's distance from the query's place in the matching", least=0)
     ema_decay: float | None = setting(None, "evaluate and save weights averaged by this decay", least=0, most=0.99999)
     patience: int | None = setting(None, "stop after this many evaluations without a better PQ", least=1)
 
