@@ -190,7 +190,7 @@ def test_a_video_is_read_up_to_its_limit(clip):
 def test_frames_may_not_grow_beyond_the_limit(pictures, tmp_path, monkeypatch):
     closed, narrow = [], write_clip(tmp_path / "a.mp4", pictures)
     with monkeypatch.context() as patch:
-        patch.setattr(Video, "close", closed.append)
+        patch.setattr(Video, "close", lambda video: closed.append(video))
         with pytest.raises(ValueError, match="has more than 16,383 pixels"):
             Video(narrow, max_pixels=SIDE * SIDE - 1)
     assert len(closed) == 1

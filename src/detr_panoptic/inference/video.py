@@ -253,8 +253,7 @@ def follow_video(
     """Yields each frame with its prediction, whose ids last."""
     tracking = tracking or Tracking(float(video.rate))
     for frame in video:
-        prediction = tracking.follow(predict(frame.image))
-        yield frame, replace(prediction, name=f"{Path(video.name).stem} {frame.number}")
+        yield frame, replace(tracking.follow(predict(frame.image)), name=f"{Path(video.name).stem} {frame.number}")
 
 
 def write_video(
@@ -302,6 +301,6 @@ def write_video(
 def _picture_stream(container: OutputContainer, size: tuple[int, int], rate: Fraction) -> VideoStream:
     """Adds the drawn pictures to a file, in the format that every browser plays, whose sides are even."""
     stream = container.add_stream("libx264", rate=rate)
-    stream.width, stream.height = (length - length % 2 for length in size)
+    stream.width, stream.height = (max(2, length - length % 2) for length in size)
     stream.pix_fmt, stream.codec_context.time_base = "yuv420p", TICK
     return stream
