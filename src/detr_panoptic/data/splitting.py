@@ -82,7 +82,7 @@ class DataSplit:
 
     Example:
         >>> print(DataSplit(Path("split"), training=85, validation=15))
-        85 images in split/train, 15 in split/val: `split` train, `validation_split` val
+        85 images in split/train, 15 in split/val; train with --data split --split train --validation-split val
     """
 
     output: Path
@@ -92,8 +92,8 @@ class DataSplit:
     def __str__(self) -> str:
         """Returns the numbers and how to use the splits."""
         return (
-            f"{self.training} images in {self.output / TRAIN}, {self.validation} in {self.output / VALIDATION}: "
-            f"`split` {TRAIN}, `validation_split` {VALIDATION}"
+            f"{self.training} images in {self.output / TRAIN}, {self.validation} in {self.output / VALIDATION}; "
+            f"train with --data {self.output} --split {TRAIN} --validation-split {VALIDATION}"
         )
 
 
