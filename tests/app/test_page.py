@@ -1,5 +1,6 @@
 """The page over real connections: its answers, and requests that it must refuse."""
 
+import errno
 import gc
 import io
 import json
@@ -9,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
 import zipfile
@@ -18,6 +20,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import av
 import httpx
 import numpy as np
 import pytest
@@ -27,6 +30,7 @@ from PIL import Image
 
 from detr_panoptic import Predictor, explain
 from detr_panoptic.checkpoints import BUNDLED
+from detr_panoptic.inference import Prediction
 from detr_panoptic.scenes import make_scene
 from detr_panoptic.segment_ids import rgb_to_ids
 from tests.inference.test_video import write_clip
@@ -228,6 +232,45 @@ def test_a_long_video_is_sampled_and_cut(client, clip, monkeypatch):
     assert sorted(name for name in archive.namelist() if name.endswith(".json")) == [
         f"clip/00000{number}.json" for number in (0, 3, 6)
     ]
+
+
+def test_a_video_is_not_read_on_and_on_because_its_header_says_so(client, clip, monkeypatch):
+    monkeypatch.setattr("detr_panoptic.app.uploads.MAX_FRAMES", 3)
+    monkeypatch.setattr("detr_panoptic.app.uploads.MAX_EVERY", 2, raising=False)
+    uploads = [upload(client, clip.read_bytes(), "clip.mp4")]
+    message = answer(client, "segment_files", [uploads, "semantic", 0.5, False])
+    names = [name for name in files_of(client, message)[2].namelist() if name.endswith(".json")]
+    assert sorted(names) == [f"clip/00000{number}.json" for number in (0, 2, 4)]
+    assert message["logs"] == ["clip.mp4: only its first 6 frames are read"]
+
+
+def test_files_whose_results_cannot_be_written_are_left_out(client, cache, scene, clip, tmp_path, monkeypatch):
+    with av.open(str(tmp_path / "thin.mov"), "w") as container:
+        stream = container.add_stream("png", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 1, 64, "rgb24"
+        container.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (1, 64)))))
+        container.mux(stream.encode())
+    save = Prediction.save
+
+    def save_to_a_full_disk(self, folder, stem=None, **options):
+        file = save(self, folder, stem, **options)
+        if stem == "full":
+            raise av.error.ExternalError(1, "Generic error in an external library")
+        if stem == "000003":
+            raise OSError(errno.ENOSPC, "No space left on device", str(file))
+        return file
+
+    monkeypatch.setattr(Prediction, "save", save_to_a_full_disk)
+    files = {"full.png": scene, "thin.mov": tmp_path / "thin.mov", "clip.mp4": clip, "fully.png": scene}
+    uploads = [upload(client, file.read_bytes(), name) for name, file in files.items()]
+    message = answer(client, "segment_files", [uploads, "panoptic", 0.5, False])
+    assert message["success"], message
+    archive = files_of(client, message)[2]
+    names = {name for name in archive.namelist() if not name.startswith("thin/")}
+    assert names == {"fully.json", "fully.png", "fully_overlay.png", "thin.mp4"}
+    assert [log.partition(" ")[0].rstrip(":") for log in message["logs"]] == ["full.png", "clip.mp4"]
+    assert "No space left on device" in message["logs"][1]
+    assert not any(str(folder) in log for log in message["logs"] for folder in (cache, tempfile.gettempdir()))
 
 
 def test_too_many_files_are_refused(client, scene):

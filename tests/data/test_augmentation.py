@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from detr_panoptic.data.augmentation import LargeScaleJitter, RandomAugmentation, build_augmentation, sample_seed
+from detr_panoptic import DetrPanopticImageProcessor
+from detr_panoptic.data.augmentation import (
+    Augmentation,
+    LargeScaleJitter,
+    RandomAugmentation,
+    build_augmentation,
+    sample_seed,
+)
 from detr_panoptic.data.records import ids_to_rgb, measure_segments
 
 HEIGHT, WIDTH = 61, 83
@@ -254,6 +261,23 @@ def test_a_picture_that_becomes_one_pixel_wide_keeps_its_colors(augment):
     pictures = [augment(record, seed)["image"] for seed in range(20)]
     assert any(picture.width == 1 for picture in pictures)
     assert all(picture.getcolors() == [(picture.width * picture.height, (250, 130, 10))] for picture in pictures)
+
+
+def test_training_and_inference_read_a_picture_of_16_bits_alike(record):
+    class Unchanged(Augmentation):
+        flip_probability = 0
+
+        def _transform(self, image, ids, _):
+            return image, ids
+
+    values = np.linspace(0, 65535, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
+    picture = Image.fromarray(values)
+    assert picture.mode == "I;16"
+    trained = Unchanged()(record | {"image": picture}, 0)["image"]
+    read = DetrPanopticImageProcessor(do_resize=False)
+    pixels = [read(image, return_tensors="pt")["pixel_values"] for image in (trained, picture)]
+    assert torch.equal(*pixels)
+    assert len(pixels[0].unique()) > 200, "it is scaled, not clipped"
 
 
 @pytest.mark.parametrize("kind", ["none", "flip", "paper", "jitter"])

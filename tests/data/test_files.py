@@ -1,5 +1,8 @@
 """Atomic writes."""
 
+import errno
+import os
+
 import pytest
 
 from detr_panoptic.data.files import whole_files, whole_folder, written_whole
@@ -54,3 +57,15 @@ def test_what_exists_is_left_alone(tmp_path, name):
     with pytest.raises(ValueError, match=name), whole_folder(tmp_path / name):
         pytest.fail("the context must not be entered")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "busy.partial", "file", "full"]
+
+
+@pytest.mark.parametrize("whole", [written_whole, whole_folder])
+def test_only_the_error_of_a_full_disk_gets_the_name_of_the_output(tmp_path, whole):
+    """Other errors come of what is read or computed in between, and keep their text."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    others = [OSError("image file is truncated"), OSError(errno.EIO, "a broken disk"), ConnectionError("no answer")]
+    texts = [str(error) for error in others]
+    for error in (full, *others):
+        with pytest.raises(OSError, match=r"No space|truncated|broken|no answer"), whole(tmp_path / "out"):
+            raise error
+    assert (full.filename, [str(error) for error in others]) == (str(tmp_path / "out"), texts)

@@ -181,15 +181,19 @@ def test_a_file_that_is_no_video_is_named(predictor, tmp_path, content):
 def test_a_video_is_read_up_to_its_limit(clip):
     with closing(Video(clip, every=3, limit=2)) as video:
         assert [frame.number for frame in video] == [0, 3]
-        assert video.failures == [f"{clip}: only its first 6 frames are predicted"]
+        assert video.failures == [f"{clip}: only its first 6 frames are read"]
     with closing(Video(clip, limit=COUNT)) as video:
         assert len(list(video)) == COUNT
         assert video.failures == []
 
 
-def test_frames_may_not_grow_beyond_the_limit(pictures, tmp_path):
-    with pytest.raises(ValueError, match="has more than 16,383 pixels"):
-        Video(write_clip(tmp_path / "a.mp4", pictures), max_pixels=SIDE * SIDE - 1)
+def test_frames_may_not_grow_beyond_the_limit(pictures, tmp_path, monkeypatch):
+    closed, narrow = [], write_clip(tmp_path / "a.mp4", pictures)
+    with monkeypatch.context() as patch:
+        patch.setattr(Video, "close", lambda video: closed.append(video))
+        with pytest.raises(ValueError, match="has more than 16,383 pixels"):
+            Video(narrow, max_pixels=SIDE * SIDE - 1)
+    assert len(closed) == 1
     large = [picture.resize((8 * SIDE, 8 * SIDE)) for picture in pictures]
     parts = [write_clip(tmp_path / f"{len(some)}.ts", some) for some in (pictures[:3], large)]
     (tmp_path / "growing.mpg").write_bytes(b"".join(part.read_bytes() for part in parts))

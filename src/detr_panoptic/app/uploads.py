@@ -18,9 +18,10 @@ from ..inference.prediction import JSON, MAP, OVERLAY
 from ..inference.video import Video, write_video
 
 MAX_FILES, MAX_FRAMES = 20, 300  # of a request; the frames are those of all its videos together
+MAX_EVERY = 33  # of the frames of a video one is taken: whatever its header says, 9900 are read
+RESULTS = (OVERLAY, MAP, JSON, ".mp4", "")  # endings of what a file becomes; that of the frames' folder is empty
 
-Result = tuple[Path, str]
-"""A picture or video to show, and its caption."""
+Result = tuple[Path, str]  # a picture or video to show, and its caption
 
 
 @contextmanager
@@ -28,8 +29,12 @@ def shown_errors(path: Path) -> Iterator[None]:
     """Shows errors about a file to the visitor, without its folder."""
     try:
         yield
-    except (ValueError, TypeError, ImportError) as error:
-        raise gr.Error(str(error).replace(f"{path.parent}/", ""), print_exception=False) from error
+    except Exception as error:
+        reason = getattr(error, "strerror", None)  # of FFmpeg or the system, whose texts name paths
+        if not isinstance(error, (ValueError, TypeError, ImportError, OSError)) and reason is None:
+            raise
+        text = f"{path.name}: {reason}." if reason else str(error).replace(f"{path.parent}/", "")
+        raise gr.Error(text, print_exception=False) from error
 
 
 def check_image(path: Path, max_pixels: int) -> tuple[int, int]:
@@ -59,7 +64,7 @@ def segment_uploads(
     results, errors = [], []
     # Gradio deletes the files that it shows: all others exist only inside the ZIP file.
     with tempfile.TemporaryDirectory() as work:
-        stems = unique_stems(paths, (OVERLAY, MAP, JSON, ".mp4", ""), output=Path(work))
+        stems = unique_stems(paths, RESULTS, output=Path(work))
         for path, stem in zip(progress.tqdm(paths, unit="files"), stems, strict=True):
             target = Path(work, f"{stem}{path.suffix}")
             try:
@@ -74,6 +79,9 @@ def segment_uploads(
                         results.append((Path(work, f"{stem}{OVERLAY}"), str(prediction).partition("\n")[0]))
             except gr.Error as error:
                 errors.append(error)
+                shutil.rmtree(Path(work, stem), ignore_errors=True)
+                for ending in RESULTS[:-1]:
+                    Path(work, f"{stem}{ending}").unlink(missing_ok=True)
         if not results:
             raise errors[-1]
         for left_out in errors:
@@ -86,10 +94,10 @@ def _segment_video(
     predict: Callable[..., Prediction], video: Video, target: Path, limit: int, progress: gr.Progress
 ) -> Result:
     """Predicts at most so many frames, spread over the video if it says how many it has."""
-    video.every, video.name, numbers = max(1, -(-len(video) // limit)), target.name, count()
+    video.every, video.name, numbers = min(MAX_EVERY, max(1, -(-len(video) // limit))), target.name, count()
 
     def predict_frame(image: Image.Image) -> Prediction:
-        progress((next(numbers), len(video) or limit), desc=target.name, unit="frames")
+        progress((next(numbers), min(len(video) or limit, limit)), desc=target.name, unit="frames")
         return predict(image)
 
     result = write_video(video, predict_frame, target.parent, progress=False)

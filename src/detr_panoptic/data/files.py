@@ -1,5 +1,6 @@
 """Atomic writes: a reader sees a complete file or folder, or none, even if the process is killed."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from .plain_text import first_line
 
 PARTIAL_PREFIX = ".partial_"  # hidden, so that readers of folders leave such files out
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of writing alone, which name no path
 
 
 @contextmanager
@@ -78,8 +80,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def _name(error: BaseException, path: Path) -> None:
-    """Lets the error of a write name a path: that of a full disk names none."""
-    if isinstance(error, OSError) and not error.filename:
+    if isinstance(error, OSError) and error.errno in NO_ROOM and not error.filename:
         error.filename = str(path)
 
 
@@ -97,8 +98,7 @@ def check_folder(folder: str | Path, name: str = "output") -> None:
 def check_new_folder(folder: str | Path) -> None:
     """Raises what `check_folder` raises, and ValueError unless the folder is empty or does not exist."""
     check_folder(folder)
-    folder = Path(folder)
-    if folder.is_dir() and any(folder.iterdir()):
+    if Path(folder).is_dir() and any(Path(folder).iterdir()):
         raise ValueError(f"`output` {str(folder)!r} must be an empty folder or not exist.")
 
 

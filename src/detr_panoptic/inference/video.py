@@ -119,6 +119,7 @@ class Video:
             raise ValueError(f"Cannot read the video {self.name!r}: {reason}.") from error
         if max_pixels is not None:
             if self._stream.width * self._stream.height > max_pixels:
+                self.close()
                 raise ValueError(f"{self.name} has more than {max_pixels:,} pixels.")
             self._stream.codec_context.options = {"max_pixels": str(max_pixels)}  # of frames that are larger later
 
@@ -143,10 +144,9 @@ class Video:
         try:
             for number, frame in enumerate(self._container.decode(self._stream), start=1):
                 if self._limit is not None and number > self._limit * self.every:
-                    return self._fail(f"only its first {number - 1} frames are predicted")
+                    return self._fail(f"only its first {number - 1} frames are read")
                 if (number - 1) % self.every == 0:
-                    image = frame.to_image()
-                    image = image.rotate(frame.rotation, expand=True) if frame.rotation else image
+                    image = frame.to_image().rotate(frame.rotation, expand=True)
                     seconds = frame.time if frame.time is not None else (number - 1) / float(self.rate * self.every)
                     yield Frame(image, number - 1, seconds)
         except av.FFmpegError as error:
@@ -182,9 +182,7 @@ class Tracking:
 
     def follow(self, prediction: Prediction) -> Prediction:
         """Returns the prediction of the next frame with lasting ids, in its map and its segments."""
-        things: dict[int, list[Segment]] = {
-            label_id: [] for label_id in self._of_label
-        }  # a label that is not seen must be told as well
+        things: dict[int, list[Segment]] = {label_id: [] for label_id in self._of_label}  # unseen labels count, too
         new_ids = np.zeros(len(prediction.segments) + 1, dtype=np.int32)
         instances: dict[int, int] = {}
         for segment in prediction.segments:
@@ -237,10 +235,8 @@ class _LabelTracking:
             if tracker_id == UNCONFIRMED:
                 own = (next(self._numbers), next(self._instances))
                 self._unconfirmed.append((box, own))
-            elif tracker_id not in self.ids:  # confirmed now: it keeps the id of its first frame
-                own = self.ids[tracker_id] = self._confirm(box)
-            else:
-                own = self.ids[tracker_id]
+            else:  # one that is confirmed now keeps the id of its first frame
+                own = self.ids[tracker_id] = self.ids.get(tracker_id) or self._confirm(box)
             yield segments[index], *own
 
     def _confirm(self, box: NDArray[np.float32]) -> tuple[int, int]:
@@ -257,8 +253,7 @@ def follow_video(
     """Yields each frame with its prediction, whose ids last."""
     tracking = tracking or Tracking(float(video.rate))
     for frame in video:
-        prediction = tracking.follow(predict(frame.image))
-        yield frame, replace(prediction, name=f"{Path(video.name).stem} {frame.number}")
+        yield frame, replace(tracking.follow(predict(frame.image)), name=f"{Path(video.name).stem} {frame.number}")
 
 
 def write_video(
@@ -297,9 +292,8 @@ def write_video(
             logger.warning("Interrupted after %d frames, which are kept.", number)
         if stream is None:
             folder.rmdir()
-            raise ValueError(
-                f"Cannot read the video {video.name!r}: {'; '.join(video.failures) or 'it has no frames'}."
-            )
+            reason = "; ".join(video.failures) or "it has no frames"
+            raise ValueError(f"Cannot read the video {video.name!r}: {reason}.")
         container.mux(stream.encode())
     return VideoPrediction(file, folder, number, tracking.num_things, video.failures)
 
@@ -307,6 +301,6 @@ def write_video(
 def _picture_stream(container: OutputContainer, size: tuple[int, int], rate: Fraction) -> VideoStream:
     """Adds the drawn pictures to a file, in the format that every browser plays, whose sides are even."""
     stream = container.add_stream("libx264", rate=rate)
-    stream.width, stream.height = (length - length % 2 for length in size)
+    stream.width, stream.height = (max(2, length - length % 2) for length in size)
     stream.pix_fmt, stream.codec_context.time_base = "yuv420p", TICK
     return stream
