@@ -218,6 +218,12 @@ def build_augmentation(
     )
 
 
+def padding_options(processor: Any, images: Sequence[Any]) -> dict[str, Any]:
+    """Returns what spares our image processor a `pixel_mask`, as large as the images, where it pads nothing."""
+    is_padded = processor.pad_size is not None or len({image.size for image in images}) > 1
+    return {} if is_padded else {"do_pad": False}
+
+
 class PanopticCollator:
     """Augments canonical records and passes them to the image processor.
 
@@ -266,9 +272,7 @@ class PanopticCollator:
         images = [record["image"] for record in records]
         if not self.as_maps:
             return self.processor(images, annotations=annotations, return_tensors="pt", **options)
-        if len({image.size for image in images}) == 1 and self.processor.pad_size is None:
-            options["do_pad"] = False  # no mask is made
-        batch = self.processor(images, return_tensors="pt", **options)
+        batch = self.processor(images, return_tensors="pt", **options, **padding_options(self.processor, images))
         canvas, padding = tuple(batch["pixel_values"].shape[-2:]), batch.get("pixel_mask")
         sizes = [canvas] * len(images)
         if padding is not None:

@@ -13,6 +13,7 @@ import torch
 from transformers import BatchFeature
 
 from ..box_ops import upload
+from ..data.augmentation import padding_options
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 
 if TYPE_CHECKING:
@@ -38,10 +39,9 @@ class Batch(NamedTuple):
 
 def make_batch(processor: Callable[..., BatchFeature], records: Sequence[Mapping[str, Any]]) -> Batch:
     """Preprocesses the images of some records."""
-    # An image alone needs no `pixel_mask`, which is as large as the image.
-    ours = isinstance(processor, DetrPanopticImageProcessor) and getattr(processor, "pad_size", None) is None
-    options: dict[str, Any] = {"do_pad": False} if ours and len(records) == 1 else {}
-    return Batch(records, processor([record["image"] for record in records], return_tensors="pt", **options))
+    images = [record["image"] for record in records]
+    options = padding_options(processor, images) if isinstance(processor, DetrPanopticImageProcessor) else {}
+    return Batch(records, processor(images, return_tensors="pt", **options))
 
 
 def plan_batches(

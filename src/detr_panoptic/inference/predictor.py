@@ -237,10 +237,9 @@ class Predictor:
         check_options(
             task, threshold, batch_size=batch_size, num_workers=num_workers, detections=detections, on_error=on_error
         )
-        reading: Any = {"workers": num_workers, "on_error": on_error, "failures": [] if failures is None else failures}
-        yield from self._segment(
-            self._batches(source, batch_size, share=share, **reading), task, threshold, detections
-        )
+        reading: Any = {"workers": num_workers, "on_error": on_error, "failures": failures}
+        batches = self._batches(source, batch_size, share=share, **reading)
+        yield from self._segment(batches, task, threshold, detections)
 
     def iterate_outputs(
         self,
@@ -257,7 +256,7 @@ class Predictor:
         The arguments are those of `iterate`. Batches of which each image, by its index, `is_done` are left out.
         """
         check_options(batch_size=batch_size, num_workers=num_workers, on_error=on_error)
-        reading: Any = {"workers": num_workers, "on_error": on_error, "failures": [] if failures is None else failures}
+        reading: Any = {"workers": num_workers, "on_error": on_error, "failures": failures}
         batches = self._batches(source, batch_size, is_done=is_done, **reading)
         yield from run_model(self.model, batches, network=self.network)
 
@@ -476,7 +475,7 @@ def read_batches(
     *,
     workers: int | None,
     on_error: OnError,
-    failures: list[str],
+    failures: list[str] | None,
 ) -> Iterator[Batch]:
     """Yields the batches of a plan with the images that can be read; messages about others go to `failures`.
 
@@ -488,7 +487,8 @@ def read_batches(
     indices, load = range(len(pictures)), partial(load_batch, pictures, processor)
     for batch, messages in DataLoader(indices, batch_sampler=plan, collate_fn=load, num_workers=workers):  # type: ignore[arg-type]
         report_failures(messages, on_error)
-        failures += messages
+        if failures is not None:
+            failures += messages
         if batch is not None:
             yield batch
 

@@ -146,7 +146,8 @@ class Video:
                 if self._limit is not None and number > self._limit * self.every:
                     return self._fail(f"only its first {number - 1} frames are read")
                 if (number - 1) % self.every == 0:
-                    image = frame.to_image().rotate(frame.rotation, expand=True)
+                    image = frame.to_image()
+                    image = image.rotate(frame.rotation, expand=True) if frame.rotation else image
                     seconds = frame.time if frame.time is not None else (number - 1) / float(self.rate * self.every)
                     yield Frame(image, number - 1, seconds)
         except av.FFmpegError as error:

@@ -20,7 +20,8 @@ from torch import Tensor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
 BATCHES = 8  # from which places are taken
-LEAST_BOXES, SPREAD = 50, 0.02  # for each query, some drawn more than once
+LEAST_BOXES = 50  # for each query; if there are fewer, some are taken more than once,
+SPREAD = 0.02  # moved by as much of the image, so that clusters differ
 
 
 @torch.no_grad()

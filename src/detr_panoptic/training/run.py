@@ -28,13 +28,7 @@ from .model import build_model, calibrate
 from .optimization import fix_batch_size
 from .places import attach_places, predicted_places, spread_places
 from .reports import best_evaluation, describe_plan, write_reports, write_split
-from .settings import (
-    RunSettings,
-    TrainingSettings,
-    choose_recipe,
-    read_settings,
-    resolve_settings,
-)
+from .settings import RunSettings, TrainingSettings, choose_recipe, read_settings, resolve_settings
 from .state import Run, check_output, open_run, recipe_of
 
 logger = logging.getLogger(__name__)
@@ -123,22 +117,22 @@ def train(
         >>> result.total_steps, result.is_finished
         (10, False)
     """
-    given = {name: value for name, value in {"data": source, "output": output}.items() if value is not None} | settings
-    in_memory = {name: value for name, value in given.items() if isinstance(value, PanopticData)}
-    named = given | dict.fromkeys(in_memory, "data in memory")
-    given = (read_settings(config) if config is not None else {}) | named
+    named = {name: value for name, value in {"data": source, "output": output}.items() if value is not None} | settings
+    in_memory = {name: value for name, value in named.items() if isinstance(value, PanopticData)}
+    given = (read_settings(config) if config is not None else {}) | named | dict.fromkeys(in_memory, "data in memory")
     if given.get("output") is None:
         raise ValueError("`output` is needed: a folder for the model, checkpoints and metrics.")
     folder = Path(str(given["output"]))
     recipe = recipe or given.get("recipe") or (None if overwrite else recipe_of(folder))
-    resolved = resolve_settings(recipe, config, named)
+    resolved = resolve_settings(recipe, overrides=given)
     if not (overwrite or dry_run):
         check_output(folder, resolved)
     with started_accelerator(resolved.run) as accelerator:
         set_seed(resolved.run.seed)
         data = read_data(resolved.data, resolved.run.seed, in_memory)
         if recipe is None:
-            provisional, resolved = resolved, resolve_settings(chosen_recipe(len(data.train), given), config, named)
+            provisional, recipe = resolved, chosen_recipe(len(data.train), given)
+            resolved = resolve_settings(recipe, overrides=given)
             if resolved.data != provisional.data:  # scenes have the size of the recipe
                 data = read_data(resolved.data, resolved.run.seed, in_memory)
         model, processor = build_model(resolved, data)

@@ -112,8 +112,7 @@ def check_output(folder: Path, settings: TrainingSettings) -> None:
 
 def recipe_of(folder: Path) -> str | None:
     """Returns the recipe of the run in a folder; None if there is no run."""
-    path = folder / SETTINGS
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("recipe") if path.is_file() else None
+    return read_settings(folder / SETTINGS).get("recipe") if (folder / SETTINGS).is_file() else None
 
 
 def _prepare(folder: Path, settings: TrainingSettings, overwrite: bool) -> None:
