@@ -12,7 +12,7 @@ after, which saves work; the filter sees nothing beyond the border of the window
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
@@ -247,12 +247,7 @@ class PanopticCollator:
     """
 
     def __init__(
-        self,
-        processor: Any,
-        augmentation: Callable[[Record, int], Record] | None = None,
-        *,
-        seed: int = 0,
-        as_maps: bool = False,
+        self, processor: Any, augmentation: Augmentation | None = None, *, seed: int = 0, as_maps: bool = False
     ) -> None:
         self.processor = processor
         self.as_maps = as_maps

@@ -82,7 +82,6 @@ def read_data(settings: DataSettings, seed: int, in_memory: Mapping[str, Panopti
         raise ValueError(f"`data` is needed: a folder, a Hub dataset or `{SCENES}`.")
     options: dict[str, Any] = {"data_format": settings.format, "limit": settings.limit}
     options |= {"scene_side": min(settings.short_side, MAX_SCENE_SIDE), "scene_seed": seed}
-    options["scene_workers"] = settings.workers
     train = read_source(source, split=settings.split, **options)
     train_name = public_name(str(settings.data), settings.split)
     validation, name, choice = train, "the training images", None
@@ -133,7 +132,7 @@ class Batches:
     def __init__(self, settings: TrainingSettings, data: TrainingData, processor: DetrPanopticImageProcessor) -> None:
         images, self.seed = settings.data, settings.run.seed
         self._images, self._side = images, torch.tensor(side_at(images, 0.0)).share_memory_()
-        augmentation = None if images.augmentation == "none" else partial(_augment, images, self._side)
+        augmentation: Any = None if images.augmentation == "none" else partial(_augment, images, self._side)
         self.collator = PanopticCollator(processor, augmentation, seed=self.seed, as_maps=True)
         self._order = torch.Generator()
         self._is_over = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -147,9 +146,8 @@ class Batches:
             persistent_workers=images.workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=partial(_leave_signals_to_the_run, self._is_over),
-            generator=torch.Generator().manual_seed(
-                self.seed
-            ),  # otherwise passes advance the generator of the dropout
+            # Without a generator of its own, passes would advance that of the dropout.
+            generator=torch.Generator().manual_seed(self.seed),
         )
 
     def first(self, count: int) -> Batch:
