@@ -101,7 +101,6 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     format: str | None = None
 
     def __init__(self, **kwargs: Any) -> None:
-        """Checks and keeps the settings; the class's arguments."""
         _refuse_unknown(set(kwargs) - SAVED_BESIDES)
         super().__init__(**kwargs)
         self._validate_preprocess_kwargs(**{n: getattr(self, n) for n in ("do_center_crop", "data_format")})

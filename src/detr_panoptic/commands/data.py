@@ -39,7 +39,7 @@ def check(
     if report is not None:
         check_folder(report, "report")
     data = read_source(source, limit=reading.limit) if source == SCENES else source
-    result = check_data(data, num_queries=queries, workers=workers, **reading.arguments())
+    result = check_data(data, num_queries=queries, workers=workers, **asdict(reading))
     print(result)
     if report is not None:
         print(f"The report is {result.save(report)}")
@@ -100,7 +100,7 @@ def convert(
     data: Any = source
     if source == SCENES:
         data = read_source(source, limit=reading.limit, scene_seed=scenes.seed, scene_workers=scenes.workers)
-    result = convert_data(data, output, **asdict(form), on_error=on_error, **reading.arguments())
+    result = convert_data(data, output, **asdict(form), on_error=on_error, **asdict(reading))
     print(result)
     return 2 if result.failures else 0
 
@@ -181,7 +181,7 @@ def label(
         **asdict(wanted),
         report=report,
         on_error=on_error,
-        **reading.arguments(),
+        **asdict(reading),
         **running.loading(),
         **running.steps(),
     )
@@ -238,7 +238,7 @@ def complete_stuff(
         threshold=additions.threshold,
         report=report,
         on_error=on_error,
-        **reading.arguments(),
+        **asdict(reading),
         **running.loading(),
         **running.steps(),
     )

@@ -1,6 +1,6 @@
 """`detr-panoptic evaluate`."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -73,7 +73,7 @@ def evaluate(
             raise ValueError(
                 f"`--{name.replace('_', '-')}` has no meaning with `--tune`, which looks for the best PQ."
             )
-    options = {**reading.arguments(), **running.loading(), **running.steps(), "on_error": on_error}
+    options = {**asdict(reading), **running.loading(), **running.steps(), "on_error": on_error}
     if measures.tune is not None:
         tuning = tune_thresholds(model, data, per_class=measures.tune == "per-class", **options)
         print(tuning)

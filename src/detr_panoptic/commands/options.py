@@ -1,6 +1,6 @@
 """Options that several commands share."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,10 +43,6 @@ class Reading:
     limit: Annotated[int | None, Parameter(help="Use only the first images; of `scenes`, how many to generate.")] = (
         None
     )
-
-    def arguments(self) -> dict[str, Any]:
-        """Returns the arguments of a function that reads a dataset."""
-        return asdict(self)
 
 
 @Parameter(name="*")

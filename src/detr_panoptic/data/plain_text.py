@@ -1,4 +1,7 @@
-"""Escapes untrusted names of classes and files for terminals and Markdown, and shortens errors of other libraries."""
+"""Escapes untrusted names of classes and files for terminals and Markdown, and shortens lists and errors."""
+
+from collections.abc import Iterable
+from typing import Any
 
 _MARKDOWN = "\\|`*_[]~"
 _BREAKS = "\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"
@@ -32,6 +35,13 @@ def markdown(text: str) -> str:
     """Escapes text for a line, list item or table cell of Markdown, HTML included."""
     text = one_line(text).replace("&", "&amp;").replace("<", "&lt;")
     return "".join("\\" + letter if letter in _MARKDOWN else letter for letter in text)
+
+
+def listing(values: Iterable[Any], *, limit: int = 6) -> str:
+    """Returns the first values and how many more there are."""
+    words = [str(value) for value in values]
+    more = f" and {len(words) - limit} more" if len(words) > limit else ""
+    return ", ".join(words[:limit]) + more
 
 
 def counted(count: int, thing: str) -> str:

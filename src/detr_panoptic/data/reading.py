@@ -129,7 +129,7 @@ def read_panoptic(
         >>> data.records[0]["image"].size, data.categories.names[:3]
         ((256, 256), ('house', 'tree', 'sheep'))
     """
-    check_limit(limit)
+    check_least("limit", limit, 1)
     if isinstance(source, PanopticData):
         if split is not None or data_format is not None or streaming or stuff is not None:
             raise ValueError("`split`, `data_format`, `stuff` and `streaming` do not apply to a `PanopticData`.")
@@ -146,10 +146,10 @@ def read_panoptic(
     return PanopticData(streamed_records(raw) if streams else map_style_records(raw), raw.categories)
 
 
-def check_limit(limit: int | None) -> None:
-    """Raises ValueError for a limit below 1."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"`limit` must be at least 1, got {limit}.")
+def check_least(name: str, value: Any, least: int) -> None:
+    """Raises ValueError unless a value is None or a whole number of at least `least`."""
+    if value is not None and not (isinstance(value, int) and value >= least):
+        raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}.")
 
 
 def raw_records(source: str, data_format: str | None, options: ReadOptions) -> RawRecords:
@@ -198,6 +198,7 @@ def recognize(source: str, *, split: str | None = None) -> str:
     raise ValueError(f"`source` {source!r} {what}: looked for {', '.join(names)}.{hint}")
 
 
+PICTURE_FEATURES = Features({"image": Image(), "image_id": Value("int64"), "file_name": Value("string")})
 ROWS_AT_ONCE = 1000  # of which the paths are read
 
 
@@ -224,7 +225,7 @@ def read_images(
         7
     """
     source = str(source)
-    check_limit(limit)
+    check_least("limit", limit, 1)
     if data_format in (None, ROWS) and (is_hub_id(source) or holds_rows(source)):
         rows: Any = open_rows(source, split=split, streaming=False)
         check_pictures_inside(rows, source)
@@ -248,7 +249,7 @@ def _folder_rows(folder: Path, names: list[str]) -> Dataset:
         {"image": str((folder / name).absolute()), "image_id": file_image_id(name), "file_name": name}
         for name in names
     ]
-    return dataset_of(rows, Features({"image": Image(), "image_id": Value("int64"), "file_name": Value("string")}))
+    return dataset_of(rows, PICTURE_FEATURES)
 
 
 def _picture_rows(rows: Dataset, source: str) -> Dataset:

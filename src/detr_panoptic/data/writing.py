@@ -20,12 +20,12 @@ from tqdm.auto import tqdm
 
 from .categories import Categories
 from .contained_paths import path_inside
-from .files import check_new_folder, whole_folder
+from .files import check_new_folder, whole_folder, write_file
 from .lazy_records import NamedRecords, name_of, open_stored, row_error, undecoded, upright_size
 from .plain_text import counted
 from .reading import PanopticData, read_panoptic
 from .records import Record, has_scores, panoptic_features
-from .stored import map_file, picture_file, stored_record, write_file
+from .stored import map_file, picture_file, stored_record
 from .writing_instances import Masks, write_coco_instances
 
 ROW_GROUP = 64  # records; a reader of Parquet loads a group at once
@@ -63,7 +63,7 @@ def write_coco_panoptic_dataset(folder: str | Path, records: Iterable[Record], c
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         annotations.append({"image_id": image_id, "file_name": map_name, "segments_info": segments})
     document = {"images": images, "annotations": annotations, "categories": categories.to_coco()}
-    write_file(folder / "panoptic.json", json.dumps(document, ensure_ascii=False).encode())
+    write_file(folder / "panoptic.json", json.dumps(document, ensure_ascii=False))
     return folder / "panoptic.json"
 
 
@@ -145,7 +145,6 @@ def segment_entry(entry: Mapping[str, Any], categories: Categories) -> dict[str,
 
 COCO, DATASET, PARQUET, INSTANCES = TARGETS = ("coco", "dataset", "parquet", "coco-instances")
 Target = Literal["coco", "dataset", "parquet", "coco-instances"]
-ON_ERROR = ("stop", "skip")
 
 _logger = logging.getLogger(__name__)
 
@@ -225,7 +224,7 @@ def convert_data(  # noqa: PLR0913  every option of a long run, each with a defa
     for name, value, allowed in (
         ("to", to, TARGETS),
         ("masks", masks, get_args(Masks)),
-        ("on_error", on_error, ON_ERROR),
+        ("on_error", on_error, ("stop", "skip")),
     ):
         if value not in allowed:
             raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}.")

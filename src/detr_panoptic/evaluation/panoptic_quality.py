@@ -59,7 +59,6 @@ class PanopticQuality:
     """
 
     def __init__(self, categories: Categories) -> None:
-        """Starts without images."""
         self.categories = categories
         self._images: list[_Counts] = []
 

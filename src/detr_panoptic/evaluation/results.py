@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
-from ..data.files import written_whole
+from ..data.files import write_file
 from ..data.plain_text import counted, markdown, one_line
 from ..visualization import draw_side_by_side
 from ..visualization.report import Section, Table, write_report
@@ -194,10 +194,8 @@ class Evaluation:
             The folder.
         """
         folder = Path(folder)
-        metrics = json.dumps(self.metrics, indent=1, ensure_ascii=False) + "\n"
-        for name, text in (("metrics.json", metrics), ("metrics.md", self._markdown())):
-            with written_whole(folder / name) as part:
-                part.write_text(text, encoding="utf-8")
+        write_file(folder / "metrics.json", json.dumps(self.metrics, indent=1, ensure_ascii=False) + "\n")
+        write_file(folder / "metrics.md", self._markdown())
         title = f"Evaluation on {self.dataset}" if self.dataset else "Evaluation"
         groups = {"PQ": self.quality.overall, "things": self.things, "stuff": self.stuff}
         figures = [(name, percent(group.pq)) for name, group in groups.items()]

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
-from ..data.files import reported_failure, written_whole
+from ..data.files import reported_failure, write_file
 from ..data.plain_text import counted, one_line
 from ..data.records import truth_ids
+from ..image_processing_detr_panoptic import MERGING_MODES, DetrPanopticImageProcessor
 from ..inference.options import OnError, check_options
 from ..inference.predictor import Predictor, processes
 from ..panoptic_merging import best_classes, is_above
@@ -37,11 +38,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ..data.categories import Categories
-    from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 OVERLAPS = (0.0, 0.3, 0.5, 0.65, 0.8, 0.9)
-MERGING_MODES = ("paper", "score_weighted")
 ROUNDS = 2  # of the thresholds of classes, each of which depends on the others a little
 MIN_SEGMENTS = 10  # of a class in the data; with fewer, the best threshold is chance
 PROCESSOR_FILE = "preprocessor_config.json"
@@ -131,8 +130,7 @@ class Tuning:
         if content and found != own:
             raise ValueError(f"{file} holds a {found}, which has no such settings: save to another folder.")
         content = content | self.settings if content else json.loads(self.processor.to_json_string())
-        with written_whole(file) as part:
-            part.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_file(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
         return file
 
 

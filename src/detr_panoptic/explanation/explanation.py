@@ -17,10 +17,11 @@ from torch import Tensor
 from ..backbone import DILATED_STRIDES, STRIDES
 from ..box_ops import cxcywh_to_xyxy
 from ..data.plain_text import one_line
+from ..data.reading import check_least
 from ..image_reading import read_picture
 from ..inference import Predictor
 from ..inference.detections import query_masks
-from ..inference.options import check_least, check_options
+from ..inference.options import check_options
 from ..inference.pictures import plain_picture
 from ..panoptic_merging import ImageSizes
 from ..visualization import ObjectAttention, draw_attention, draw_segments, stack

@@ -94,10 +94,7 @@ def quantize(
     check_new_folder(output)
     data = read_source(source, split=split, data_format=data_format, limit=limit)
     pictures = calibration_pictures(data if calibration is None else calibration, GraphOptions())
-    if isinstance(model, Predictor | tuple):
-        loaded = Predictor.of(model)
-    else:
-        loaded = Predictor.from_pretrained(model, runtime="torch", device="cpu")
+    loaded = Predictor.of(model, device="auto" if isinstance(model, Predictor | tuple) else "cpu")
     indices: Any = range(len(pictures))
     network, processor = copy.deepcopy(loaded.model).cpu().float().eval(), loaded.processor
 

@@ -6,10 +6,11 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from ..data.categories import Categories
-from ..data.files import written_whole
+from ..data.files import write_file
 from ..data.plain_text import counted
 from ..data.writing import write_parquet
 from ..runtimes.cache import hash_of
@@ -74,12 +75,10 @@ class PredictionFolder:
         if self.layout == "coco":
             self._write_coco()
         elif self.layout == "parquet" and len(self):
-            packing = self.output / ".packing"
-            shutil.rmtree(packing, ignore_errors=True)
-            write_parquet(packing, self._records(), self.categories, with_scores=True)
-            shutil.rmtree(self.output / "data", ignore_errors=True)
-            (packing / "data").rename(self.output / "data")
-            shutil.rmtree(packing)
+            with TemporaryDirectory(prefix=".packing_", dir=self.output) as packing:
+                write_parquet(packing, self._records(), self.categories, with_scores=True)
+                shutil.rmtree(self.output / "data", ignore_errors=True)
+                Path(packing, "data").rename(self.output / "data")
 
     def _write_coco(self) -> None:
         images, annotations = [], []
@@ -89,9 +88,8 @@ class PredictionFolder:
             images.append({"id": content["image_id"], "file_name": name, **size})
             file_name = f"{self._stems[index]}{MAP}"
             annotations.append(coco_annotation(content["segments_info"], content["image_id"], file_name))
-        with written_whole(self.output / f"{MAPS}.json") as part:
-            content = {"images": images, "annotations": annotations, "categories": self.categories.to_coco()}
-            part.write_text(json.dumps(content))
+        content = {"images": images, "annotations": annotations, "categories": self.categories.to_coco()}
+        write_file(self.output / f"{MAPS}.json", json.dumps(content))
 
     def __len__(self) -> int:
         """Returns the number of predictions."""
@@ -142,8 +140,7 @@ def claim_folder(output: Path, settings: Mapping[str, Any]) -> None:
                     "another folder or remove it."
                 )
     else:
-        with written_whole(file) as part:
-            part.write_text(json.dumps(expected))
+        write_file(file, json.dumps(expected))
 
 
 def fingerprint(model: Any, processor: Any) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from ..data.files import written_whole
+from ..data.files import write_file, written_whole
 from ..data.plain_text import counted, one_line
 from ..data.records import ids_to_rgb
 from ..segment_ids import rgb_to_ids
@@ -161,11 +161,9 @@ class Prediction:
             "segments_info": [_content(segment) for segment in self.segments],
             **({} if self.detections is None else {"detections": self.detections}),
         }
-        with written_whole(folder / f"{stem}{JSON}") as part:
-            # File names may not be valid UTF-8.
-            text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-            part.write_text(text, encoding="utf-8", errors="backslashreplace")
-        return folder / f"{stem}{JSON}"
+        file = folder / f"{stem}{JSON}"
+        write_file(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        return file
 
     @classmethod
     def load(

@@ -234,11 +234,9 @@ class Predictor:
             ValueError: an argument is out of range, or an image cannot be read.
             FloatingPointError: the model's outputs are not finite.
         """
-        check_options(
-            task, threshold, batch_size=batch_size, num_workers=num_workers, detections=detections, on_error=on_error
-        )
-        reading: Any = {"workers": num_workers, "on_error": on_error, "failures": failures}
-        batches = self._batches(source, batch_size, share=share, **reading)
+        options: Any = {"batch_size": batch_size, "num_workers": num_workers, "on_error": on_error}
+        check_options(task, threshold, detections=detections, **options)
+        batches = self._batches(source, share=share, failures=failures, **options)
         yield from self._segment(batches, task, threshold, detections)
 
     def iterate_outputs(
@@ -255,9 +253,9 @@ class Predictor:
 
         The arguments are those of `iterate`. Batches of which each image, by its index, `is_done` are left out.
         """
-        check_options(batch_size=batch_size, num_workers=num_workers, on_error=on_error)
-        reading: Any = {"workers": num_workers, "on_error": on_error, "failures": failures}
-        batches = self._batches(source, batch_size, is_done=is_done, **reading)
+        options: Any = {"batch_size": batch_size, "num_workers": num_workers, "on_error": on_error}
+        check_options(**options)
+        batches = self._batches(source, is_done=is_done, failures=failures, **options)
         yield from run_model(self.model, batches, network=self.network)
 
     def predict(  # noqa: PLR0913  every option of a long run, each with a default
@@ -327,7 +325,7 @@ class Predictor:
         own = plan[state.process_index :: state.num_processes]
         failures = list(pictures.missing) if state.is_main_process else []  # every process found the same
         processor = self.processor if tiling is None else None  # tiles are prepared one by one
-        reading: Any = {"workers": num_workers, "on_error": on_error, "failures": failures}
+        reading: Any = {"num_workers": num_workers, "on_error": on_error, "failures": failures}
         batches = read_batches(pictures, iter(own), processor, self.model.device, **reading)
         bar = tqdm(total=sum(map(len, own)), unit="image", disable=not (progress and state.is_main_process) or None)
         with bar:
@@ -473,7 +471,7 @@ def read_batches(
     processor: Any,
     device: torch.device,
     *,
-    workers: int | None,
+    num_workers: int | None,
     on_error: OnError,
     failures: list[str] | None,
 ) -> Iterator[Batch]:
@@ -481,11 +479,11 @@ def read_batches(
 
     Without a processor, batches have no inputs. `device` is the model's, and the arguments after it are of `iterate`.
     """
-    if workers is None:
+    if num_workers is None:
         on_cpu = device.type == "cpu"
-        workers = 0 if on_cpu else min((os.cpu_count() or 1) // processes().num_processes, MAX_WORKERS)
+        num_workers = 0 if on_cpu else min((os.cpu_count() or 1) // processes().num_processes, MAX_WORKERS)
     indices, load = range(len(pictures)), partial(load_batch, pictures, processor)
-    for batch, messages in DataLoader(indices, batch_sampler=plan, collate_fn=load, num_workers=workers):  # type: ignore[arg-type]
+    for batch, messages in DataLoader(indices, batch_sampler=plan, collate_fn=load, num_workers=num_workers):  # type: ignore[arg-type]
         report_failures(messages, on_error)
         if failures is not None:
             failures += messages

@@ -83,8 +83,6 @@ def draw_side_by_side(
     truth: Mapping[str, Any],
     prediction: Mapping[str, Any],
     id2label: Mapping[int, str],
-    *,
-    captions: tuple[str, str, str] = ("image", "annotation", "prediction"),
 ) -> Image.Image:
     """Draws an image, its annotation and a prediction beside each other, each under its caption.
 
@@ -93,7 +91,6 @@ def draw_side_by_side(
         truth: `segmentation` and `segments_info`, as `draw_segments` takes them.
         prediction: The same of the model's result.
         id2label: Name of each label id.
-        captions: Texts above the three pictures.
 
     Returns:
         An RGB image on white.
@@ -110,6 +107,7 @@ def draw_side_by_side(
     """
     sides = (truth, prediction)
     drawn = [draw_segments(image, side["segmentation"], side["segments_info"], id2label) for side in sides]
+    captions = ("image", "annotation", "prediction")
     return stack([image, *drawn], columns=3, captions=captions, gap=round(0.8 * font_size_for(image.size)))
 
 
