@@ -11,7 +11,7 @@ GUIDE = re.compile(r"\bdocs/(\w+)\.md\b")
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Drops comments, which are for tests, and adds all commands with their options to the page of the command line."""
+    """Drops comments, which are for tests, and lists all commands and options on the page of the command line."""
     markdown = COMMENT.sub("", markdown)
     if page.file.src_uri != COMMAND_LINE:
         return markdown

@@ -240,7 +240,7 @@ def anchors(document: Path) -> set[str]:
 
 @pytest.mark.parametrize("document", [*sorted(ROOT.glob("*.md")), *DOCUMENTS[1:]], ids=lambda path: path.name)
 def test_links_to_files_of_the_repository_are_alive(document):
-    """MkDocs checks the links between the pages of docs/. These are the links of other files, and those out of docs/."""
+    """MkDocs checks links between the pages of docs/. These are links of other files, and those out of docs/."""
     for link in links(document):
         if document.parent == ROOT and "://" not in link:
             name, _, anchor = link.partition("#")
