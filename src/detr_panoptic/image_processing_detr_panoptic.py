@@ -74,7 +74,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         format: "coco_panoptic" or "coco_detection", the only annotations to take; None: both.
         max_size: the longest edge if `size` is one number, the shortest edge.
 
-    Example:
+    Examples:
         >>> processor = DetrPanopticImageProcessor(stuff_label_ids=[2])
         >>> list(processor(torch.zeros(3, 480, 640), return_tensors="pt")["pixel_values"].shape)
         [1, 3, 800, 1066]

@@ -43,7 +43,7 @@ class PanopticQuality:
     Args:
         categories: of the truth.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from detr_panoptic import PanopticQuality
         >>> from detr_panoptic.data.categories import Categories
