@@ -13,7 +13,9 @@ from unittest.mock import create_autospec
 
 import av
 import pytest
+import torch
 import yaml
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import DetrConfig, DetrForSegmentation, DetrImageProcessor
 from transformers.utils import logging as logging_of_transformers
 
@@ -23,6 +25,7 @@ from detr_panoptic.commands.program import build_program
 from detr_panoptic.data.writing import save_dataset, write_coco_panoptic_dataset
 from detr_panoptic.scenes import make_scene, scenes_dataset
 from detr_panoptic.scenes.dataset import SCENE_CATEGORIES
+from tests.commands.more_habits import MORE_HABITS
 from tests.conftest import build_tiny
 
 ROOT = Path(__file__).parents[2]
@@ -170,26 +173,26 @@ def test_python_blocks_run(block, monkeypatch, request):
         monkeypatch.setattr("detr_panoptic.app.launch", create_autospec(launch))
     if "exported/" in block.text:
         pytest.importorskip("onnxruntime")
-        assert main(["export", "my_model", "exported", "--dynamic", "--mask-queries", "5"]) == 0
+        graph = ["--dynamic", "--uint8", "--with-merging", "--mask-queries", "5"]
+        assert main(["export", "my_model", "exported", *graph]) == 0
     exec(compile(block.text, str(block), "exec"), {"__name__": str(block)})
 
 
 class Habit(NamedTuple):
     """A row of docs/habits.md: what is typed, and what the comment beside the outcome says of it."""
 
-    line: int
     typed: str
     check: str
 
 
 def habits() -> list:
-    """Every row of the tables; those that trace the model are slow."""
+    """Every row of the tables, and `MORE_HABITS`; those that trace the model are slow."""
+    lines = (ROOT / "docs" / "habits.md").read_text().splitlines()
+    rows = [re.fullmatch(r"\| `(.*?)` \| .* <!-- (.*) --> \|", line) for line in lines if line.startswith("| `")]
     found = []
-    for number, line in enumerate((ROOT / "docs" / "habits.md").read_text().splitlines(), start=1):
-        if line.startswith("| `"):
-            typed, check = re.fullmatch(r"\| `(.*?)` \| .* <!-- (.*) --> \|", line).groups()
-            slow = (pytest.mark.slow, pytest.mark.promise) if "torch.compile" in typed or "export(" in typed else ()
-            found.append(pytest.param(Habit(number, typed, check), id=f"{number}: {typed[:60]}", marks=slow))
+    for typed, check in [*(row.groups() for row in rows), *MORE_HABITS]:
+        slow = (pytest.mark.slow, pytest.mark.promise) if "torch.compile" in typed or "export(" in typed else ()
+        found.append(pytest.param(Habit(typed, check), id=typed[:80], marks=slow))
     return found
 
 
@@ -201,7 +204,7 @@ def names(request, caplog, monkeypatch) -> dict:
         logger = logging.getLogger(name)
         monkeypatch.setattr(logger, "handlers", [*logger.handlers, caplog.handler])
     logging_of_transformers.warning_once.cache_clear()
-    names: dict = {"os": os, "request": request}
+    names: dict = {"os": os, "torch": torch, "FlopCounterMode": FlopCounterMode, "request": request}
     (setup,) = [block for block in blocks("python") if block.document.name == "habits.md"]
     exec(compile(setup.text, str(setup), "exec"), names)
     names["model"].class_head.bias.data[-1] = 9.0  # as in use, an image has fewer objects than queries
