@@ -47,7 +47,7 @@ class DetrPanopticConfig(PreTrainedConfig):
         stuff_label_ids: labels that are stuff, of which an image has at most one segment each.
         category_ids: the dataset's category id of each label; None if they are equal.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import DetrPanopticConfig
         >>> config = DetrPanopticConfig(id2label={0: "person", 1: "sky"}, stuff_label_ids=[1])
         >>> config.num_labels

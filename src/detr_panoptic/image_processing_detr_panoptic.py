@@ -74,7 +74,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         format: "coco_panoptic" or "coco_detection", the only annotations to take; None: both.
         max_size: the longest edge if `size` is one number, the shortest edge.
 
-    Example:
+    Examples:
         >>> processor = DetrPanopticImageProcessor(stuff_label_ids=[2])
         >>> list(processor(torch.zeros(3, 480, 640), return_tensors="pt")["pixel_values"].shape)
         [1, 3, 800, 1066]
@@ -101,7 +101,6 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     format: str | None = None
 
     def __init__(self, **kwargs: Any) -> None:
-        """Checks and keeps the settings; the class's arguments."""
         _refuse_unknown(set(kwargs) - SAVED_BESIDES)
         super().__init__(**kwargs)
         self._validate_preprocess_kwargs(**{n: getattr(self, n) for n in ("do_center_crop", "data_format")})

@@ -219,7 +219,7 @@ class DetrPanopticModel(DetrPanopticPreTrainedModel):
 class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
     """DETR with class, box and mask heads: images to panoptic predictions, and to losses if there are labels.
 
-    Example:
+    Examples:
         >>> model = DetrPanopticForSegmentation(DetrPanopticConfig(backbone="test_resnet", num_labels=3))
         >>> model(torch.rand(1, 3, 64, 96), mask_queries="all").pred_masks.shape
         torch.Size([1, 100, 16, 24])

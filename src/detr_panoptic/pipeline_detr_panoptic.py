@@ -32,7 +32,7 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
     `threshold`, `mask_threshold`, `overlap_mask_area_threshold` and `batch_size`. It returns, per image, a list of
     `score`, `label` and `mask` (a black and white picture of the image's size).
 
-    Example:
+    Examples:
         >>> segment = DetrPanopticImageSegmentationPipeline.from_pretrained("OWNER/NAME")  # doctest: +SKIP
         >>> [found["label"] for found in segment("street.jpg")]  # doctest: +SKIP
         ['person', 'road', 'sky-other-merged']

@@ -78,10 +78,9 @@ def test_the_version_is_written_in_one_place():
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_tests_that_a_document_names_exist(document):
     """`folder/file.py::function`; in SECURITY.md a function alone is one of the hostile files."""
-    named = re.findall(r"`(tests/[\w/.]*)(?:::(\w+))?`", document.read_text())
-    named += [
-        ("tests/commands/test_hostile_files.py", name) for name in re.findall(r"`(test_\w+)`", document.read_text())
-    ]
+    text = document.read_text()
+    named = re.findall(r"`(tests/[\w/.]*)(?:::(\w+))?`", text)
+    named += [("tests/commands/test_hostile_files.py", name) for name in re.findall(r"`(test_\w+)`", text)]
     for file, name in named:
         assert (ROOT / file).exists(), file
         assert not name or f"def {name}(" in (ROOT / file).read_text(), (file, name)

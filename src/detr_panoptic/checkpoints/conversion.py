@@ -93,7 +93,7 @@ def convert_checkpoint(
             or the source itself.
         OSError: the repository cannot be reached.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import convert_checkpoint
         >>> print(convert_checkpoint("facebook/detr-resnet-50-panoptic", "detr_r50", compact=True))  # doctest: +SKIP
         resnet50 with 100 queries and 133 labels, written to detr_r50

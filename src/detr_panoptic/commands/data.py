@@ -83,6 +83,8 @@ def convert(
 ) -> int:
     """Writes a dataset in another format; image files are copied byte by byte.
 
+    The output folder gets
+
         --to coco     images/, panoptic/ and panoptic.json
         --to dataset  a folder for load_from_disk of `datasets`
         --to parquet  data/SPLIT-….parquet, the layout of the Hub

@@ -45,7 +45,7 @@ Stored = Image.Image | dict[str, Any]
 class DataCheck:
     """The result of `check_data`; `print` shows totals, kinds of findings and their first cases.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import check_data
         >>> from detr_panoptic.scenes import read_source
         >>> check = check_data(read_source("scenes", limit=2), progress=False)
@@ -136,7 +136,7 @@ def check_data(
     Raises:
         ValueError: there is no dataset to check, or an argument is out of range.
 
-    Example:
+    Examples:
         >>> from detr_panoptic.scenes import read_source
         >>> check = check_data(read_source("scenes", limit=2), progress=False)
         >>> check.has_errors, check.counts.images

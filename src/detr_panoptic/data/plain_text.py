@@ -16,7 +16,7 @@ _SHOWN = {
 def one_line(text: str) -> str:
     r"""Returns the text without line breaks, with control and direction characters as escapes.
 
-    Example:
+    Examples:
         >>> one_line("a" + chr(10) + "b" + chr(27) + "[2J")
         'a b\\x1b[2J'
     """
@@ -37,7 +37,7 @@ def markdown(text: str) -> str:
 def counted(count: int, thing: str) -> str:
     """Returns a number and its thing.
 
-    Example:
+    Examples:
         >>> counted(1, "image"), counted(2, "image")
         ('1 image', '2 images')
     """

@@ -50,7 +50,7 @@ SHOWN_NAMES = 2  # of each kind, in the text of a dataset
 class PanopticData(NamedTuple):
     """A dataset: canonical records (see `read_panoptic`) and what their label ids mean.
 
-    Example:
+    Examples:
         >>> from detr_panoptic.scenes import read_source
         >>> data = read_source("scenes", limit=2)
         >>> data
@@ -87,16 +87,14 @@ def read_panoptic(
 ) -> PanopticData:
     """Reads an annotated dataset. The format is recognized from the files; docs/data.md describes all six.
 
-    ================  =========================================================================
-    `data_format`     files
-    ================  =========================================================================
-    `coco-panoptic`   `panoptic.json`, `images/`, `panoptic/`; or the official COCO layout
-    `rows`            a dataset of `datasets`: on the Hub, saved to disk, or Parquet files
-    `two-channel`     `images/`, `maps/` (red: class, green: instance), `categories.json`
-    `coco-instances`  `instances.json`, `images/`, maybe `stuff/`; official layout; exports of annotation tools
-    `cityscapes`      `leftImg8bit/SPLIT/`, `gtFine/SPLIT/`
-    `semantic`        `images/`, `maps/` with one class per pixel, `categories.json`
-    ================  =========================================================================
+    | `data_format`    | files                                                                                      |
+    |------------------|--------------------------------------------------------------------------------------------|
+    | `coco-panoptic`  | `panoptic.json`, `images/`, `panoptic/`; or the official COCO layout                       |
+    | `rows`           | a dataset of `datasets`: on the Hub, saved to disk, or Parquet files                       |
+    | `two-channel`    | `images/`, `maps/` (red: class, green: instance), `categories.json`                        |
+    | `coco-instances` | `instances.json`, `images/`, maybe `stuff/`; official layout; exports of annotation tools  |
+    | `cityscapes`     | `leftImg8bit/SPLIT/`, `gtFine/SPLIT/`                                                      |
+    | `semantic`       | `images/`, `maps/` with one class per pixel, `categories.json`                             |
 
     Records are read when they are used. Each has `image` (PIL, RGB), `image_id` (int), `file_name` (str or None),
     `segmentation` (PIL, RGB: id = R + 256 G + 256^2 B, 0 is void) and `segments_info`, a list of dicts with `id`,
@@ -119,7 +117,7 @@ def read_panoptic(
         ValueError: the format is unknown or not recognized, there is no annotated image, a file is invalid, or a
             class of the source is not among `categories`.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from detr_panoptic.data import write_coco_panoptic_dataset
         >>> from detr_panoptic.scenes import SCENE_CATEGORIES, make_scene
@@ -215,7 +213,7 @@ def read_images(
     Raises:
         ValueError: as `read_panoptic`; there is no image, or there are several columns of images.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from PIL import Image
         >>> folder = tempfile.mkdtemp()

@@ -35,7 +35,7 @@ def split_rows(records: Dataset, fraction: float, seed: int) -> tuple[list[int],
         fraction: of the rows to hold out, at least one row.
         seed: another one gives another choice.
 
-    Example:
+    Examples:
         >>> from detr_panoptic.scenes import scenes_dataset
         >>> training, held_out = split_rows(scenes_dataset(20, height=64, width=64), 0.15, seed=0)
         >>> len(training), len(held_out)
@@ -80,7 +80,7 @@ def _label_sets(records: Dataset) -> list[frozenset[int]]:
 class DataSplit:
     """The result of `split_data`: the folder and the numbers of images.
 
-    Example:
+    Examples:
         >>> print(DataSplit(Path("split"), training=85, validation=15))
         85 images in split/train, 15 in split/val; train with --data split --split train --validation-split val
     """
@@ -121,7 +121,7 @@ def split_data(
     Raises:
         ValueError: an argument is invalid, there are fewer than two images, or one cannot be read.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from detr_panoptic.scenes import read_source
         >>> scenes = read_source("scenes", limit=5, scene_side=64)

@@ -40,7 +40,7 @@ def write_coco_panoptic_dataset(folder: str | Path, records: Iterable[Record], c
         ValueError: two records have the same id or file name, a name leads out of the folder, or a map and its image
             differ in size.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from detr_panoptic.scenes import SCENE_CATEGORIES, make_scene
         >>> write_coco_panoptic_dataset(tempfile.mkdtemp(), [make_scene(0)], SCENE_CATEGORIES).name
@@ -75,7 +75,7 @@ def save_dataset(
     There must be a record; with scores, segments have a `score`. `push_to_hub` of the returned dataset uploads
     everything.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from detr_panoptic.scenes import SCENE_CATEGORIES, make_scene
         >>> save_dataset(tempfile.mkdtemp(), [make_scene(0)], SCENE_CATEGORIES).num_rows
@@ -105,7 +105,7 @@ def write_parquet(
 
     The arguments are those of `save_dataset`; `split` is a part of the file names.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from detr_panoptic.scenes import SCENE_CATEGORIES, make_scene
         >>> [path.name for path in write_parquet(tempfile.mkdtemp(), [make_scene(0)], SCENE_CATEGORIES)]
@@ -154,7 +154,7 @@ _logger = logging.getLogger(__name__)
 class DataConversion:
     """The result of `convert_data`: numbers, label ids that occur, and a message for each image that was left out.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> from detr_panoptic.scenes import SCENE_CATEGORIES
         >>> print(DataConversion(Path("my_data"), SCENE_CATEGORIES, images=1, segments=9, labels={0, 3}))
@@ -212,7 +212,7 @@ def convert_data(  # noqa: PLR0913  every option of a long run, each with a defa
     Raises:
         ValueError: an argument is invalid, an image cannot be read, or none can.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from detr_panoptic.scenes import read_source
         >>> output = f"{tempfile.mkdtemp()}/scenes"

@@ -29,7 +29,7 @@ def write_coco_instances(
     Raises:
         ValueError: two records have the same id or file name, or a name leads out of the folder.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from detr_panoptic.scenes import SCENE_CATEGORIES, make_scene
         >>> write_coco_instances(tempfile.mkdtemp(), [make_scene(0)], SCENE_CATEGORIES).name

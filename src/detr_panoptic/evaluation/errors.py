@@ -121,7 +121,7 @@ class ErrorAnalysis:
             for a segment that was missed or is not there.
         examples: the largest errors of each kind.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import evaluate
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> errors = evaluate(BUNDLED, "scenes", limit=4, average_precision=False, progress=False).errors

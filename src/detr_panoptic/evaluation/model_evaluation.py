@@ -88,7 +88,7 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
             output folder holds predictions of other settings.
         FloatingPointError: the model's outputs are not finite.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import evaluate
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> evaluation = evaluate(BUNDLED, "scenes", limit=4, average_precision=False, progress=False)

@@ -43,7 +43,7 @@ class PanopticQuality:
     Args:
         categories: of the truth.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from detr_panoptic import PanopticQuality
         >>> from detr_panoptic.data.categories import Categories
@@ -59,7 +59,6 @@ class PanopticQuality:
     """
 
     def __init__(self, categories: Categories) -> None:
-        """Starts without images."""
         self.categories = categories
         self._images: list[_Counts] = []
 

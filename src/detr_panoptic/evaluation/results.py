@@ -60,7 +60,7 @@ class PanopticQualityResult:
 
     `overall`, `things` and `stuff` are means over the classes that occur; `per_class` has all by name, in order.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import PanopticQuality
         >>> from detr_panoptic.scenes import SCENE_CATEGORIES
         >>> result = PanopticQuality(SCENE_CATEGORIES).compute()
@@ -117,7 +117,7 @@ class Evaluation:
         errors: what went wrong, by cause.
         worst: the images with the lowest panoptic quality, the lowest first.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import evaluate
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> evaluation = evaluate(BUNDLED, "scenes", limit=2, average_precision=False, progress=False)

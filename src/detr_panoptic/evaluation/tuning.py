@@ -65,7 +65,7 @@ class Tuning:
         categories: of the model.
         failures: messages about images that could not be read.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import tune_thresholds
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> options = {"limit": 2, "thresholds": (0.5, 0.9), "merging": ["paper"], "progress": False}
@@ -167,7 +167,7 @@ def tune_thresholds(  # noqa: PLR0913  every option of a long run, each with a d
             are several processes.
         OSError: the temporary folder is full.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import tune_thresholds
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> tuning = tune_thresholds(BUNDLED, "scenes", limit=4, thresholds=(0.5, 0.7, 0.9), progress=False)

@@ -41,7 +41,7 @@ class Explanation:
         objects: Attention of each chosen object, by its name, such as `segment_3` or `query_17`.
         id2label: Name of each label id.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import explain
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> from detr_panoptic.scenes import make_scene
@@ -124,7 +124,7 @@ def explain(
     Raises:
         ValueError: If the image cannot be read, or an argument names something that does not exist.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import explain
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> from detr_panoptic.scenes import make_scene

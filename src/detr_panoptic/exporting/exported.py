@@ -97,7 +97,7 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
         ImportError: the extra `export` is not installed.
         OSError: "aotinductor" finds no C++ compiler.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from detr_panoptic import export
         >>> from detr_panoptic.checkpoints import BUNDLED

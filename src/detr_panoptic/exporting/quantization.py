@@ -82,7 +82,7 @@ def quantize(
         ValueError: an argument is wrong, or the model cannot run in other runtimes than PyTorch.
         ImportError: the extra `export` is not installed.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import quantize
         >>> print(quantize("my_model", "my_data", "my_model_int8"))  # doctest: +SKIP
         my_model_int8: int8, calibrated on 64 images

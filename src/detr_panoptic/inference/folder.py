@@ -30,7 +30,7 @@ class PredictionFolder:
     Iterating yields each record with its prediction, in the order of the images. `failures` are messages about images
     that could not be read, and `num_earlier` is the number of predictions that were there before.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from detr_panoptic import Predictor
         >>> from detr_panoptic.checkpoints import BUNDLED

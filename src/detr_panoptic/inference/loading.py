@@ -37,7 +37,7 @@ def load(
         ValueError: there is no such model or device, or the checkpoint does not fit its configuration or has weights
             that are not finite.
 
-    Example:
+    Examples:
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> model, processor = load(BUNDLED, device="cpu")
     """

@@ -69,7 +69,7 @@ class Prediction:
         detections: with `detections=` only: one mapping for each query, with `label_id`, `score`, `bbox` (x, y, width,
             height in pixels) and for masks `counts`, their COCO run-length encoding.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import Predictor
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> from detr_panoptic.scenes import make_scene

@@ -65,7 +65,7 @@ class Predictor:
         processor: its image processor.
         network: what is called in place of the model, of `fast_form` or `open_runtime`; None: the model.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import Predictor
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> from detr_panoptic.scenes import make_scene

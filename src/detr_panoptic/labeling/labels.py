@@ -79,7 +79,7 @@ def label(  # noqa: PLR0913  every option of a long run, each with a default
             else or labels of other images, or an image cannot be read.
         OSError: the disk is full. The images that are done stay, and the same call continues.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from detr_panoptic import label
         >>> from detr_panoptic.checkpoints import BUNDLED

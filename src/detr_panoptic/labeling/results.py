@@ -48,7 +48,7 @@ class Labels:
         earlier: number of images that were done before.
         failures: messages about images left out.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from detr_panoptic import complete_stuff
         >>> from detr_panoptic.checkpoints import BUNDLED

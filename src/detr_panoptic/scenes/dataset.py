@@ -62,7 +62,7 @@ def make_scene(seed: int, *, height: int = 256, width: int = 256) -> Record:
     Raises:
         ValueError: the seed or the size is out of range.
 
-    Example:
+    Examples:
         >>> make_scene(7, height=64, width=96)["image"].size
         (96, 64)
     """
@@ -100,7 +100,7 @@ def scenes_dataset(count: int, *, seed: int = 0, height: int = 256, width: int =
     Raises:
         ValueError: the count, the seed or the size is out of range.
 
-    Example:
+    Examples:
         >>> scenes_dataset(3, height=64, width=64).num_rows
         3
     """

@@ -75,7 +75,7 @@ def push(
             `private` is asked for a repository that is public.
         OSError: nobody is logged in, the token may not write, or the Hub cannot be reached.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import push
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> pushed = push(BUNDLED, "OWNER/my-model", dry_run=True)

@@ -47,7 +47,7 @@ def draw_segments(
     Raises:
         ValueError: If `segmentation` has another size, `alpha` is not from 0 to 1, or a label has no name.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from PIL import Image
         >>> segments = [{"id": 1, "label_id": 0, "score": 0.9}]
@@ -101,7 +101,7 @@ def draw_side_by_side(
     Raises:
         ValueError: As `draw_segments`.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from PIL import Image
         >>> nothing = {"segmentation": np.zeros((40, 60), dtype=int), "segments_info": []}

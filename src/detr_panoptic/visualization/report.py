@@ -49,7 +49,7 @@ def write_report(
     Returns:
         The file.
 
-    Example:
+    Examples:
         >>> from tempfile import mkdtemp
         >>> path = write_report(mkdtemp() + "/report.html", "A & B", [Section("Numbers", tables=[(["n"], [["1"]])])])
         >>> "A &amp; B" in path.read_text()
