@@ -21,7 +21,7 @@ def check(
 ) -> int:
     """Checks a dataset: ids, categories, areas, boxes, sizes, broken files.
 
-    Lists all problems, where training stops at the first one. An error makes
+    Lists all problems; training would stop at the first one. An error makes
     training wrong or stops it, a warning costs quality, a note is worth knowing.
     The exit code is 1 if there is an error, and 2 if there is nothing to check.
 
@@ -216,7 +216,7 @@ def complete_stuff(
     reading: Reading = READING,
     running: Running = RUNNING,
 ) -> int:
-    """Lets a model add the stuff to a dataset in which only things are annotated.
+    """Adds the stuff that a model predicts to a dataset with annotated things only.
 
     Annotated pixels stay as they are. Classes are matched by name, and stuff that
     the data does not have becomes a new class. A pixel stays void if no segment

@@ -69,7 +69,7 @@ def predict(
     a JSON file for each frame; a thing keeps its id and its color.
 
     Existing results of images are kept, so an interrupted run continues when it is
-    started again; a video needs a folder without results of it. On several
+    started again. A video needs a folder without earlier results of it. On several
     processes: accelerate launch scripts/predict.py with the same options.
 
     For example:

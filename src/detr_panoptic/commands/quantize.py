@@ -18,7 +18,7 @@ def quantize(
         Parameter(help="Images or folders that show the value ranges; by default the data.", consume_multiple=True),
     ] = None,
     runtime: Annotated[
-        Literal["openvino", "onnxruntime"], Parameter(help="In which the quality is measured.")
+        Literal["openvino", "onnxruntime"], Parameter(help="Runtime that measures the quality.")
     ] = "openvino",
     reading: Reading = READING,
 ) -> None:

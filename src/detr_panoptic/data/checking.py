@@ -73,7 +73,7 @@ class DataCheck:
 
     @property
     def totals(self) -> str:
-        """One line about what the dataset consists of."""
+        """One line about the contents of the dataset."""
         counts, seen = self.counts, int((self.counts.class_segments > 0).sum())
         segments = counted(int(counts.class_segments.sum()), "segment")
         images, crowds = counted(len(self.names), "annotated image"), counted(counts.crowds, "crowd")

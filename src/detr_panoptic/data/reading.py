@@ -106,12 +106,12 @@ def read_panoptic(
         split: such as "val2017", if the source has splits.
         data_format: one of `FORMATS`. By default it is recognized.
         limit: maximum number of records, from the first.
-        categories: use these label ids; classes are matched by name (`match_labels`). If the source does not say what
-            its category ids mean, they mean these categories. By default the source's own.
-        stuff: names of the classes of COCO instances that are stuff, such as those of an annotation tool's export;
-            the others are things. By default the file's `isthing`, and things without it.
+        categories: use their label ids; classes are matched by name (`match_labels`). They also say what category ids
+            mean if the source does not. By default, the source's own.
+        stuff: for COCO instances, such as an annotation tool's export: names of the classes that are stuff. The others
+            are things. By default, the file's `isthing` decides, and without it all are things.
         streaming: return an `IterableDataset` with the same records in the same order.
-        files_may_be_missing: a missing file of a COCO dataset is an error when its record is used, not now.
+        files_may_be_missing: a missing file of a COCO dataset raises an error only when its record is used.
 
     Raises:
         ValueError: the format is unknown or not recognized, there is no annotated image, a file is invalid, or a

@@ -33,7 +33,7 @@ def split_rows(records: Dataset, fraction: float, seed: int) -> tuple[list[int],
     Args:
         records: with segments.
         fraction: of the rows to hold out, at least one row.
-        seed: another one gives another choice.
+        seed: another seed gives another choice.
 
     Examples:
         >>> from detr_panoptic.scenes import scenes_dataset
@@ -110,11 +110,11 @@ def split_data(
     """Writes a dataset as two splits, "train" and "val", in COCO's panoptic layout.
 
     Args:
-        source: as of `read_panoptic`.
+        source: as in `read_panoptic`.
         output: a folder that is empty or does not exist; it appears when it is complete.
-        fraction: of the images for "val". Classes have about the same share in both.
-        seed: another one gives another choice.
-        split: of the source, the part that is split further.
+        fraction: share of the images for "val". Classes have about the same share in both.
+        seed: another seed gives another choice.
+        split: the split of the source that is divided further.
         data_format: of the source; None recognizes it.
         progress: whether to show a progress bar.
 

@@ -203,14 +203,14 @@ def convert_data(  # noqa: PLR0913  every option of a long run, each with a defa
     """Writes a dataset in another format; image files are copied byte by byte.
 
     `source`, `split`, `data_format`, `limit` and `stuff` are those of `read_panoptic`. For a `PanopticData`, `split`
-    only names the Parquet files, and `data_format` and `stuff` are refused. `output`, a folder that is empty or does
-    not exist, appears when it is complete. "coco" writes `images/`, `panoptic/` and `panoptic.json`;
+    only names the Parquet files, and `data_format` and `stuff` are refused. The folder `output` must be empty or not
+    exist; it appears when it is complete. "coco" writes `images/`, `panoptic/` and `panoptic.json`;
     "dataset" a folder for `datasets.load_from_disk`; "parquet" `data/SPLIT-*.parquet`, the layout of the Hub;
-    "coco-instances" `images/` and `instances.json` for annotation tools, with `masks` as "polygons" or "rle". At an
-    image that cannot be read, `on_error` says whether to "stop" or to "skip" it.
+    "coco-instances" `images/` and `instances.json` for annotation tools, with `masks` as "polygons" or "rle". If an
+    image cannot be read, `on_error` "stop" raises its error, and "skip" leaves it out.
 
     Raises:
-        ValueError: an argument is invalid, an image cannot be read, or none can.
+        ValueError: an argument is invalid, an image cannot be read, or no image can.
 
     Examples:
         >>> import tempfile

@@ -71,7 +71,7 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
         limit: number of images, from the first.
         output: folder for the predictions and the result. Predictions that it holds already are used, so that a run
             that was interrupted continues where it stopped. None keeps everything in memory.
-        average_precision: True computes it for boxes and masks; "box" for boxes only, which needs no further masks;
+        average_precision: True computes it for boxes and masks; "box" for boxes only, without further masks;
             False leaves it out.
         threshold: least score of a segment in panoptic quality; None: the image processor's.
         batch_size: images of similar shape that share a forward; their padding changes the result slightly.

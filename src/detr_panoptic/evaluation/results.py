@@ -58,7 +58,7 @@ class ClassQuality:
 class PanopticQualityResult:
     """Panoptic quality of images, all values in [0, 1]; prints as tables in percent.
 
-    `overall`, `things` and `stuff` are means over the classes that occur; `per_class` has all by name, in order.
+    `overall`, `things` and `stuff` are means over the classes that occur; `per_class` has each class by name.
 
     Examples:
         >>> from detr_panoptic import PanopticQuality
@@ -109,7 +109,7 @@ class Evaluation:
 
     Args:
         quality: panoptic quality.
-        ap: average precision of "box" and "mask", what `average_precision` returns; empty without.
+        ap: average precision of "box" and "mask", as `average_precision` returns it; empty if not measured.
         images: number of images.
         failures: messages about images that could not be read and are not part of the metrics.
         dataset: its name; may be empty.

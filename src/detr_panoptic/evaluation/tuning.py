@@ -57,7 +57,7 @@ class Tuning:
     Args:
         processor: an image processor with the best settings.
         before: quality with the settings of the model's own processor.
-        after: quality with the best ones. It is that of the images that chose them: measure on others.
+        after: quality with the best ones, on the images that chose them. Measure it again on others.
         settings_before: the model's own `merging`, `threshold` and `overlap_mask_area_threshold`.
         settings: the best ones; `threshold` is one number, or a list with one for each label.
         tried: settings and PQ of the common thresholds, in the order they were tried.
@@ -117,7 +117,7 @@ class Tuning:
         """Writes the settings into the image processor of a saved model.
 
         Args:
-            folder: of the model. Without an image processor, the whole tuned one is written.
+            folder: the model's. If it has no image processor, the whole tuned one is written.
 
         Returns:
             The file.
@@ -160,7 +160,7 @@ def tune_thresholds(  # noqa: PLR0913  every option of a long run, each with a d
     these. The present settings stay unless others are better. `Tuning.save` writes the result to a saved model.
 
     With `per_class`, each class that has at least 10 segments in the data gets its own threshold. `merging` and
-    `thresholds` are what is tried. The other arguments are those of `evaluate`.
+    `thresholds` list what is tried. The other arguments are those of `evaluate`.
 
     Raises:
         ValueError: an argument is out of range, the model lacks a class of the data, an image cannot be read, or there

@@ -114,8 +114,8 @@ def explain(
         image: An image, or the path of one.
         threshold: Minimum score of a segment; None for that of the image processor.
         segments: Ids of the segments to explain; None for all.
-        queries: Explains these queries, from 0, instead of segments, whether they became segments or not.
-        task: "panoptic" or "instance". In a semantic map all queries add up, so that no segment has its own.
+        queries: Queries to explain instead of segments, from 0. They need not have become segments.
+        task: "panoptic" or "instance". A semantic map adds up all queries, so it has no query for a segment.
         device: Of a model that is loaded.
 
     Returns:

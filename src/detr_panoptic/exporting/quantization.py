@@ -73,7 +73,7 @@ def quantize(
         output: a folder that is empty or does not exist.
         calibration: images that show the value ranges, in any form that `Predictor.predict` takes; None: those of
             `source`. The first 64 are used.
-        runtime: "openvino" or "onnxruntime", in which the quality is measured.
+        runtime: measures the quality: "openvino" or "onnxruntime".
         split: of the source.
         data_format: of the source; None recognizes it.
         limit: number of images of the source, from the first.

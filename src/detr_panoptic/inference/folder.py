@@ -25,7 +25,7 @@ RECORD_KEYS = ("id", "label_id", "area", "bbox", "score")
 
 
 class PredictionFolder:
-    """The predictions of a source of images, in files; `layout` is the `to` of `Predictor.predict`.
+    """The predictions of a source of images, as files. `layout` is the argument `to` of `Predictor.predict`.
 
     Iterating yields each record with its prediction, in the order of the images. `failures` are messages about images
     that could not be read, and `num_earlier` is the number of predictions that were there before.
@@ -53,7 +53,7 @@ class PredictionFolder:
         self._shown: list[str] = []
 
     def open(self, settings: Mapping[str, Any]) -> None:
-        """Creates the folder; ValueError if it has results of other settings, with the first one that differs."""
+        """Creates the folder; raises ValueError with the first setting that differs from those of earlier results."""
         self.folder.mkdir(parents=True, exist_ok=True)
         claim_folder(self.output, {**settings, "to": self.layout})
         self.num_earlier = len(self)
@@ -63,7 +63,7 @@ class PredictionFolder:
         return self._file(index).is_file()
 
     def write(self, record: Mapping[str, Any], prediction: Prediction, *, overlay: bool) -> None:
-        """Writes the files of one image, the one that marks it as done last."""
+        """Writes the files of one image. The JSON file is the last, as it marks the image as done."""
         stem, source = self._stems[record["index"]], {"image_id": record["image_id"]}
         prediction.save(self.folder, stem, maps=self.maps, overlay=overlay, source=source)
         if len(self._shown) < SHOWN:

@@ -66,8 +66,8 @@ class Prediction:
         segments: one entry for each id in the map.
         id2label: names of all labels of the model; they determine the colors.
         name: file name of the image, or another name for it.
-        detections: with `detections=` only: one mapping for each query, with `label_id`, `score`, `bbox` (x, y, width,
-            height in pixels) and for masks `counts`, their COCO run-length encoding.
+        detections: if asked for, one mapping for each query, with `label_id`, `score`, `bbox` (x, y, width, height in
+            pixels) and for masks `counts`, their COCO run-length encoding.
 
     Examples:
         >>> from detr_panoptic import Predictor
