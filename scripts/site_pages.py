@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from detr_panoptic.commands.program import build_program
+from detr_panoptic.commands.program import EXIT_CODES, build_program
 
 COMMAND_LINE = "reference/command-line.md"
 COMMENT = re.compile(r" ?<!--.*?-->")
@@ -16,4 +16,4 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     if page.file.src_uri != COMMAND_LINE:
         return markdown
     _title, first, commands = build_program(["train"]).generate_docs().partition("**Commands**")
-    return markdown + GUIDE.sub(r"[\1](../\1.md)", first + commands)
+    return f"{markdown}```text\n{EXIT_CODES}\n```\n\n" + GUIDE.sub(r"[\1](../\1.md)", first + commands)

@@ -233,7 +233,9 @@ def test_a_loaded_example_is_the_model(workplace):
 
 
 def links(document: Path) -> list[str]:
-    return re.findall(r"\]\(([^)\s]+)", re.sub(r"^```.*?^```", "", document.read_text(), flags=re.M | re.S))
+    """Targets of links and pictures, in Markdown and HTML."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.M | re.S)
+    return [link for pair in re.findall(r'\]\(([^)\s]+)|src="([^"]+)', text) for link in pair if link]
 
 
 def anchors(document: Path) -> set[str]:
@@ -243,15 +245,10 @@ def anchors(document: Path) -> set[str]:
 
 @pytest.mark.parametrize("document", [*sorted(ROOT.glob("*.md")), *DOCUMENTS[1:]], ids=lambda path: path.name)
 def test_links_to_files_of_the_repository_are_alive(document):
-    """MkDocs checks links between the pages of docs/. These are links of other files, and those out of docs/."""
+    """MkDocs checks the links between pages; here are those of other files, those that leave docs/, and HTML."""
     for link in links(document):
-        if document.parent == ROOT and "://" not in link:
-            name, _, anchor = link.partition("#")
-            target = document.parent / name if name else document
-        elif link.startswith(REPOSITORY):
-            name, _, anchor = link.removeprefix(REPOSITORY).partition("#")
-            target = ROOT / name
-        else:
-            continue
-        assert target.exists(), link
-        assert not anchor or anchor in anchors(target), link
+        name, _, anchor = link.removeprefix(REPOSITORY).partition("#")
+        if "://" not in name:
+            target = (ROOT if link.startswith(REPOSITORY) else document.parent) / name if name else document
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
