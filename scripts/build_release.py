@@ -1,6 +1,6 @@
 """Build the files of a release, check them, and use them as a stranger would.
 
-python scripts/build_release.py [--output dist] [--environment FOLDER | --no-install]
+python scripts/build_release.py [--output dist] [--environment FOLDER | --no-install] [--tag TAG]
 
 1. a source distribution and a wheel; the wheel that the source distribution builds has the same files, bit for bit
 2. twine's check of what the index would show, and that they hold what they should and nothing else
@@ -49,10 +49,14 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "dist", help="emptied first")
     parser.add_argument("--environment", type=Path, help="of the stranger; kept. Default: a temporary one")
     parser.add_argument("--no-install", action="store_true", help="leave out the third step, which takes gigabytes")
+    parser.add_argument("--tag", help="of the release: v and the version, which CHANGELOG.md has a section about")
     arguments = parser.parse_args()
     wheel, source = build(arguments.output)
     run(sys.executable, "-m", "twine", "check", "--strict", wheel, source)
-    for problem in problems_of_wheel(wheel) + problems_of_source(source):
+    problems = problems_of_wheel(wheel) + problems_of_source(source)
+    if arguments.tag:
+        problems += problems_of_tag(arguments.tag, wheel, (ROOT / "CHANGELOG.md").read_text())
+    for problem in problems:
         sys.exit(f"not fit for a release: {problem}")
     if not arguments.no_install:
         with tempfile.TemporaryDirectory() as temporary:
@@ -112,10 +116,18 @@ def problems_of_source(source: Path) -> list[str]:
         for name in ("LICENSE", "README.md", "pyproject.toml", "src/detr_panoptic/py.typed")
         if name not in names
     ]
-    bloat = [
-        name for name in names if name.startswith(("tests", "docs", "outputs")) or name.endswith((".png", ".jpg"))
-    ]
+    left_out = ("tests", "docs", "outputs", ".github", ".ci")
+    bloat = [name for name in names if name.startswith(left_out) or name.endswith((".png", ".jpg"))]
     return problems + [f"the source distribution holds {name}" for name in bloat]
+
+
+def problems_of_tag(tag: str, wheel: Path, changelog: str) -> list[str]:
+    """What does not fit the version of a wheel."""
+    version = wheel.name.split("-")[1]
+    problems = [] if tag == f"v{version}" else [f"the tag {tag} is not v{version}"]
+    if not re.search(rf"^## {re.escape(version)}$", changelog, flags=re.MULTILINE):
+        problems.append(f"CHANGELOG.md has no section {version}")
+    return problems
 
 
 def use(wheel: Path, environment: Path) -> None:

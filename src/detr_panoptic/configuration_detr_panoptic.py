@@ -24,30 +24,30 @@ class DetrPanopticConfig(PreTrainedConfig):
 
     Args:
         backbone: a timm model with maps of strides 4, 8, 16 and 32, or a vision transformer (ViT, DINOv2, DINOv3).
-        use_pretrained_backbone: download timm's weights when a model is built from scratch; loading never does.
+        use_pretrained_backbone: whether a model built from scratch gets timm's weights. Loading never downloads them.
         dilation: DC5: the last stage keeps stride 16 and dilates its convolutions instead.
         num_channels: channels of the images.
         hidden_size: D; a multiple of `num_heads` and of 16.
         encoder_layers, decoder_layers: numbers of layers; the decoder's is L.
-        num_heads: M, heads of every attention and attention maps per object.
+        num_heads: M, the number of heads of every attention layer, and of attention maps per object.
         ffn_dim: width of the feed-forward networks.
         dropout: probability in the transformer, attention weights included (as in the reference).
         num_queries: Q, the maximum number of objects in an image.
         is_encoder_decoder: always True, as for transformers' DETR.
         auxiliary_loss: sum the losses of every decoder layer. It does not change predictions.
-        class_cost, bbox_cost, giou_cost: weights in the matching of class probability, L1 distance and IoU of boxes.
+        class_cost, bbox_cost, giou_cost: weights of class probability, L1 distance and GIoU of boxes in the matching.
         ce_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient: weights of the losses of classes and boxes.
         mask_loss_coefficient, dice_loss_coefficient: weights of the focal and the Dice loss of masks.
         eos_coefficient: weight of the "no object" class in the classification loss.
         mask_loss_resolution: "image" compares masks pixel by pixel, as the reference does; "mask" at their own stride
             of 4, a different loss that takes less memory and time.
-        mask_queries: which queries get a mask in inference. "kept": those whose best class is an object; an integer
-            k: the k most confident ones, a static shape for compilation and export; "all".
+        mask_queries: which queries get a mask in inference: "kept", those whose best class is an object; a number k,
+            the k most confident ones (a static shape, for compilation and export); or "all".
         threshold: confidence below which post-processing drops a query; 0.85 in the paper's evaluation.
         stuff_label_ids: labels that are stuff, of which an image has at most one segment each.
-        category_ids: the dataset's category id of each label; None if they are equal.
+        category_ids: the dataset's category id of each label; None if ids and labels are equal.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import DetrPanopticConfig
         >>> config = DetrPanopticConfig(id2label={0: "person", 1: "sky"}, stuff_label_ids=[1])
         >>> config.num_labels
@@ -111,17 +111,17 @@ class DetrPanopticConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Builds a configuration from fields; labels among the keyword arguments go through `replace_labels`."""
+        """Builds a configuration from fields. `replace_labels` handles labels among the keyword arguments."""
         _unknown_fields(kwargs)
         labels = {name: kwargs.pop(name) for name in LABEL_FIELDS if name in kwargs}
         return super().from_dict(replace_labels(config_dict, labels), **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all fields, and where the Auto classes and `pipeline` find the code saved beside them."""
+        """Returns all fields, and the places where the Auto classes and `pipeline` find the saved code."""
         return super().to_dict() | hub_code()
 
     def validate_sizes(self) -> None:
-        """Checks that sizes are positive, that the heads divide the hidden size, and the two choices."""
+        """Checks sizes, whether the heads divide the hidden size, `mask_queries` and `mask_loss_resolution`."""
         for name in (*SIZES, "num_labels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")

@@ -61,7 +61,7 @@ class DetrPanopticImageProcessorKwargs(ImagesKwargs, total=False):
 class DetrPanopticImageProcessor(TorchvisionBackend):
     """Prepares images and annotations, and turns outputs into segments.
 
-    Besides the arguments of every image processor (`size`, `do_resize`, `image_mean`, `pad_size`, ...):
+    Takes the arguments of every image processor (`size`, `do_resize`, `image_mean`, `pad_size`, ...), and these:
 
     Args:
         stuff_label_ids: labels of background regions, of which an image has at most one segment each.
@@ -70,11 +70,11 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         threshold: confidence below which a query is dropped, or one for each label; 0.85 in the paper's evaluation.
         mask_threshold: probability above which a pixel belongs to a query's own mask, in the score-weighted mode and
             for instances.
-        overlap_mask_area_threshold: share of its own mask that a segment must keep in these two.
-        format: "coco_panoptic" or "coco_detection", the only annotations to take; None: both.
-        max_size: the longest edge if `size` is one number, the shortest edge.
+        overlap_mask_area_threshold: share of its own mask that a segment must keep, in the same two cases.
+        format: the only format of annotations to accept, "coco_panoptic" or "coco_detection"; None: both.
+        max_size: the longest edge, if `size` is a single number, which is the shortest edge.
 
-    Example:
+    Examples:
         >>> processor = DetrPanopticImageProcessor(stuff_label_ids=[2])
         >>> list(processor(torch.zeros(3, 480, 640), return_tensors="pt")["pixel_values"].shape)
         [1, 3, 800, 1066]
@@ -101,7 +101,6 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     format: str | None = None
 
     def __init__(self, **kwargs: Any) -> None:
-        """Checks and keeps the settings; the class's arguments."""
         _refuse_unknown(set(kwargs) - SAVED_BESIDES)
         super().__init__(**kwargs)
         self._validate_preprocess_kwargs(**{n: getattr(self, n) for n in ("do_center_crop", "data_format")})
@@ -134,7 +133,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     def get_image_processor_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Reads the settings for `from_pretrained`; those of other models are translated by `foreign_readers`."""
+        """Reads the settings for `from_pretrained`; `foreign_readers` translate those of other models."""
         settings, unused = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
         if settings.get("image_processor_type") != cls.__name__:
             for read in cls.foreign_readers:
@@ -144,7 +143,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     def process_image(  # type: ignore[override]
         self, image: Any, *, input_data_format: str | None = None, device: Any = None, **_: Any
     ) -> Tensor:
-        """Returns the (3, H, W) pixels of `image_to_tensor`, whose arguments and errors it has, on `device`."""
+        """Returns pixels (3, H, W) on `device`. Arguments and errors are those of `image_to_tensor`."""
         return image_to_tensor(image, input_data_format).to(device)
 
     def fetch_images(self, images: Any) -> Any:
@@ -282,8 +281,8 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
 
         Args:
             outputs: the model's.
-            threshold: least confidence of a query, or that of each label; None, here and below: the processor's own.
-            mask_threshold: used by the score-weighted mode only, as the next.
+            threshold: least confidence of a query, or one for each label. None, here and below: the processor's own.
+            mask_threshold: used in the score-weighted mode only, like the next argument.
             overlap_mask_area_threshold: the share of its own mask that a segment must keep.
             label_ids_to_fuse: labels with at most one segment; None: `stuff_label_ids`.
             target_sizes: (height, width) of each map; None: the size at which the model saw the image.
@@ -310,7 +309,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     ) -> list[dict[str, Any]]:
         """Returns segments of things only; see `post_process_panoptic_segmentation`.
 
-        With `return_coco_annotation` the map is one run-length code per value in it.
+        With `return_coco_annotation`, the map is a list of run-length codes, one for each value in it.
         """
         thresholds = self._thresholds(outputs, threshold, mask_threshold, overlap_mask_area_threshold)
         options: Any = {"label_ids_to_fuse": (), "left_out": self.stuff_label_ids, **thresholds}
@@ -327,7 +326,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         """Returns the label of each pixel, per image; raises ValueError for outputs without `mask_queries="all"`.
 
         Returns:
-            (H, W) int64 maps; or, with `return_segmentation_scores`, outputs with such a `segmentation` and
+            Maps (H, W) of int64. With `return_segmentation_scores`, outputs with the map as `segmentation`, and
             `segmentation_scores` (K, H, W).
         """
         if skipped := (outputs.pred_masks.flatten(2).amax(-1) <= SKIPPED_MASK_LOGIT / 2).sum().item():

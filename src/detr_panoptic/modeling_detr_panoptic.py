@@ -146,7 +146,7 @@ class DetrPanopticPreTrainedModel(PreTrainedModel):
 
 
 class DetrPanopticModel(DetrPanopticPreTrainedModel):
-    """Backbone and transformer: images to object embeddings."""
+    """Backbone and transformer: computes object embeddings from images."""
 
     def __init__(self, config: DetrPanopticConfig) -> None:
         super().__init__(config)
@@ -216,9 +216,9 @@ class DetrPanopticModel(DetrPanopticPreTrainedModel):
 
 
 class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
-    """DETR with class, box and mask heads: images to panoptic predictions, and to losses if there are labels.
+    """DETR with class, box and mask heads. Returns panoptic predictions, and losses if there are labels.
 
-    Example:
+    Examples:
         >>> model = DetrPanopticForSegmentation(DetrPanopticConfig(backbone="test_resnet", num_labels=3))
         >>> model(torch.rand(1, 3, 64, 96), mask_queries="all").pred_masks.shape
         torch.Size([1, 100, 16, 24])
@@ -262,14 +262,14 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
             pixel_mask: (B, H, W), 1 on the image, 0 on padding; None without padding.
             labels: B targets with `class_labels` (T,), `boxes` (T, 4) cxcywh in [0, 1] of the unpadded image, and
                 `masks` (T, H_i, W_i), without which there are no mask losses.
-            mask_queries: which queries get masks beside those matched with labels; None: none in training, the
-                configuration's otherwise.
-            normalizers: what the losses are divided by; None: computed from this batch.
+            mask_queries: which queries get masks in addition to those matched with labels. None: no others in
+                training; otherwise, those that the configuration names.
+            normalizers: divisors of the losses; None: computed from this batch.
             output_attentions: also return attention weights, with "eager" or "sdpa"; the predictions do not change.
             output_hidden_states: also return the states between the layers.
 
         Raises:
-            ValueError: an argument has a wrong shape or value, or a target a class that does not exist.
+            ValueError: an argument has a wrong shape or value, or a target has a class that does not exist.
         """
         if mask_queries is not None:
             check_mask_queries(mask_queries, self.config.num_queries)
@@ -308,7 +308,7 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
         )
 
     def attend(self, features: Any) -> Tensor:
-        """Computes where each object looks: the base model's output to attention maps (B, Q, M, h, w)."""
+        """Computes attention maps (B, Q, M, h, w), where each object looks, from the base model's output."""
         encoded = features.encoder_last_hidden_state.unflatten(1, features.projected.shape[-2:])
         return self.mask_attention(features.last_hidden_state, encoded, features.feature_mask)
 

@@ -32,7 +32,7 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
     `threshold`, `mask_threshold`, `overlap_mask_area_threshold` and `batch_size`. It returns, per image, a list of
     `score`, `label` and `mask` (a black and white picture of the image's size).
 
-    Example:
+    Examples:
         >>> segment = DetrPanopticImageSegmentationPipeline.from_pretrained("OWNER/NAME")  # doctest: +SKIP
         >>> [found["label"] for found in segment("street.jpg")]  # doctest: +SKIP
         ['person', 'road', 'sky-other-merged']
@@ -46,7 +46,7 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
 
     @classmethod
     def from_pretrained(cls, model: str | os.PathLike[str], **kwargs: Any) -> "DetrPanopticImageSegmentationPipeline":
-        """Builds the pipeline of a folder or Hub repository of ours or of transformers' DETR, as `pipeline` does."""
+        """Builds the pipeline, as `pipeline` does, from a saved model of this package or of transformers' DETR."""
         from .modeling_detr_panoptic import HUB_ARGUMENTS, DetrPanopticForSegmentation
 
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS & kwargs.keys()}
@@ -56,7 +56,7 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
         return cls(model=loaded, image_processor=processor, task=TASK, **kwargs)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Segments images; a tuple of them, or a column of a dataset, is answered like a list."""
+        """Segments an image, or the images of a list, a tuple or a column of a dataset."""
         several = isinstance(inputs, Sequence) and not isinstance(inputs, str)
         return super().__call__(list(inputs) if several else inputs, **kwargs)
 

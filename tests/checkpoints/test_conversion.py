@@ -334,7 +334,7 @@ def test_missing_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"No weights in .*model\.safetensors"):
         read_checkpoint(tmp_path)
     save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"Cannot read .*config\.json"):
+    with pytest.raises(ValueError, match=r"Expected the file .*config\.json"):
         read_checkpoint(tmp_path)
 
 

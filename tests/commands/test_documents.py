@@ -13,6 +13,9 @@ from unittest.mock import create_autospec
 
 import av
 import pytest
+import torch
+import yaml
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import DetrConfig, DetrForSegmentation, DetrImageProcessor
 from transformers.utils import logging as logging_of_transformers
 
@@ -22,10 +25,12 @@ from detr_panoptic.commands.program import build_program
 from detr_panoptic.data.writing import save_dataset, write_coco_panoptic_dataset
 from detr_panoptic.scenes import make_scene, scenes_dataset
 from detr_panoptic.scenes.dataset import SCENE_CATEGORIES
+from tests.commands.more_habits import MORE_HABITS
 from tests.conftest import build_tiny
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+REPOSITORY = f"{yaml.safe_load((ROOT / 'mkdocs.yml').read_text())['repo_url']}/blob/main/"
 PUBLISHED = "facebook/detr-resnet-50-panoptic"
 OPEN_ENDED = ("…", "$", "...")  # lines with a gap for the reader to fill
 
@@ -168,26 +173,26 @@ def test_python_blocks_run(block, monkeypatch, request):
         monkeypatch.setattr("detr_panoptic.app.launch", create_autospec(launch))
     if "exported/" in block.text:
         pytest.importorskip("onnxruntime")
-        assert main(["export", "my_model", "exported", "--dynamic", "--mask-queries", "5"]) == 0
+        graph = ["--dynamic", "--uint8", "--with-merging", "--mask-queries", "5"]
+        assert main(["export", "my_model", "exported", *graph]) == 0
     exec(compile(block.text, str(block), "exec"), {"__name__": str(block)})
 
 
 class Habit(NamedTuple):
     """A row of docs/habits.md: what is typed, and what the comment beside the outcome says of it."""
 
-    line: int
     typed: str
     check: str
 
 
 def habits() -> list:
-    """Every row of the tables; those that trace the model are slow."""
+    """Every row of the tables, and `MORE_HABITS`; those that trace the model are slow."""
+    lines = (ROOT / "docs" / "habits.md").read_text().splitlines()
+    rows = [re.fullmatch(r"\| `(.*?)` \| .* <!-- (.*) --> \|", line) for line in lines if line.startswith("| `")]
     found = []
-    for number, line in enumerate((ROOT / "docs" / "habits.md").read_text().splitlines(), start=1):
-        if line.startswith("| `"):
-            typed, check = re.fullmatch(r"\| `(.*?)` \| .* <!-- (.*) --> \|", line).groups()
-            slow = (pytest.mark.slow, pytest.mark.promise) if "torch.compile" in typed or "export(" in typed else ()
-            found.append(pytest.param(Habit(number, typed, check), id=f"{number}: {typed[:60]}", marks=slow))
+    for typed, check in [*(row.groups() for row in rows), *MORE_HABITS]:
+        slow = (pytest.mark.slow, pytest.mark.promise) if "torch.compile" in typed or "export(" in typed else ()
+        found.append(pytest.param(Habit(typed, check), id=typed[:80], marks=slow))
     return found
 
 
@@ -199,7 +204,7 @@ def names(request, caplog, monkeypatch) -> dict:
         logger = logging.getLogger(name)
         monkeypatch.setattr(logger, "handlers", [*logger.handlers, caplog.handler])
     logging_of_transformers.warning_once.cache_clear()
-    names: dict = {"os": os, "request": request}
+    names: dict = {"os": os, "torch": torch, "FlopCounterMode": FlopCounterMode, "request": request}
     (setup,) = [block for block in blocks("python") if block.document.name == "habits.md"]
     exec(compile(setup.text, str(setup), "exec"), names)
     names["model"].class_head.bias.data[-1] = 9.0  # as in use, an image has fewer objects than queries
@@ -227,20 +232,23 @@ def test_a_loaded_example_is_the_model(workplace):
     assert model.config.id2label[1] == "person"
 
 
-def links(document: Path) -> list[Path]:
-    """Files that a document names in its links and pictures."""
-    targets = re.findall(r"\]\(([^)#\s]+)", re.sub(r"^```.*?^```", "", document.read_text(), flags=re.M | re.S))
-    return [(document.parent / target).resolve() for target in targets if "://" not in target]
+def links(document: Path) -> list[str]:
+    """Targets of links and pictures, in Markdown and HTML."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.M | re.S)
+    return [link for pair in re.findall(r'\]\(([^)\s]+)|src="([^"]+)', text) for link in pair if link]
 
 
-def test_every_document_is_reached_from_the_readme_and_no_link_is_dead():
-    reached, waiting = set(), [ROOT / "README.md"]
-    while waiting:
-        document = waiting.pop()
-        reached.add(document)
-        for target in links(document):
-            assert target.exists(), f"{document.name} links {target}"
-            if target.suffix == ".md" and target not in reached:
-                waiting.append(target)
-    assert set(DOCUMENTS) <= reached
-    assert set((ROOT / "docs" / "notebooks").iterdir()) <= {link for document in reached for link in links(document)}
+def anchors(document: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)", document.read_text(), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", [*sorted(ROOT.glob("*.md")), *DOCUMENTS[1:]], ids=lambda path: path.name)
+def test_links_to_files_of_the_repository_are_alive(document):
+    """MkDocs checks the links between pages; here are those of other files, those that leave docs/, and HTML."""
+    for link in links(document):
+        name, _, anchor = link.removeprefix(REPOSITORY).partition("#")
+        if "://" not in name:
+            target = (ROOT if link.startswith(REPOSITORY) else document.parent) / name if name else document
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link

@@ -75,7 +75,7 @@ COMMANDS = [
     (("app", *NO_MODEL, "--max-pixels", "0"), "--max-pixels"),
     (("demo", "--output", "demo.xyz"), "--output.*'demo.xyz'"),
     (("data", "check", "my_data", "--report", "file"), "`report` .*file"),
-    (("data", "check", "my_data", "--queries", "0"), "`num_queries` must be at least 1, got 0"),
+    (("data", "check", "my_data", "--queries", "0"), "`num_queries` must be a whole number of at least 1, got 0"),
 ]
 
 

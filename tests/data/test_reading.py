@@ -117,7 +117,7 @@ def test_what_is_no_dataset_says_what_was_looked_for(tmp_path, coco):
             read_panoptic(name)
     with pytest.raises(ValueError, match=r"`data_format` must be one of coco-panoptic, .*got 'voc'"):
         read_panoptic(coco, data_format="voc")
-    with pytest.raises(ValueError, match="`limit` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`limit` must be a whole number of at least 1, got 0"):
         read_panoptic(coco, limit=0)
     with pytest.raises(ValueError, match=r"gtFine to exist"):
         read_panoptic(coco, data_format="cityscapes")

@@ -325,7 +325,8 @@ def outputs_padded():
     batch = {
         key: torch.cat([getattr(output, key) for output in alone]) for key in ("logits", "pred_boxes", "image_sizes")
     }
-    return SimpleNamespace(**batch, pred_masks=masks, canvas_sizes=torch.tensor([CANVAS] * 2))
+    canvas_sizes = [CANVAS] * 2  # not a tensor, as from a program that runs an exported graph
+    return SimpleNamespace(**batch, pred_masks=masks, canvas_sizes=canvas_sizes)
 
 
 def post_process(processor, task, outputs, **kwargs):

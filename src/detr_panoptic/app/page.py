@@ -64,7 +64,7 @@ def launch(
         OSError: If the port is taken.
         ValueError: If the model cannot be loaded.
 
-    Example:
+    Examples:
         >>> from detr_panoptic.app import launch
         >>> page = launch(block=False)  # doctest: +SKIP
         >>> page.close()  # doctest: +SKIP

@@ -36,13 +36,12 @@ _FOREIGN_SIZES = {
     "decoder_attention_heads": "num_heads",
     "num_channels": "num_channels",
 }
-_FOREIGN_VALUES = (
-    "dropout",
-    "auxiliary_loss",
+#: Weights of the matching and of the losses, which transformers' config and ours call the same.
+WEIGHTS = (
     *(f"{cost}_cost" for cost in ("class", "bbox", "giou")),
     *(f"{loss}_loss_coefficient" for loss in ("bbox", "giou", "mask", "dice")),
-    "eos_coefficient",
 )
+_FOREIGN_VALUES = ("dropout", "auxiliary_loss", *WEIGHTS, "eos_coefficient")
 #: Fields for which this model supports one value.
 _SUPPORTED = {
     "model_type": "detr",

@@ -81,8 +81,8 @@ def convert_checkpoint(
     Args:
         source: a `.pth`, `.bin` or `.safetensors` file, a folder of transformers, or OWNER/NAME on the Hub.
         output: the folder to write.
-        dilation: whether the model is a DC5 one, which the weights do not show; None asks the source's config, then
-            the file's name.
+        dilation: whether the model is a DC5 model, which the weights do not show. None: as the source's config says,
+            or else the file's name.
         compact: leave out the classes that the dataset never has: 133 of COCO's 250 remain. Scores rise or stay.
 
     Returns:
@@ -93,7 +93,7 @@ def convert_checkpoint(
             or the source itself.
         OSError: the repository cannot be reached.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import convert_checkpoint
         >>> print(convert_checkpoint("facebook/detr-resnet-50-panoptic", "detr_r50", compact=True))  # doctest: +SKIP
         resnet50 with 100 queries and 133 labels, written to detr_r50

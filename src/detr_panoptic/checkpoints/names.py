@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
+from ..data.plain_text import listing
+
 StateDict = dict[str, Tensor]
 #: A pattern for a whole name without the leading "detr.", and our name. A name with `{}` means three: the tensor is
 #: split along its first axis into the weights of queries, keys and values.
@@ -111,16 +113,15 @@ def rename(state_dict: Mapping[str, Tensor], table: Iterable[Rule]) -> StateDict
                 raise ValueError(f"Two names of the checkpoint mean `{target}`; one of them is `{name}`.")
             ours[target] = part
     if unknown:
-        raise ValueError(f"The checkpoint has names that a DETR model does not have: {_listed(unknown)}.")
+        raise ValueError(f"The checkpoint has names that a DETR model does not have: {listing(sorted(unknown))}.")
     return ours
 
 
 def check_names(ours: Iterable[str], expected: Iterable[str]) -> None:
     """Raises a ValueError that lists missing and left over names, unless both hold the same ones."""
     have, want = set(ours), set(expected)
-    complaints = [
-        f"{what}: {_listed(names)}" for what, names in (("missing", want - have), ("left over", have - want)) if names
-    ]
+    differences = {"missing": sorted(want - have), "left over": sorted(have - want)}
+    complaints = [f"{what}: {listing(names)}" for what, names in differences.items() if names]
     if complaints:
         raise ValueError(f"The checkpoint does not fit the model; {'; '.join(complaints)}.")
 
@@ -131,11 +132,5 @@ def table_of(state_dict: Mapping[str, Tensor]) -> tuple[Rule, ...]:
         if key in state_dict or f"detr.{key}" in state_dict:
             return table
     raise ValueError(
-        f"The checkpoint is neither the reference's nor transformers' DETR: it has none of {_listed(SOURCES)}."
+        f"The checkpoint is neither the reference's nor transformers' DETR: it has none of {listing(SOURCES)}."
     )
-
-
-def _listed(names: Iterable[str], *, limit: int = 20) -> str:
-    names = sorted(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -4,7 +4,6 @@ Sources are the `.pth` files of facebookresearch/detr (29901c5), and folders tha
 `DetrForSegmentation` and `DetrForObjectDetection`. Nothing is unpickled but tensors and plain values.
 """
 
-import json
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..data import folders
 from ..data.contained_paths import path_inside
 from ..data.hub_names import hub_name
 from ..data.plain_text import first_line
@@ -36,13 +36,9 @@ _REFERENCE_ARGUMENTS = {
     **{f"{loss}_loss_coef": f"{loss}_loss_coefficient" for loss in ("bbox", "giou", "mask", "dice")},
     "eos_coef": "eos_coefficient",
 }
-_PROCESSOR_FIELDS = (
+PROCESSOR_FIELDS = (
     *(f"do_{step}" for step in ("resize", "rescale", "normalize", "pad")),
-    "resample",
-    "pad_size",
-    "rescale_factor",
-    "image_mean",
-    "image_std",
+    *("resample", "rescale_factor", "image_mean", "image_std"),
 )
 
 
@@ -108,7 +104,7 @@ def processor_settings(foreign: Mapping[str, Any]) -> dict[str, Any]:
     kind = foreign.get("image_processor_type") or foreign.get("feature_extractor_type") or "DetrImageProcessor"
     if not kind.startswith(("DetrImageProcessor", "DetrFeatureExtractor")):
         raise ValueError(f"The image processor must be a DetrImageProcessor, got {kind}.")
-    kwargs = {name: foreign[name] for name in _PROCESSOR_FIELDS if foreign.get(name) is not None}
+    kwargs = {name: foreign[name] for name in (*PROCESSOR_FIELDS, "pad_size") if foreign.get(name) is not None}
     if foreign.get("pad_and_return_pixel_mask") is not None:
         kwargs.setdefault("do_pad", foreign["pad_and_return_pixel_mask"])
     size = foreign.get("size") or 800
@@ -119,10 +115,7 @@ def processor_settings(foreign: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the object in a JSON file; ValueError if there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"Cannot read {path}: {error}") from error
+    content = folders.read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}.")
     return content

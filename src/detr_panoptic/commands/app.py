@@ -26,9 +26,9 @@ def app(
 ) -> None:
     """Serves a web page to try a model on.
 
-    Upload images or videos to see and download their segments, and click the name
-    of one to see where the model looked. The bundled model knows generated scenes;
-    for photographs, use --model facebook/detr-resnet-50-panoptic.
+    Upload images or videos to see and download their segments. Click the name of
+    a segment to see where the model looked. The bundled model knows generated
+    scenes; for photographs, use --model facebook/detr-resnet-50-panoptic.
     Needs: pip install "detr-panoptic[demo]"
 
     For example:

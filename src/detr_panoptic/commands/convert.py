@@ -14,7 +14,7 @@ def convert(
     dilation: Annotated[
         bool | None,
         Parameter(
-            help="Whether it is a DC5 model, which the weights cannot tell. By default as its config or name says.",
+            help="Whether it is a DC5 model, which the weights do not show. By default, as its config or name says.",
             negative="--no-dilation",
         ),
     ] = None,

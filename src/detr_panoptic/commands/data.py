@@ -21,7 +21,7 @@ def check(
 ) -> int:
     """Checks a dataset: ids, categories, areas, boxes, sizes, broken files.
 
-    Lists all problems, where training stops at the first one. An error makes
+    Lists all problems; training would stop at the first one. An error makes
     training wrong or stops it, a warning costs quality, a note is worth knowing.
     The exit code is 1 if there is an error, and 2 if there is nothing to check.
 
@@ -39,7 +39,7 @@ def check(
     if report is not None:
         check_folder(report, "report")
     data = read_source(source, limit=reading.limit) if source == SCENES else source
-    result = check_data(data, num_queries=queries, workers=workers, **reading.arguments())
+    result = check_data(data, num_queries=queries, workers=workers, **asdict(reading))
     print(result)
     if report is not None:
         print(f"The report is {result.save(report)}")
@@ -83,6 +83,8 @@ def convert(
 ) -> int:
     """Writes a dataset in another format; image files are copied byte by byte.
 
+    The output folder gets
+
         --to coco     images/, panoptic/ and panoptic.json
         --to dataset  a folder for load_from_disk of `datasets`
         --to parquet  data/SPLIT-….parquet, the layout of the Hub
@@ -100,7 +102,7 @@ def convert(
     data: Any = source
     if source == SCENES:
         data = read_source(source, limit=reading.limit, scene_seed=scenes.seed, scene_workers=scenes.workers)
-    result = convert_data(data, output, **asdict(form), on_error=on_error, **reading.arguments())
+    result = convert_data(data, output, **asdict(form), on_error=on_error, **asdict(reading))
     print(result)
     return 2 if result.failures else 0
 
@@ -181,7 +183,7 @@ def label(
         **asdict(wanted),
         report=report,
         on_error=on_error,
-        **reading.arguments(),
+        **asdict(reading),
         **running.loading(),
         **running.steps(),
     )
@@ -214,7 +216,7 @@ def complete_stuff(
     reading: Reading = READING,
     running: Running = RUNNING,
 ) -> int:
-    """Lets a model add the stuff to a dataset in which only things are annotated.
+    """Adds the stuff that a model predicts to a dataset with annotated things only.
 
     Annotated pixels stay as they are. Classes are matched by name, and stuff that
     the data does not have becomes a new class. A pixel stays void if no segment
@@ -238,7 +240,7 @@ def complete_stuff(
         threshold=additions.threshold,
         report=report,
         on_error=on_error,
-        **reading.arguments(),
+        **asdict(reading),
         **running.loading(),
         **running.steps(),
     )

@@ -1,6 +1,6 @@
 """`detr-panoptic evaluate`."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,7 +19,7 @@ class Measures:
     threshold: Threshold = None
     average_precision: Annotated[
         Literal["none", "box", "mask"],
-        Parameter(help="box costs next to nothing; mask is box and mask AP, for which every query needs a mask."),
+        Parameter(help="box takes almost no time; mask measures box and mask AP, and computes all masks."),
     ] = "mask"
     tune: Annotated[
         Literal["common", "per-class"] | None,
@@ -53,11 +53,11 @@ def evaluate(
     started again. On several processes: accelerate launch scripts/evaluate.py
     with the same options.
 
-    --tune does not write a report: it tries score thresholds, one for all classes
-    or also one for each, and both ways of merging, prints the panoptic quality
-    before and after, and writes the best settings into the model's image
-    processor, or to --output if the model is no folder or has the image processor
-    of another program. Tune on images that the model is not tested on.
+    --tune writes no report. It tries score thresholds, one for all classes or also
+    one for each, and both ways of merging, and prints PQ before and after. It
+    writes the best settings into the model's image processor. If the model is no
+    folder, or has the image processor of another program, it writes them to
+    --output. Tune on images that the model is not tested on.
 
     For example:
 
@@ -73,7 +73,7 @@ def evaluate(
             raise ValueError(
                 f"`--{name.replace('_', '-')}` has no meaning with `--tune`, which looks for the best PQ."
             )
-    options = {**reading.arguments(), **running.loading(), **running.steps(), "on_error": on_error}
+    options = {**asdict(reading), **running.loading(), **running.steps(), "on_error": on_error}
     if measures.tune is not None:
         tuning = tune_thresholds(model, data, per_class=measures.tune == "per-class", **options)
         print(tuning)

@@ -46,13 +46,13 @@ def export(
 ) -> None:
     """Writes a model for programs that do not use this package.
 
+    The folder gets config.json with the labels, preprocessor_config.json with the
+    preparation of images (docs/export.md describes inputs and outputs), and
+
         --format onnx          model.onnx for ONNX Runtime, OpenVINO, TensorRT
         --format torch         model.pt2 for torch.export.load
         --format aotinductor   compiled.pt2 for torch._inductor.aoti_load_package
         --format transformers  a folder for transformers' DetrForSegmentation
-
-    The folder also gets config.json with the labels, and preprocessor_config.json
-    with the preparation of images. docs/export.md describes inputs and outputs.
 
     For example:
 

@@ -1,6 +1,6 @@
 """Options that several commands share."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +23,7 @@ Stuff = Annotated[
 Device = Annotated[str, Parameter(help="cpu, cuda, cuda:1, mps …; auto uses a GPU if there is one.")]
 OnError = Annotated[
     Literal["stop", "skip"],
-    Parameter(help="At an image that cannot be read: stop, or list it and go on. The exit code is 2 either way."),
+    Parameter(help="If an image cannot be read: stop, or list it and continue. The exit code is 2 in both cases."),
 ]
 
 
@@ -44,10 +44,6 @@ class Reading:
         None
     )
 
-    def arguments(self) -> dict[str, Any]:
-        """Returns the arguments of a function that reads a dataset."""
-        return asdict(self)
-
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +60,7 @@ class Running:
     device: Device = "auto"
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "int8"],
-        Parameter(help="Precision of the model; int8 with other runtimes than torch, after `quantize`."),
+        Parameter(help="Precision. int8 needs a model that `quantize` wrote, and a runtime other than torch."),
     ] = "float32"
 
     def loading(self) -> dict[str, Any]:
@@ -84,7 +80,7 @@ class RunningAnywhere(Running):
     runtime: Annotated[
         Literal["auto", "torch", "openvino", "onnxruntime"] | None,
         Parameter(
-            help="What runs the model; by default auto for `predict`, which is OpenVINO where it ran before, or torch."
+            help="auto, the default of `predict`: OpenVINO if the model ran on it before, else torch. Others: torch."
         ),
     ] = None
 

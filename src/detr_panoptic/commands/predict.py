@@ -69,7 +69,7 @@ def predict(
     a JSON file for each frame; a thing keeps its id and its color.
 
     Existing results of images are kept, so an interrupted run continues when it is
-    started again; a video needs a folder without results of it. On several
+    started again. A video needs a folder without earlier results of it. On several
     processes: accelerate launch scripts/predict.py with the same options.
 
     For example:
@@ -104,12 +104,12 @@ def predict(
     if results.tile is not None:
         Image.MAX_IMAGE_PIXELS = None  # Pillow refuses images above 179 million pixels
     # Generated scenes wait for the model: to paint them takes longer than to load it.
-    pictures = source if source in (None, SCENES) else open_pictures(source, **reading.arguments())
+    pictures = source if source in (None, SCENES) else open_pictures(source, **asdict(reading))
     predictor = Predictor.from_pretrained(model, **running.loading())
     of_videos = {"task": results.task, "threshold": results.threshold, "every": options.pop("every")}
     done: list[PredictionFolder | VideoPrediction] = []
     if pictures is not None:
-        done.append(predictor.predict(pictures, output, **options, **reading.arguments(), **running.steps()))
+        done.append(predictor.predict(pictures, output, **options, **asdict(reading), **running.steps()))
     done.extend(predictor.predict_video(video, output, **of_videos) for video in videos)
     print(*done, sep="\n")
     return 2 if any(part.failures for part in done) else 0

@@ -1,5 +1,6 @@
 """`detr-panoptic quantize`."""
 
+from dataclasses import asdict
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -18,7 +19,7 @@ def quantize(
         Parameter(help="Images or folders that show the value ranges; by default the data.", consume_multiple=True),
     ] = None,
     runtime: Annotated[
-        Literal["openvino", "onnxruntime"], Parameter(help="In which the quality is measured.")
+        Literal["openvino", "onnxruntime"], Parameter(help="Runtime that measures the quality.")
     ] = "openvino",
     reading: Reading = READING,
 ) -> None:
@@ -35,4 +36,4 @@ def quantize(
     from .. import quantize as write
 
     images = calibration[0] if calibration and len(calibration) == 1 else calibration
-    print(write(model, data, output, calibration=images, runtime=runtime, **reading.arguments()))
+    print(write(model, data, output, calibration=images, runtime=runtime, **asdict(reading)))

@@ -24,7 +24,7 @@ def train(
     recipe: Annotated[
         str | None, Parameter(help=f"Defaults for a purpose: {', '.join(recipe_names())} (docs/training.md).")
     ] = None,
-    config: Annotated[Path | None, Parameter(help="YAML file of the options below and `recipe`.")] = None,
+    config: Annotated[Path | None, Parameter(help="YAML file with any of the options below and `recipe`.")] = None,
     dry_run: Annotated[bool, Parameter(help="Show what would be done, and stop.")] = False,
     overwrite: Annotated[bool, Parameter(help="Delete the run that is in the output folder.")] = False,
     **settings: Any,

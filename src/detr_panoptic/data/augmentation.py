@@ -75,7 +75,7 @@ class RandomAugmentation(Augmentation):
     Raises:
         ValueError: there is no scale, one of `scales` is not below `max_size`, or `crop_range` is empty.
 
-    Example:
+    Examples:
         >>> from detr_panoptic.scenes import make_scene
         >>> augmentation = RandomAugmentation(scales=[48, 64], max_size=100, crop_scales=[80], crop_range=(40, 60))
         >>> augmentation(make_scene(0), seed=3)["segmentation"].shape
@@ -118,7 +118,7 @@ class LargeScaleJitter(Augmentation):
     Raises:
         ValueError: `size` is not positive or `scale_range` is empty.
 
-    Example:
+    Examples:
         >>> from detr_panoptic.scenes import make_scene
         >>> LargeScaleJitter(128)(make_scene(0), seed=3)["image"].size
         (38, 38)
@@ -237,7 +237,7 @@ class PanopticCollator:
         as_maps: whether the labels are a `TargetBatch`, which is smaller and quicker to move than a mask per segment,
             and images of one size come without a `pixel_mask`, which attention then does without as well.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import DetrPanopticImageProcessor
         >>> from detr_panoptic.scenes import make_scene
         >>> collate = PanopticCollator(DetrPanopticImageProcessor(size={"height": 64, "width": 96}))

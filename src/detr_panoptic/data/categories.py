@@ -22,7 +22,7 @@ class Categories:
     Raises:
         ValueError: the lengths differ, or a name or category id occurs twice.
 
-    Example:
+    Examples:
         >>> categories = Categories(names=("boat", "sea"), is_thing=(True, False), category_ids=(3, 105))
         >>> categories.id2label, categories.stuff_label_ids, categories.label_id(105)
         ({0: 'boat', 1: 'sea'}, [1], 1)
@@ -121,10 +121,10 @@ def match_labels(wanted: Categories | Mapping[int, str], offered: Categories | M
     spaces; these matches are logged. No label is used twice.
 
     Returns:
-        Wanted label id of each offered label id. A name without a match is left out: the caller decides whether this
+        Wanted label id of each offered label id. A name without a match is left out; the caller decides whether this
         is an error.
 
-    Example:
+    Examples:
         >>> match_labels({0: "sky", 1: "car"}, {0: "Car", 1: "tree", 2: "sky"})
         {2: 0, 0: 1}
     """

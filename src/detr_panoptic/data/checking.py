@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from ..segment_ids import rgb_to_ids
 from .categories import Categories
-from .files import written_whole
-from .findings import ERROR, KINDS, SEVERITIES, AnnotatedMap, DataCounts, DataError, Finding, listing
+from .files import write_file
+from .findings import ERROR, KINDS, SEVERITIES, AnnotatedMap, DataCounts, DataError, Finding
 from .lazy_records import (
     ORIENTATION_TAG,
     TURNING_ORIENTATIONS,
@@ -28,8 +28,8 @@ from .lazy_records import (
     open_stored,
     undecoded,
 )
-from .plain_text import counted, first_line, markdown, one_line
-from .reading import PanopticData, check_limit, raw_records
+from .plain_text import counted, first_line, listing, markdown, one_line
+from .reading import PanopticData, check_least, raw_records
 from .rows import first_rows
 
 DRAFT_SCALE = 8  # a JPEG file decoded at an eighth of its size is read to its end, in a third of the time
@@ -45,7 +45,7 @@ Stored = Image.Image | dict[str, Any]
 class DataCheck:
     """The result of `check_data`; `print` shows totals, kinds of findings and their first cases.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import check_data
         >>> from detr_panoptic.scenes import read_source
         >>> check = check_data(read_source("scenes", limit=2), progress=False)
@@ -73,7 +73,7 @@ class DataCheck:
 
     @property
     def totals(self) -> str:
-        """One line about what the dataset consists of."""
+        """One line about the contents of the dataset."""
         counts, seen = self.counts, int((self.counts.class_segments > 0).sum())
         segments = counted(int(counts.class_segments.sum()), "segment")
         images, crowds = counted(len(self.names), "annotated image"), counted(counts.crowds, "crowd")
@@ -111,9 +111,8 @@ class DataCheck:
         text += [*self._list_findings(markdown), "", "## Classes", ""]
         text += ["| class | kind | segments | images | pixels |", "|---|---|---:|---:|---:|"]
         text += ["| " + " | ".join(markdown(str(value)) for value in row.values()) + " |" for row in classes]
-        for name, content in (("check.json", json.dumps(contents, indent=1)), ("check.md", "\n".join(text))):
-            with written_whole(Path(folder, name)) as part:
-                part.write_text(content + "\n", encoding="utf-8")
+        write_file(Path(folder, "check.json"), json.dumps(contents, indent=1) + "\n")
+        write_file(Path(folder, "check.md"), "\n".join(text) + "\n")
         return Path(folder, "check.md")
 
 
@@ -136,7 +135,7 @@ def check_data(
     Raises:
         ValueError: there is no dataset to check, or an argument is out of range.
 
-    Example:
+    Examples:
         >>> from detr_panoptic.scenes import read_source
         >>> check = check_data(read_source("scenes", limit=2), progress=False)
         >>> check.has_errors, check.counts.images
@@ -145,10 +144,8 @@ def check_data(
         2 annotated images, 20 segments of 10 of 14 classes, 0 crowds, 0.0% void
     """
     workers = os.cpu_count() or 1 if workers is None else workers
-    for argument, value in (("workers", workers), ("num_queries", num_queries)):
-        if value < 1:
-            raise ValueError(f"`{argument}` must be at least 1, got {value}.")
-    check_limit(limit)
+    for argument, value in (("workers", workers), ("num_queries", num_queries), ("limit", limit)):
+        check_least(argument, value, 1)
     findings: list[Finding] = []
     if isinstance(source, PanopticData):
         name, raw = repr(source), RawRecords(source.records, source.categories)
@@ -189,7 +186,7 @@ class OpenedRow(NamedTuple):
     def picture(self) -> Image.Image | None:
         """Returns the upright RGB image; None if it cannot be read."""
         try:
-            return None if self.image is None else ImageOps.exif_transpose(_opened(self.image)).convert("RGB")
+            return None if self.image is None else ImageOps.exif_transpose(open_stored(self.image)).convert("RGB")
         except Exception:  # `open_row` reports it
             return None
 
@@ -232,7 +229,7 @@ def _attempt(
     path = None if isinstance(stored, Image.Image) else stored.get("path")
     prefix = f"{Path(path).name}: " if path else ""
     try:
-        with _opened(stored) as picture:
+        with open_stored(stored) as picture:
             value, problems = read(picture)
     except Exception as error:  # broken files raise anything from SyntaxError to struct.error
         value, problems = None, [(unreadable, str(error))]
@@ -255,7 +252,3 @@ def _map_ids(picture: Image.Image) -> tuple[np.ndarray, Problems]:
     if picture.mode != "RGB":
         problems.append(("map-mode", f"it is an image of mode {picture.mode}"))
     return rgb_to_ids(np.asarray(picture.convert("RGB"))), problems
-
-
-def _opened(stored: Stored) -> Image.Image:
-    return stored if isinstance(stored, Image.Image) else open_stored(stored)

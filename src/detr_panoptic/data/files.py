@@ -35,6 +35,12 @@ def written_whole(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def write_file(path: str | Path, contents: str | bytes) -> None:
+    """Writes a file as `written_whole` does; text as UTF-8, where bytes of names that are not UTF-8 are escaped."""
+    with written_whole(path) as part:
+        part.write_bytes(contents if isinstance(contents, bytes) else contents.encode("utf-8", "backslashreplace"))
+
+
 @contextmanager
 def whole_files(folder: str | Path, what: str) -> Iterator[Path]:
     """Yields an empty folder; the files written to it replace those of the existing `folder` when all are complete.

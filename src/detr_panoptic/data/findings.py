@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..segment_ids import VOID_ID, segment_extents
+from .plain_text import listing
 
 ERROR, WARNING, NOTE = SEVERITIES = ("error", "warning", "note")
 TINY_AREA = 4  # pixels; DETR drops segments of this size or smaller after merging
@@ -97,7 +98,6 @@ def raising(path: Path | None = None) -> Report:
 
 
 BOX_TOLERANCE = 1  # pixels; tools differ in whether a box ends at its last pixel or after it
-LISTED_IDS = 6  # in a message
 DAMAGED_IDS = 16  # more unlisted ids, and more than twice as many as listed ones, are not a slip of an annotator
 
 
@@ -219,9 +219,3 @@ class AnnotatedMap:
         for kind, wrong in (("area-mismatch", areas), ("box-mismatch", boxes)):
             if wrong:
                 yield kind, f"{len(wrong)} of {len(present)} segments; {listing(wrong, limit=2)}"
-
-
-def listing(values: Sequence[Any], *, limit: int = LISTED_IDS) -> str:
-    """Returns the first values and how many more there are."""
-    more = f" and {len(values) - limit} more" if len(values) > limit else ""
-    return ", ".join(str(value) for value in values[:limit]) + more

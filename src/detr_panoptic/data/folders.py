@@ -11,6 +11,7 @@ from typing import Any
 from ..image_reading import FORMATS
 from .categories import Categories
 from .findings import Report, raising
+from .plain_text import listing
 
 try:
     from pillow_heif import register_heif_opener
@@ -27,7 +28,6 @@ IMAGE_SUFFIXES = (
     *(".tif", ".tiff", ".webp"),
 )
 """Files with these suffixes, in upper or lower case, are images. Names that begin with a dot are left out."""
-SHOWN = 5  # names in a message
 CATEGORIES_FILE = "categories.json"
 
 _SHORT = reprlib.Repr()
@@ -64,8 +64,8 @@ def log_left_out(folder: Path, names: Iterable[str]) -> None:
     others = sorted(name for name in names if not is_picture(name) and not name.startswith("."))
     if others:
         hint = "; HEIC needs `pip install pillow-heif`" if any(n.lower().endswith(".heic") for n in others) else ""
-        shown = ", ".join(others[:SHOWN]) + (", …" if len(others) > SHOWN else "")
-        _logger.warning("%s: %s of the files are not images and are left out: %s%s.", folder, len(others), shown, hint)
+        message = "%s: %s of the files are not images and are left out: %s%s."
+        _logger.warning(message, folder, len(others), listing(others), hint)
 
 
 def paired_by_name(
@@ -113,7 +113,7 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"Expected the file {path}, which does not exist.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} must be JSON: {error}") from error
 
 

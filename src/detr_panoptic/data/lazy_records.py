@@ -175,10 +175,12 @@ def upright_size(image: PILImage.Image | dict[str, Any]) -> tuple[int, int]:
         return picture.size[::-1] if picture.getexif().get(ORIENTATION_TAG) in TURNING_ORIENTATIONS else picture.size
 
 
-def open_stored(stored: dict[str, Any]) -> PILImage.Image:
-    """Opens an image file as `datasets` stores it, `bytes` or `path`, in one of the supported formats."""
+def open_stored(stored: PILImage.Image | dict[str, Any]) -> PILImage.Image:
+    """Returns an image, or opens its file as `datasets` stores it, `bytes` or `path`, in a supported format."""
     from ..image_reading import FORMATS  # imports transformers, which takes seconds
 
+    if isinstance(stored, PILImage.Image):
+        return stored
     return PILImage.open(stored["path"] if stored.get("bytes") is None else BytesIO(stored["bytes"]), formats=FORMATS)
 
 

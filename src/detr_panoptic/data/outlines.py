@@ -21,7 +21,7 @@ def mask_polygons(mask: NDArray[np.bool_]) -> list[list[float]]:
 
     Polygons have no holes. A region with holes is cut through them into several.
 
-    Example:
+    Examples:
         >>> mask_polygons(np.array([[True, True], [True, False]]))
         [[0.0, 0.0, 2.0, 0.0, 2.0, 1.0, 1.0, 1.0, 1.0, 2.0, 0.0, 2.0]]
     """
@@ -90,7 +90,7 @@ def _follow(ends: dict[Point, list[Point]], start: Point) -> list[Point]:
 def mask_runs(mask: NDArray[np.bool_]) -> dict[str, list[int]]:
     """Returns the uncompressed run-length encoding of a mask (H, W), column by column, beginning with what is outside.
 
-    Example:
+    Examples:
         >>> mask_runs(np.array([[True, False], [True, False]]))
         {'counts': [0, 2, 2], 'size': [2, 2]}
     """

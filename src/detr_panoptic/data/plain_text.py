@@ -1,4 +1,7 @@
-"""Escapes untrusted names of classes and files for terminals and Markdown, and shortens errors of other libraries."""
+"""Escapes untrusted names of classes and files for terminals and Markdown, and shortens lists and errors."""
+
+from collections.abc import Iterable
+from typing import Any
 
 _MARKDOWN = "\\|`*_[]~"
 _BREAKS = "\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"
@@ -16,7 +19,7 @@ _SHOWN = {
 def one_line(text: str) -> str:
     r"""Returns the text without line breaks, with control and direction characters as escapes.
 
-    Example:
+    Examples:
         >>> one_line("a" + chr(10) + "b" + chr(27) + "[2J")
         'a b\\x1b[2J'
     """
@@ -34,10 +37,17 @@ def markdown(text: str) -> str:
     return "".join("\\" + letter if letter in _MARKDOWN else letter for letter in text)
 
 
+def listing(values: Iterable[Any], *, limit: int = 6) -> str:
+    """Returns the first values and how many more there are."""
+    words = [str(value) for value in values]
+    more = f" and {len(words) - limit} more" if len(words) > limit else ""
+    return ", ".join(words[:limit]) + more
+
+
 def counted(count: int, thing: str) -> str:
     """Returns a number and its thing.
 
-    Example:
+    Examples:
         >>> counted(1, "image"), counted(2, "image")
         ('1 image', '2 images')
     """

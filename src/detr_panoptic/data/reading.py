@@ -50,7 +50,7 @@ SHOWN_NAMES = 2  # of each kind, in the text of a dataset
 class PanopticData(NamedTuple):
     """A dataset: canonical records (see `read_panoptic`) and what their label ids mean.
 
-    Example:
+    Examples:
         >>> from detr_panoptic.scenes import read_source
         >>> data = read_source("scenes", limit=2)
         >>> data
@@ -87,16 +87,14 @@ def read_panoptic(
 ) -> PanopticData:
     """Reads an annotated dataset. The format is recognized from the files; docs/data.md describes all six.
 
-    ================  =========================================================================
-    `data_format`     files
-    ================  =========================================================================
-    `coco-panoptic`   `panoptic.json`, `images/`, `panoptic/`; or the official COCO layout
-    `rows`            a dataset of `datasets`: on the Hub, saved to disk, or Parquet files
-    `two-channel`     `images/`, `maps/` (red: class, green: instance), `categories.json`
-    `coco-instances`  `instances.json`, `images/`, maybe `stuff/`; official layout; exports of annotation tools
-    `cityscapes`      `leftImg8bit/SPLIT/`, `gtFine/SPLIT/`
-    `semantic`        `images/`, `maps/` with one class per pixel, `categories.json`
-    ================  =========================================================================
+    | `data_format`    | files                                                                                      |
+    |------------------|--------------------------------------------------------------------------------------------|
+    | `coco-panoptic`  | `panoptic.json`, `images/`, `panoptic/`; or the official COCO layout                       |
+    | `rows`           | a dataset of `datasets`: on the Hub, saved to disk, or Parquet files                       |
+    | `two-channel`    | `images/`, `maps/` (red: class, green: instance), `categories.json`                        |
+    | `coco-instances` | `instances.json`, `images/`, maybe `stuff/`; official layout; exports of annotation tools  |
+    | `cityscapes`     | `leftImg8bit/SPLIT/`, `gtFine/SPLIT/`                                                      |
+    | `semantic`       | `images/`, `maps/` with one class per pixel, `categories.json`                             |
 
     Records are read when they are used. Each has `image` (PIL, RGB), `image_id` (int), `file_name` (str or None),
     `segmentation` (PIL, RGB: id = R + 256 G + 256^2 B, 0 is void) and `segments_info`, a list of dicts with `id`,
@@ -108,18 +106,18 @@ def read_panoptic(
         split: such as "val2017", if the source has splits.
         data_format: one of `FORMATS`. By default it is recognized.
         limit: maximum number of records, from the first.
-        categories: use these label ids; classes are matched by name (`match_labels`). If the source does not say what
-            its category ids mean, they mean these categories. By default the source's own.
-        stuff: names of the classes of COCO instances that are stuff, such as those of an annotation tool's export;
-            the others are things. By default the file's `isthing`, and things without it.
+        categories: use their label ids; classes are matched by name (`match_labels`). They also say what category ids
+            mean if the source does not. By default, the source's own.
+        stuff: for COCO instances, such as an annotation tool's export: names of the classes that are stuff. The others
+            are things. By default, the file's `isthing` decides, and without it all are things.
         streaming: return an `IterableDataset` with the same records in the same order.
-        files_may_be_missing: a missing file of a COCO dataset is an error when its record is used, not now.
+        files_may_be_missing: a missing file of a COCO dataset raises an error only when its record is used.
 
     Raises:
         ValueError: the format is unknown or not recognized, there is no annotated image, a file is invalid, or a
             class of the source is not among `categories`.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from detr_panoptic.data import write_coco_panoptic_dataset
         >>> from detr_panoptic.scenes import SCENE_CATEGORIES, make_scene
@@ -129,7 +127,7 @@ def read_panoptic(
         >>> data.records[0]["image"].size, data.categories.names[:3]
         ((256, 256), ('house', 'tree', 'sheep'))
     """
-    check_limit(limit)
+    check_least("limit", limit, 1)
     if isinstance(source, PanopticData):
         if split is not None or data_format is not None or streaming or stuff is not None:
             raise ValueError("`split`, `data_format`, `stuff` and `streaming` do not apply to a `PanopticData`.")
@@ -146,10 +144,10 @@ def read_panoptic(
     return PanopticData(streamed_records(raw) if streams else map_style_records(raw), raw.categories)
 
 
-def check_limit(limit: int | None) -> None:
-    """Raises ValueError for a limit below 1."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"`limit` must be at least 1, got {limit}.")
+def check_least(name: str, value: Any, least: int) -> None:
+    """Raises ValueError unless a value is None or a whole number of at least `least`."""
+    if value is not None and not (isinstance(value, int) and value >= least):
+        raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}.")
 
 
 def raw_records(source: str, data_format: str | None, options: ReadOptions) -> RawRecords:
@@ -198,6 +196,7 @@ def recognize(source: str, *, split: str | None = None) -> str:
     raise ValueError(f"`source` {source!r} {what}: looked for {', '.join(names)}.{hint}")
 
 
+PICTURE_FEATURES = Features({"image": Image(), "image_id": Value("int64"), "file_name": Value("string")})
 ROWS_AT_ONCE = 1000  # of which the paths are read
 
 
@@ -215,7 +214,7 @@ def read_images(
     Raises:
         ValueError: as `read_panoptic`; there is no image, or there are several columns of images.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from PIL import Image
         >>> folder = tempfile.mkdtemp()
@@ -224,7 +223,7 @@ def read_images(
         7
     """
     source = str(source)
-    check_limit(limit)
+    check_least("limit", limit, 1)
     if data_format in (None, ROWS) and (is_hub_id(source) or holds_rows(source)):
         rows: Any = open_rows(source, split=split, streaming=False)
         check_pictures_inside(rows, source)
@@ -248,7 +247,7 @@ def _folder_rows(folder: Path, names: list[str]) -> Dataset:
         {"image": str((folder / name).absolute()), "image_id": file_image_id(name), "file_name": name}
         for name in names
     ]
-    return dataset_of(rows, Features({"image": Image(), "image_id": Value("int64"), "file_name": Value("string")}))
+    return dataset_of(rows, PICTURE_FEATURES)
 
 
 def _picture_rows(rows: Dataset, source: str) -> Dataset:

@@ -85,7 +85,7 @@ def measure_segments(ids: np.ndarray, segments_info: Iterable[Mapping[str, Any]]
 
     Returns new entries in the same order, without those that have no pixel; keys other than `id` are kept.
 
-    Example:
+    Examples:
         >>> measure_segments(np.array([[0, 7, 7]]), [{"id": 7}, {"id": 8}])
         [{'id': 7, 'area': 2, 'bbox': [1, 0, 2, 1]}]
     """

@@ -33,9 +33,9 @@ def split_rows(records: Dataset, fraction: float, seed: int) -> tuple[list[int],
     Args:
         records: with segments.
         fraction: of the rows to hold out, at least one row.
-        seed: another one gives another choice.
+        seed: another seed gives another choice.
 
-    Example:
+    Examples:
         >>> from detr_panoptic.scenes import scenes_dataset
         >>> training, held_out = split_rows(scenes_dataset(20, height=64, width=64), 0.15, seed=0)
         >>> len(training), len(held_out)
@@ -80,7 +80,7 @@ def _label_sets(records: Dataset) -> list[frozenset[int]]:
 class DataSplit:
     """The result of `split_data`: the folder and the numbers of images.
 
-    Example:
+    Examples:
         >>> print(DataSplit(Path("split"), training=85, validation=15))
         85 images in split/train, 15 in split/val; train with --data split --split train --validation-split val
     """
@@ -110,18 +110,18 @@ def split_data(
     """Writes a dataset as two splits, "train" and "val", in COCO's panoptic layout.
 
     Args:
-        source: as of `read_panoptic`.
+        source: as in `read_panoptic`.
         output: a folder that is empty or does not exist; it appears when it is complete.
-        fraction: of the images for "val". Classes have about the same share in both.
-        seed: another one gives another choice.
-        split: of the source, the part that is split further.
+        fraction: share of the images for "val". Classes have about the same share in both.
+        seed: another seed gives another choice.
+        split: the split of the source that is divided further.
         data_format: of the source; None recognizes it.
         progress: whether to show a progress bar.
 
     Raises:
         ValueError: an argument is invalid, there are fewer than two images, or one cannot be read.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from detr_panoptic.scenes import read_source
         >>> scenes = read_source("scenes", limit=5, scene_side=64)

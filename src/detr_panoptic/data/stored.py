@@ -66,9 +66,3 @@ def _png(picture: PILImage.Image) -> bytes:
     buffer = BytesIO()
     picture.save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def write_file(path: Path, contents: bytes) -> None:
-    """Writes a file; missing folders are created."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(contents)

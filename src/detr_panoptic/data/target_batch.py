@@ -26,7 +26,7 @@ class TargetBatch(Sequence[Target]):
     Args:
         targets: of `map_target`.
 
-    Example:
+    Examples:
         >>> targets = [{"class_labels": torch.tensor([2]), "segment_map": torch.ones(2, n)} for n in (3, 5)]
         >>> batch = TargetBatch(targets)
         >>> len(batch), batch.maps.shape, batch[0]["segment_map"].shape

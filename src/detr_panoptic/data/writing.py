@@ -20,12 +20,12 @@ from tqdm.auto import tqdm
 
 from .categories import Categories
 from .contained_paths import path_inside
-from .files import check_new_folder, whole_folder
+from .files import check_new_folder, whole_folder, write_file
 from .lazy_records import NamedRecords, name_of, open_stored, row_error, undecoded, upright_size
 from .plain_text import counted
 from .reading import PanopticData, read_panoptic
 from .records import Record, has_scores, panoptic_features
-from .stored import map_file, picture_file, stored_record, write_file
+from .stored import map_file, picture_file, stored_record
 from .writing_instances import Masks, write_coco_instances
 
 ROW_GROUP = 64  # records; a reader of Parquet loads a group at once
@@ -40,7 +40,7 @@ def write_coco_panoptic_dataset(folder: str | Path, records: Iterable[Record], c
         ValueError: two records have the same id or file name, a name leads out of the folder, or a map and its image
             differ in size.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from detr_panoptic.scenes import SCENE_CATEGORIES, make_scene
         >>> write_coco_panoptic_dataset(tempfile.mkdtemp(), [make_scene(0)], SCENE_CATEGORIES).name
@@ -63,7 +63,7 @@ def write_coco_panoptic_dataset(folder: str | Path, records: Iterable[Record], c
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         annotations.append({"image_id": image_id, "file_name": map_name, "segments_info": segments})
     document = {"images": images, "annotations": annotations, "categories": categories.to_coco()}
-    write_file(folder / "panoptic.json", json.dumps(document, ensure_ascii=False).encode())
+    write_file(folder / "panoptic.json", json.dumps(document, ensure_ascii=False))
     return folder / "panoptic.json"
 
 
@@ -75,7 +75,7 @@ def save_dataset(
     There must be a record; with scores, segments have a `score`. `push_to_hub` of the returned dataset uploads
     everything.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from detr_panoptic.scenes import SCENE_CATEGORIES, make_scene
         >>> save_dataset(tempfile.mkdtemp(), [make_scene(0)], SCENE_CATEGORIES).num_rows
@@ -105,7 +105,7 @@ def write_parquet(
 
     The arguments are those of `save_dataset`; `split` is a part of the file names.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from detr_panoptic.scenes import SCENE_CATEGORIES, make_scene
         >>> [path.name for path in write_parquet(tempfile.mkdtemp(), [make_scene(0)], SCENE_CATEGORIES)]
@@ -145,7 +145,6 @@ def segment_entry(entry: Mapping[str, Any], categories: Categories) -> dict[str,
 
 COCO, DATASET, PARQUET, INSTANCES = TARGETS = ("coco", "dataset", "parquet", "coco-instances")
 Target = Literal["coco", "dataset", "parquet", "coco-instances"]
-ON_ERROR = ("stop", "skip")
 
 _logger = logging.getLogger(__name__)
 
@@ -154,7 +153,7 @@ _logger = logging.getLogger(__name__)
 class DataConversion:
     """The result of `convert_data`: numbers, label ids that occur, and a message for each image that was left out.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> from detr_panoptic.scenes import SCENE_CATEGORIES
         >>> print(DataConversion(Path("my_data"), SCENE_CATEGORIES, images=1, segments=9, labels={0, 3}))
@@ -203,16 +202,16 @@ def convert_data(  # noqa: PLR0913  every option of a long run, each with a defa
     """Writes a dataset in another format; image files are copied byte by byte.
 
     `source`, `split`, `data_format`, `limit` and `stuff` are those of `read_panoptic`. For a `PanopticData`, `split`
-    only names the Parquet files, and `data_format` and `stuff` are refused. `output`, a folder that is empty or does
-    not exist, appears when it is complete. "coco" writes `images/`, `panoptic/` and `panoptic.json`;
+    only names the Parquet files, and `data_format` and `stuff` are refused. The folder `output` must be empty or not
+    exist; it appears when it is complete. "coco" writes `images/`, `panoptic/` and `panoptic.json`;
     "dataset" a folder for `datasets.load_from_disk`; "parquet" `data/SPLIT-*.parquet`, the layout of the Hub;
-    "coco-instances" `images/` and `instances.json` for annotation tools, with `masks` as "polygons" or "rle". At an
-    image that cannot be read, `on_error` says whether to "stop" or to "skip" it.
+    "coco-instances" `images/` and `instances.json` for annotation tools, with `masks` as "polygons" or "rle". If an
+    image cannot be read, `on_error` "stop" raises its error, and "skip" leaves it out.
 
     Raises:
-        ValueError: an argument is invalid, an image cannot be read, or none can.
+        ValueError: an argument is invalid, an image cannot be read, or no image can.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from detr_panoptic.scenes import read_source
         >>> output = f"{tempfile.mkdtemp()}/scenes"
@@ -225,7 +224,7 @@ def convert_data(  # noqa: PLR0913  every option of a long run, each with a defa
     for name, value, allowed in (
         ("to", to, TARGETS),
         ("masks", masks, get_args(Masks)),
-        ("on_error", on_error, ON_ERROR),
+        ("on_error", on_error, ("stop", "skip")),
     ):
         if value not in allowed:
             raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}.")

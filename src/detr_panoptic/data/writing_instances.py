@@ -9,10 +9,11 @@ import numpy as np
 
 from .categories import Categories
 from .contained_paths import path_inside
+from .files import write_file
 from .lazy_records import name_of, opened, upright_size
 from .outlines import mask_polygons, mask_runs
 from .records import Record, segmentation_ids
-from .stored import picture_file, write_file
+from .stored import picture_file
 
 Masks = Literal["polygons", "rle"]
 KINDS = ("stuff", "thing")
@@ -29,7 +30,7 @@ def write_coco_instances(
     Raises:
         ValueError: two records have the same id or file name, or a name leads out of the folder.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from detr_panoptic.scenes import SCENE_CATEGORIES, make_scene
         >>> write_coco_instances(tempfile.mkdtemp(), [make_scene(0)], SCENE_CATEGORIES).name
@@ -58,7 +59,7 @@ def write_coco_instances(
             )
     classes = [{**entry, "supercategory": KINDS[entry["isthing"]]} for entry in categories.to_coco()]
     document = {"images": list(images.values()), "annotations": annotations, "categories": classes}
-    write_file(folder / "instances.json", json.dumps(document, ensure_ascii=False).encode())
+    write_file(folder / "instances.json", json.dumps(document, ensure_ascii=False))
     return folder / "instances.json"
 
 

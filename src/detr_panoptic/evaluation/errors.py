@@ -75,7 +75,8 @@ def _cause(pairs: SegmentPairs, i: int, wrong: set[int]) -> tuple[str, tuple[int
             return "wrong class", (j,)
     same = [j for j, segment in pairs.found.items() if segment.label == true.label]
     for j in same:
-        covered = [k for k, other in pairs.true.items() if other.label == true.label and _covers(pairs, j, k)]
+        most = {k: MOST * other.area for k, other in pairs.true.items() if other.label == true.label}
+        covered = [k for k, area in most.items() if pairs.overlaps.get((k, j), 0) > area]
         if i in covered and len(covered) > 1:
             return "merged", (j,)
     parts = tuple(j for j in same if j in wrong and _share(pairs, i, j) > MOST)
@@ -90,11 +91,6 @@ def _cause(pairs: SegmentPairs, i: int, wrong: set[int]) -> tuple[str, tuple[int
 def _share(pairs: SegmentPairs, i: int, j: int) -> float:
     """Returns the share of a found segment that lies in a true one."""
     return pairs.overlaps.get((i, j), 0) / pairs.found[j].area
-
-
-def _covers(pairs: SegmentPairs, j: int, i: int) -> bool:
-    """Returns whether a found segment covers most of a true one."""
-    return pairs.overlaps.get((i, j), 0) > MOST * pairs.true[i].area
 
 
 def _iou(pairs: SegmentPairs, i: int, j: int) -> float:
@@ -121,7 +117,7 @@ class ErrorAnalysis:
             for a segment that was missed or is not there.
         examples: the largest errors of each kind.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import evaluate
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> errors = evaluate(BUNDLED, "scenes", limit=4, average_precision=False, progress=False).errors
@@ -163,16 +159,13 @@ class ErrorCounts:
     ) -> None:
         """Adds an image: its number, its matched segments, its record, and truth and prediction."""
         self.labels.update((pairs.true[i].label, pairs.found[j].label) for i, j in pairs.ious)
-        errors = find_errors(pairs)
-        for error in errors:
+        kept = {kind: [item[:2] for item in self.largest if item[2].kind == kind] for kind in KINDS}
+        for error in find_errors(pairs):
             self.kinds[error.kind] += 1
             found = error.found_label if error.kind in ("wrong class", *EXTRA) else None
             self.labels[error.true_label, found] += 1
-        candidates = [(error.area, -index, error) for error in errors]
-        kept = {kind: [item[:2] for item in self.largest if item[2].kind == kind] for kind in KINDS}
-        for area, place, error in candidates:
-            if len(kept[error.kind]) < NUM_EXAMPLES or (area, place) > min(kept[error.kind]):
-                self.largest.append((area, place, error, _example(error, record, sides)))
+            if len(kept[error.kind]) < NUM_EXAMPLES or (error.area, -index) > min(kept[error.kind]):
+                self.largest.append((error.area, -index, error, _example(error, record, sides)))
         self._keep_largest()
 
     def __iadd__(self, other: ErrorCounts) -> ErrorCounts:
@@ -193,20 +186,16 @@ class ErrorCounts:
         def name(label: int | None) -> str:
             return NOTHING if label is None else names[label]
 
+        by_label = sorted(self.labels.items(), key=lambda item: [(label is None, label or 0) for label in item[0]])
         examples: dict[str, list[ErrorExample]] = {kind: [] for kind in KINDS}
         for _, _, error, example in self.largest:
             labels = " for ".join({name(x): 0 for x in (error.found_label, error.true_label) if x is not None})
             examples[error.kind].append(example._replace(title=f"{labels}: {example.title}"))
         return ErrorAnalysis(
             counts={kind: self.kinds[kind] for kind in KINDS},
-            confusion={(name(true), name(found)): number for (true, found), number in sorted_pairs(self.labels)},
+            confusion={(name(true), name(found)): number for (true, found), number in by_label},
             examples=examples,
         )
-
-
-def sorted_pairs(counts: Counter[tuple[int | None, int | None]]) -> list[tuple[tuple[int | None, int | None], int]]:
-    """Returns pairs of labels with their number, by label, None last."""
-    return sorted(counts.items(), key=lambda item: [(label is None, label or 0) for label in item[0]])
 
 
 def _example(error: SegmentError, record: Mapping[str, Any], sides: Sequence[Mapping[str, Any]]) -> ErrorExample:

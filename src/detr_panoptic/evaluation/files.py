@@ -40,7 +40,7 @@ def evaluate_files(
         ValueError: an image has no prediction or a file cannot be read or compared; names the image and the file.
         FileNotFoundError: a JSON or PNG file is missing.
 
-    Example:
+    Examples:
         >>> from detr_panoptic.evaluation import evaluate_files
         >>> print(evaluate_files("panoptic_val2017.json", "predictions/panoptic.json"))  # doctest: +SKIP
     """

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from ..data import PanopticData
 from ..data.categories import match_labels
 from ..data.hub_names import public_name
+from ..data.plain_text import listing
 from ..data.records import truth_ids
 from ..inference.options import check_options
 from ..inference.predictor import Predictor, processes
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 PREDICTIONS = "predictions"  # folder inside the output folder
 NUM_WORST = 4  # images that are kept to be drawn
-SHOWN = 5  # class names in a message
 
 
 def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
@@ -71,7 +71,7 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
         limit: number of images, from the first.
         output: folder for the predictions and the result. Predictions that it holds already are used, so that a run
             that was interrupted continues where it stopped. None keeps everything in memory.
-        average_precision: True computes it for boxes and masks; "box" for boxes only, which needs no further masks;
+        average_precision: True computes it for boxes and masks; "box" for boxes only, without further masks;
             False leaves it out.
         threshold: least score of a segment in panoptic quality; None: the image processor's.
         batch_size: images of similar shape that share a forward; their padding changes the result slightly.
@@ -88,7 +88,7 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
             output folder holds predictions of other settings.
         FloatingPointError: the model's outputs are not finite.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import evaluate
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> evaluation = evaluate(BUNDLED, "scenes", limit=4, average_precision=False, progress=False)
@@ -131,10 +131,9 @@ def match_classes(categories: Categories, id2label: Mapping[int, str]) -> dict[i
     labels = match_labels(categories, id2label)
     lacking = [repr(name) for label, name in enumerate(categories.names) if label not in labels.values()]
     if lacking:
-        shown = ", ".join(lacking[:SHOWN]) + (" …" if len(lacking) > SHOWN else "")
         raise ValueError(
-            f"The model has no class for {len(lacking)} of the {len(categories)} classes of the data: {shown}. "
-            "Classes are matched by name."
+            f"The model has no class for {len(lacking)} of the {len(categories)} classes of the data: "
+            f"{listing(lacking)}. Classes are matched by name."
         )
     return labels
 

@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 class PanopticQuality:
     """Measures panoptic quality image by image.
 
-    Objects can be added (`a + b`), so that shards and processes combine. They keep the contribution of each image: the
-    same images in the same order give the same bits, whatever the number of parts.
+    Objects can be added (`a + b`) to combine shards and processes. They keep the contribution of each image: the same
+    images in the same order give the same bits, whatever the number of parts.
 
     Args:
-        categories: of the truth.
+        categories: the categories of the truth.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from detr_panoptic import PanopticQuality
         >>> from detr_panoptic.data.categories import Categories
@@ -59,7 +59,6 @@ class PanopticQuality:
     """
 
     def __init__(self, categories: Categories) -> None:
-        """Starts without images."""
         self.categories = categories
         self._images: list[_Counts] = []
 
@@ -106,7 +105,7 @@ class PanopticQuality:
         return self
 
     def compute(self) -> PanopticQualityResult:
-        """Returns the quality of all images so far, with the bits of the official evaluator for the same order.
+        """Returns the quality of all images so far. For the same order, it has the official evaluator's bits.
 
         The official evaluator adds match by match in each process and then the processes, so that its last digits
         depend on the number of cores. The goldens were made with two, and so is this sum on any machine.

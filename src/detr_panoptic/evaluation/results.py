@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
-from ..data.files import written_whole
+from ..data.files import write_file
 from ..data.plain_text import counted, markdown, one_line
 from ..visualization import draw_side_by_side
 from ..visualization.report import Section, Table, write_report
@@ -58,9 +58,9 @@ class ClassQuality:
 class PanopticQualityResult:
     """Panoptic quality of images, all values in [0, 1]; prints as tables in percent.
 
-    `overall`, `things` and `stuff` are means over the classes that occur; `per_class` has all by name, in order.
+    `overall`, `things` and `stuff` are means over the classes that occur; `per_class` has each class by name.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import PanopticQuality
         >>> from detr_panoptic.scenes import SCENE_CATEGORIES
         >>> result = PanopticQuality(SCENE_CATEGORIES).compute()
@@ -109,7 +109,7 @@ class Evaluation:
 
     Args:
         quality: panoptic quality.
-        ap: average precision of "box" and "mask", what `average_precision` returns; empty without.
+        ap: average precision of "box" and "mask", as `average_precision` returns it; empty if not measured.
         images: number of images.
         failures: messages about images that could not be read and are not part of the metrics.
         dataset: its name; may be empty.
@@ -117,7 +117,7 @@ class Evaluation:
         errors: what went wrong, by cause.
         worst: the images with the lowest panoptic quality, the lowest first.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import evaluate
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> evaluation = evaluate(BUNDLED, "scenes", limit=2, average_precision=False, progress=False)
@@ -194,10 +194,8 @@ class Evaluation:
             The folder.
         """
         folder = Path(folder)
-        metrics = json.dumps(self.metrics, indent=1, ensure_ascii=False) + "\n"
-        for name, text in (("metrics.json", metrics), ("metrics.md", self._markdown())):
-            with written_whole(folder / name) as part:
-                part.write_text(text, encoding="utf-8")
+        write_file(folder / "metrics.json", json.dumps(self.metrics, indent=1, ensure_ascii=False) + "\n")
+        write_file(folder / "metrics.md", self._markdown())
         title = f"Evaluation on {self.dataset}" if self.dataset else "Evaluation"
         groups = {"PQ": self.quality.overall, "things": self.things, "stuff": self.stuff}
         figures = [(name, percent(group.pq)) for name, group in groups.items()]

@@ -15,7 +15,7 @@ def format_table(
 ) -> str:
     """Returns a Markdown table: the first column is aligned to the left, the others to the right.
 
-    Example:
+    Examples:
         >>> print(format_table(["class", "PQ"], [["cat", "62.1"], ["sky", "9.0"]]))
         | class |   PQ |
         | :---- | ---: |

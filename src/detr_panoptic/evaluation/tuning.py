@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
-from ..data.files import reported_failure, written_whole
+from ..data.files import reported_failure, write_file
 from ..data.plain_text import counted, one_line
 from ..data.records import truth_ids
+from ..image_processing_detr_panoptic import MERGING_MODES, DetrPanopticImageProcessor
 from ..inference.options import OnError, check_options
 from ..inference.predictor import Predictor, processes
 from ..panoptic_merging import best_classes, is_above
@@ -37,11 +38,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ..data.categories import Categories
-    from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 OVERLAPS = (0.0, 0.3, 0.5, 0.65, 0.8, 0.9)
-MERGING_MODES = ("paper", "score_weighted")
 ROUNDS = 2  # of the thresholds of classes, each of which depends on the others a little
 MIN_SEGMENTS = 10  # of a class in the data; with fewer, the best threshold is chance
 PROCESSOR_FILE = "preprocessor_config.json"
@@ -57,7 +56,7 @@ class Tuning:
     Args:
         processor: an image processor with the best settings.
         before: quality with the settings of the model's own processor.
-        after: quality with the best ones. It is that of the images that chose them: measure on others.
+        after: quality with the best ones, on the images that chose them. Measure it again on others.
         settings_before: the model's own `merging`, `threshold` and `overlap_mask_area_threshold`.
         settings: the best ones; `threshold` is one number, or a list with one for each label.
         tried: settings and PQ of the common thresholds, in the order they were tried.
@@ -65,7 +64,7 @@ class Tuning:
         categories: of the model.
         failures: messages about images that could not be read.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import tune_thresholds
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> options = {"limit": 2, "thresholds": (0.5, 0.9), "merging": ["paper"], "progress": False}
@@ -117,7 +116,7 @@ class Tuning:
         """Writes the settings into the image processor of a saved model.
 
         Args:
-            folder: of the model. Without an image processor, the whole tuned one is written.
+            folder: the model's. If it has no image processor, the whole tuned one is written.
 
         Returns:
             The file.
@@ -131,8 +130,7 @@ class Tuning:
         if content and found != own:
             raise ValueError(f"{file} holds a {found}, which has no such settings: save to another folder.")
         content = content | self.settings if content else json.loads(self.processor.to_json_string())
-        with written_whole(file) as part:
-            part.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_file(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
         return file
 
 
@@ -160,14 +158,14 @@ def tune_thresholds(  # noqa: PLR0913  every option of a long run, each with a d
     these. The present settings stay unless others are better. `Tuning.save` writes the result to a saved model.
 
     With `per_class`, each class that has at least 10 segments in the data gets its own threshold. `merging` and
-    `thresholds` are what is tried. The other arguments are those of `evaluate`.
+    `thresholds` list what is tried. The other arguments are those of `evaluate`.
 
     Raises:
         ValueError: an argument is out of range, the model lacks a class of the data, an image cannot be read, or there
             are several processes.
         OSError: the temporary folder is full.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import tune_thresholds
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> tuning = tune_thresholds(BUNDLED, "scenes", limit=4, thresholds=(0.5, 0.7, 0.9), progress=False)

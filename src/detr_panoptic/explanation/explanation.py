@@ -17,10 +17,11 @@ from torch import Tensor
 from ..backbone import DILATED_STRIDES, STRIDES
 from ..box_ops import cxcywh_to_xyxy
 from ..data.plain_text import one_line
+from ..data.reading import check_least
 from ..image_reading import read_picture
 from ..inference import Predictor
 from ..inference.detections import query_masks
-from ..inference.options import check_least, check_options
+from ..inference.options import check_options
 from ..inference.pictures import plain_picture
 from ..panoptic_merging import ImageSizes
 from ..visualization import ObjectAttention, draw_attention, draw_segments, stack
@@ -41,7 +42,7 @@ class Explanation:
         objects: Attention of each chosen object, by its name, such as `segment_3` or `query_17`.
         id2label: Name of each label id.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import explain
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> from detr_panoptic.scenes import make_scene
@@ -114,8 +115,8 @@ def explain(
         image: An image, or the path of one.
         threshold: Minimum score of a segment; None for that of the image processor.
         segments: Ids of the segments to explain; None for all.
-        queries: Explains these queries, from 0, instead of segments, whether they became segments or not.
-        task: "panoptic" or "instance". In a semantic map all queries add up, so that no segment has its own.
+        queries: Queries to explain instead of segments, from 0. They need not have become segments.
+        task: "panoptic" or "instance". A semantic map adds up all queries, so it has no query for a segment.
         device: Of a model that is loaded.
 
     Returns:
@@ -124,7 +125,7 @@ def explain(
     Raises:
         ValueError: If the image cannot be read, or an argument names something that does not exist.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import explain
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> from detr_panoptic.scenes import make_scene

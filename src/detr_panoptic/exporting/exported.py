@@ -97,7 +97,7 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
         ImportError: the extra `export` is not installed.
         OSError: "aotinductor" finds no C++ compiler.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from detr_panoptic import export
         >>> from detr_panoptic.checkpoints import BUNDLED
@@ -117,10 +117,7 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
     )
     _check(output, format, quantize, calibration, options)
     pictures = None if calibration is None else calibration_pictures(calibration, options)
-    if isinstance(model, Predictor | tuple):
-        predictor = Predictor.of(model)
-    else:
-        predictor = Predictor.from_pretrained(model, runtime="torch", device="cpu")
+    predictor = Predictor.of(model, device="auto" if isinstance(model, Predictor | tuple) else "cpu")
     loaded, processor = predictor.model, predictor.processor
     if format == "transformers":
         write_transformers(loaded, processor, output)

@@ -12,6 +12,7 @@ from timm.layers import RotaryEmbeddingDinoV3
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 
+from ..data.reading import check_least
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..mask_head import select_rows
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
@@ -41,10 +42,8 @@ class GraphOptions:
         """Checks what can be checked without a model."""
         if self.size is not None and min(self.size) < 1:
             raise ValueError(f"`size` must be two positive numbers of pixels, got {self.size}.")
-        if self.batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
-        if self.mask_queries is not None and self.mask_queries < 1:
-            raise ValueError(f"`mask_queries` must be at least 1, got {self.mask_queries}.")
+        check_least("batch_size", self.batch_size, 1)
+        check_least("mask_queries", self.mask_queries, 1)
         if self.dynamic and (self.size is not None or self.batch_size != 1):
             raise ValueError("`dynamic` accepts every size and batch size: leave out `size` and `batch_size`.")
 

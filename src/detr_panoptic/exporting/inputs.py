@@ -36,7 +36,7 @@ def graph_inputs(
     Returns:
         The graph's inputs by name.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import DetrPanopticImageProcessor
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> from detr_panoptic.exporting import GraphOptions

@@ -73,7 +73,7 @@ def quantize(
         output: a folder that is empty or does not exist.
         calibration: images that show the value ranges, in any form that `Predictor.predict` takes; None: those of
             `source`. The first 64 are used.
-        runtime: "openvino" or "onnxruntime", in which the quality is measured.
+        runtime: measures the quality: "openvino" or "onnxruntime".
         split: of the source.
         data_format: of the source; None recognizes it.
         limit: number of images of the source, from the first.
@@ -82,7 +82,7 @@ def quantize(
         ValueError: an argument is wrong, or the model cannot run in other runtimes than PyTorch.
         ImportError: the extra `export` is not installed.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import quantize
         >>> print(quantize("my_model", "my_data", "my_model_int8"))  # doctest: +SKIP
         my_model_int8: int8, calibrated on 64 images
@@ -94,10 +94,7 @@ def quantize(
     check_new_folder(output)
     data = read_source(source, split=split, data_format=data_format, limit=limit)
     pictures = calibration_pictures(data if calibration is None else calibration, GraphOptions())
-    if isinstance(model, Predictor | tuple):
-        loaded = Predictor.of(model)
-    else:
-        loaded = Predictor.from_pretrained(model, runtime="torch", device="cpu")
+    loaded = Predictor.of(model, device="auto" if isinstance(model, Predictor | tuple) else "cpu")
     indices: Any = range(len(pictures))
     network, processor = copy.deepcopy(loaded.model).cpu().float().eval(), loaded.processor
 

@@ -11,21 +11,15 @@ import torch
 from torch import Tensor
 from transformers import DetrConfig, DetrForSegmentation, DetrImageProcessor
 
+from ..checkpoints.configs import WEIGHTS
 from ..checkpoints.names import TRANSFORMERS, rename
+from ..checkpoints.reading import PROCESSOR_FIELDS
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
 SAME_NAMES = (
     *("backbone", "dilation", "num_channels", "encoder_layers", "decoder_layers", "num_queries", "auxiliary_loss"),
     *("id2label", "label2id", "stuff_label_ids", "category_ids"),
-)
-WEIGHTS = (
-    *(f"{cost}_cost" for cost in ("class", "bbox", "giou")),
-    *(f"{loss}_loss_coefficient" for loss in ("bbox", "giou", "mask", "dice")),
-)
-PROCESSOR_FIELDS = (
-    *(f"do_{step}" for step in ("resize", "rescale", "normalize", "pad")),
-    *("resample", "rescale_factor", "image_mean", "image_std"),
 )
 TOLERANCE = 1e-4  # between two frameworks' float32 sums; logits are of the order of 1 to 10
 

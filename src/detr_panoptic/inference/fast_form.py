@@ -21,7 +21,7 @@ def fast_form(model: DetrPanopticForSegmentation, compile: str | None = None) ->
     Raises:
         ValueError: there is no such way to compile, or the model is not on a GPU.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import DetrPanopticConfig
         >>> model = DetrPanopticForSegmentation(DetrPanopticConfig(backbone="test_resnet", num_labels=3)).eval()
         >>> fast = fast_form(model)

@@ -6,10 +6,11 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from ..data.categories import Categories
-from ..data.files import written_whole
+from ..data.files import write_file
 from ..data.plain_text import counted
 from ..data.writing import write_parquet
 from ..runtimes.cache import hash_of
@@ -25,12 +26,12 @@ RECORD_KEYS = ("id", "label_id", "area", "bbox", "score")
 
 
 class PredictionFolder:
-    """The predictions of a source of images, in files; `layout` is the `to` of `Predictor.predict`.
+    """The predictions of a source of images, as files. `layout` is the argument `to` of `Predictor.predict`.
 
     Iterating yields each record with its prediction, in the order of the images. `failures` are messages about images
     that could not be read, and `num_earlier` is the number of predictions that were there before.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from detr_panoptic import Predictor
         >>> from detr_panoptic.checkpoints import BUNDLED
@@ -53,7 +54,7 @@ class PredictionFolder:
         self._shown: list[str] = []
 
     def open(self, settings: Mapping[str, Any]) -> None:
-        """Creates the folder; ValueError if it has results of other settings, with the first one that differs."""
+        """Creates the folder; raises ValueError with the first setting that differs from those of earlier results."""
         self.folder.mkdir(parents=True, exist_ok=True)
         claim_folder(self.output, {**settings, "to": self.layout})
         self.num_earlier = len(self)
@@ -63,7 +64,7 @@ class PredictionFolder:
         return self._file(index).is_file()
 
     def write(self, record: Mapping[str, Any], prediction: Prediction, *, overlay: bool) -> None:
-        """Writes the files of one image, the one that marks it as done last."""
+        """Writes the files of one image. The JSON file is the last, as it marks the image as done."""
         stem, source = self._stems[record["index"]], {"image_id": record["image_id"]}
         prediction.save(self.folder, stem, maps=self.maps, overlay=overlay, source=source)
         if len(self._shown) < SHOWN:
@@ -74,12 +75,10 @@ class PredictionFolder:
         if self.layout == "coco":
             self._write_coco()
         elif self.layout == "parquet" and len(self):
-            packing = self.output / ".packing"
-            shutil.rmtree(packing, ignore_errors=True)
-            write_parquet(packing, self._records(), self.categories, with_scores=True)
-            shutil.rmtree(self.output / "data", ignore_errors=True)
-            (packing / "data").rename(self.output / "data")
-            shutil.rmtree(packing)
+            with TemporaryDirectory(prefix=".packing_", dir=self.output) as packing:
+                write_parquet(packing, self._records(), self.categories, with_scores=True)
+                shutil.rmtree(self.output / "data", ignore_errors=True)
+                Path(packing, "data").rename(self.output / "data")
 
     def _write_coco(self) -> None:
         images, annotations = [], []
@@ -89,9 +88,8 @@ class PredictionFolder:
             images.append({"id": content["image_id"], "file_name": name, **size})
             file_name = f"{self._stems[index]}{MAP}"
             annotations.append(coco_annotation(content["segments_info"], content["image_id"], file_name))
-        with written_whole(self.output / f"{MAPS}.json") as part:
-            content = {"images": images, "annotations": annotations, "categories": self.categories.to_coco()}
-            part.write_text(json.dumps(content))
+        content = {"images": images, "annotations": annotations, "categories": self.categories.to_coco()}
+        write_file(self.output / f"{MAPS}.json", json.dumps(content))
 
     def __len__(self) -> int:
         """Returns the number of predictions."""
@@ -142,8 +140,7 @@ def claim_folder(output: Path, settings: Mapping[str, Any]) -> None:
                     "another folder or remove it."
                 )
     else:
-        with written_whole(file) as part:
-            part.write_text(json.dumps(expected))
+        write_file(file, json.dumps(expected))
 
 
 def fingerprint(model: Any, processor: Any) -> str:

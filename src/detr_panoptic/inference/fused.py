@@ -88,7 +88,7 @@ class FusedBlock(nn.Module):
 def fused_copy(model: DetrPanopticForSegmentation) -> DetrPanopticForSegmentation:
     """Returns a model in evaluation mode whose layers run fused; see `can_fuse`.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import DetrPanopticConfig
         >>> config = DetrPanopticConfig(backbone="test_resnet", num_labels=3)
         >>> fast = fused_copy(DetrPanopticForSegmentation(config).eval())

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..data.categories import Categories
 from ..data.hub_names import hub_name
-from ..data.plain_text import first_line
+from ..data.plain_text import first_line, listing
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
@@ -37,7 +37,7 @@ def load(
         ValueError: there is no such model or device, or the checkpoint does not fit its configuration or has weights
             that are not finite.
 
-    Example:
+    Examples:
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> model, processor = load(BUNDLED, device="cpu")
     """
@@ -72,7 +72,9 @@ def converted(model: Any, source: str | Path, dtype: Any) -> DetrPanopticForSegm
     model = model if dtype is None else model.to(_dtype(dtype))
     broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
     if broken:
-        raise ValueError(f"`model` {str(source)!r} has weights that are not finite in {model.dtype}: {_some(broken)}.")
+        raise ValueError(
+            f"`model` {str(source)!r} has weights that are not finite in {model.dtype}: {listing(broken)}."
+        )
     return model
 
 
@@ -143,11 +145,7 @@ def _check_fit(source: str, model: DetrPanopticForSegmentation, report: dict[str
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     for names, problem in ((misfits, shapes), (missing, "lacks"), (unexpected, "has no place for")):
         if names:
-            raise ValueError(f"`model` {source!r} {problem} weights: {_some(names)}.")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise ValueError(f"`model` {source!r} {problem} weights: {listing(names)}.")
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from ..data.files import check_folder
+from ..data.reading import check_least
 from .folder import Layout
 from .tiling import Tiling
 
@@ -56,9 +57,3 @@ def check_options(
     tiling = Tiling(tile, overlap)
     tiling.check()
     return tiling
-
-
-def check_least(name: str, value: Any, least: int) -> None:
-    """Raises ValueError unless a value is None or a whole number of at least `least`."""
-    if value is not None and not (isinstance(value, int) and value >= least):
-        raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}.")

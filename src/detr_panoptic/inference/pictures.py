@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Image
 from PIL import ExifTags
 from PIL import Image as PILImage
 
 from ..data.folders import IMAGE_SUFFIXES, is_picture, log_left_out
 from ..data.lazy_records import check_size, name_of, opened, upright_size
-from ..data.reading import PanopticData, check_limit
+from ..data.reading import PICTURE_FEATURES, PanopticData, check_least
 from ..image_reading import picture_to_tensor, read_picture
 from ..scenes.source import SCENES, read_pictures
-
-FEATURES = Features({"image": Image(), "image_id": Value("int64"), "file_name": Value("string")})
 
 
 class Pictures:
@@ -83,7 +81,7 @@ def open_pictures(source: Any, *, limit: int | None = None, **options: Any) -> P
         ValueError: the source contains no images.
         TypeError: the source is something else.
     """
-    check_limit(limit)
+    check_least("limit", limit, 1)
     if isinstance(source, Pictures):
         return source
     if isinstance(source, PanopticData):
@@ -110,7 +108,7 @@ def open_pictures(source: Any, *, limit: int | None = None, **options: Any) -> P
         for name, path in zip(names, paths, strict=False)
     ]
     columns = {"image": images, "image_id": range(1, len(names) + 1), "file_name": names}
-    return Pictures(Dataset.from_dict(columns, features=FEATURES), missing)
+    return Pictures(Dataset.from_dict(columns, features=PICTURE_FEATURES), missing)
 
 
 def _expanded(names: Iterable[str | Path]) -> tuple[list[Path], list[str]]:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from ..data.files import written_whole
+from ..data.files import write_file, written_whole
 from ..data.plain_text import counted, one_line
 from ..data.records import ids_to_rgb
 from ..segment_ids import rgb_to_ids
@@ -66,10 +66,10 @@ class Prediction:
         segments: one entry for each id in the map.
         id2label: names of all labels of the model; they determine the colors.
         name: file name of the image, or another name for it.
-        detections: with `detections=` only: one mapping for each query, with `label_id`, `score`, `bbox` (x, y, width,
-            height in pixels) and for masks `counts`, their COCO run-length encoding.
+        detections: if asked for, one mapping for each query, with `label_id`, `score`, `bbox` (x, y, width, height in
+            pixels) and for masks `counts`, their COCO run-length encoding.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import Predictor
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> from detr_panoptic.scenes import make_scene
@@ -161,11 +161,9 @@ class Prediction:
             "segments_info": [_content(segment) for segment in self.segments],
             **({} if self.detections is None else {"detections": self.detections}),
         }
-        with written_whole(folder / f"{stem}{JSON}") as part:
-            # File names may not be valid UTF-8.
-            text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-            part.write_text(text, encoding="utf-8", errors="backslashreplace")
-        return folder / f"{stem}{JSON}"
+        file = folder / f"{stem}{JSON}"
+        write_file(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        return file
 
     @classmethod
     def load(

@@ -58,14 +58,14 @@ class _Options(TypedDict, total=False):
 class Predictor:
     """Runs a model over images.
 
-    All images that this package predicts, evaluates or completes go through `iterate`.
+    `evaluate` and the validation of `train` run their models through it, too.
 
     Args:
-        model: on its device.
+        model: the model, on the device that it runs on.
         processor: its image processor.
-        network: what is called in place of the model, of `fast_form` or `open_runtime`; None: the model.
+        network: a faster form of the model, from `fast_form` or `open_runtime`; None: the model itself runs.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import Predictor
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> from detr_panoptic.scenes import make_scene
@@ -98,12 +98,12 @@ class Predictor:
         Args:
             model: a folder, or the name of a repository on the Hub.
             runtime: "torch", "openvino" or "onnxruntime". The latter two write graphs of the model to the user's cache
-                the first time, in about half a minute. "auto" is "torch", except on a CPU for a model that has run
-                on OpenVINO before and whose results agree; the log says so.
+                the first time, in about half a minute. "auto" is "openvino" on a CPU if the model has run on it before
+                and its results agree, which is logged, and "torch" otherwise.
             device: "auto" takes a GPU if there is one; under `accelerate launch`, each process takes its own. OpenVINO
                 and ONNX Runtime take a CPU.
             dtype: of the computation, such as "bfloat16"; None: float32. "int8" needs a folder that `quantize` wrote.
-            compile: "cudagraph" captures a CUDA graph for each size of the images, for many images of few sizes.
+            compile: "cudagraph" captures a CUDA graph for each image size. Use it for many images of few sizes.
 
         Raises:
             ValueError: there is no such model, runtime or device, the checkpoint is broken, or `compile` needs a GPU.
@@ -121,7 +121,7 @@ class Predictor:
 
     @property
     def network(self) -> Any:
-        """What is called in place of the model, or None. A model that has changed since runs itself."""
+        """The faster form of the model that runs in its place. None if there is none, or the model has changed."""
         if self._network is not None and state_of(self.model) != self._made_for:
             logger.warning("the predictor's model has changed: it runs itself, not the faster form made of it")
             self._network = None
@@ -159,7 +159,7 @@ class Predictor:
 
         Args:
             model: a `Predictor`, which is returned; a model and its image processor; or what `from_pretrained` takes.
-            runtime: of a model that is loaded. The default gives the same numbers wherever OpenVINO is installed.
+            runtime: of a model that is loaded. The default gives the same numbers with and without OpenVINO.
             device: of a model that is loaded.
             dtype: of a model that is loaded.
         """
@@ -188,17 +188,16 @@ class Predictor:
         tile: int | None = None,
         overlap: int = OVERLAP,
     ) -> Prediction | list[Prediction]:
-        """Segments one image or several; each goes through the model on its own, so none affects another.
+        """Segments one image or several. Each goes through the model alone, so none affects another.
 
         Args:
             images: PIL images of any mode, paths, or arrays (H, W, 3) of uint8 in RGB order.
             task: "panoptic": things and stuff; "instance": things only; "semantic": one segment for each class.
-            threshold: least score of a segment, in [0, 1]; None: the image processor's. Without meaning for the
+            threshold: least score of a segment, in [0, 1]; None: the image processor's. It has no effect on the
                 semantic task.
-            tile: side in pixels of the squares into which larger images are cut, each of which goes through the model
-                on its own; None: images are not cut. Memory then does not grow with the image, apart from the image
-                and its map.
-            overlap: least number of pixels that neighboring tiles share; things that agree there are joined.
+            tile: side in pixels of square tiles. Larger images are cut into tiles, which go through the model one by
+                one, so the model's memory does not grow with the image. None: images are not cut.
+            overlap: least number of pixels that neighboring tiles share. Things that agree there are joined.
 
         Raises:
             ValueError: a file is not an image, or an argument is out of range.
@@ -234,11 +233,9 @@ class Predictor:
             ValueError: an argument is out of range, or an image cannot be read.
             FloatingPointError: the model's outputs are not finite.
         """
-        check_options(
-            task, threshold, batch_size=batch_size, num_workers=num_workers, detections=detections, on_error=on_error
-        )
-        reading: Any = {"workers": num_workers, "on_error": on_error, "failures": failures}
-        batches = self._batches(source, batch_size, share=share, **reading)
+        options: Any = {"batch_size": batch_size, "num_workers": num_workers, "on_error": on_error}
+        check_options(task, threshold, detections=detections, **options)
+        batches = self._batches(source, share=share, failures=failures, **options)
         yield from self._segment(batches, task, threshold, detections)
 
     def iterate_outputs(
@@ -253,11 +250,11 @@ class Predictor:
     ) -> Iterator[tuple[Batch, Any]]:
         """Yields batches of records with the model's raw outputs, before post-processing.
 
-        The arguments are those of `iterate`. Batches of which each image, by its index, `is_done` are left out.
+        The arguments are those of `iterate`. Batches are left out if `is_done` is true for the index of each image.
         """
-        check_options(batch_size=batch_size, num_workers=num_workers, on_error=on_error)
-        reading: Any = {"workers": num_workers, "on_error": on_error, "failures": failures}
-        batches = self._batches(source, batch_size, is_done=is_done, **reading)
+        options: Any = {"batch_size": batch_size, "num_workers": num_workers, "on_error": on_error}
+        check_options(**options)
+        batches = self._batches(source, is_done=is_done, failures=failures, **options)
         yield from run_model(self.model, batches, network=self.network)
 
     def predict(  # noqa: PLR0913  every option of a long run, each with a default
@@ -327,7 +324,7 @@ class Predictor:
         own = plan[state.process_index :: state.num_processes]
         failures = list(pictures.missing) if state.is_main_process else []  # every process found the same
         processor = self.processor if tiling is None else None  # tiles are prepared one by one
-        reading: Any = {"workers": num_workers, "on_error": on_error, "failures": failures}
+        reading: Any = {"num_workers": num_workers, "on_error": on_error, "failures": failures}
         batches = read_batches(pictures, iter(own), processor, self.model.device, **reading)
         bar = tqdm(total=sum(map(len, own)), unit="image", disable=not (progress and state.is_main_process) or None)
         with bar:
@@ -346,8 +343,8 @@ class Predictor:
     ) -> Iterator[tuple[Frame, Prediction]]:
         """Yields each frame of a video with its prediction, in which a thing keeps its id from frame to frame.
 
-        The source is a file, the address of a stream (`rtsp://…`, `http://…`) or a camera (`/dev/video0`), of which
-        only every so many frames are predicted. The other arguments are those of `__call__`.
+        The source is a file, the address of a stream (`rtsp://…`, `http://…`) or a camera (`/dev/video0`).
+        With `every` above 1, the frames between are skipped. The other arguments are those of `__call__`.
 
         Raises:
             ValueError: the source is not a video, or an argument is out of range.
@@ -473,7 +470,7 @@ def read_batches(
     processor: Any,
     device: torch.device,
     *,
-    workers: int | None,
+    num_workers: int | None,
     on_error: OnError,
     failures: list[str] | None,
 ) -> Iterator[Batch]:
@@ -481,11 +478,11 @@ def read_batches(
 
     Without a processor, batches have no inputs. `device` is the model's, and the arguments after it are of `iterate`.
     """
-    if workers is None:
+    if num_workers is None:
         on_cpu = device.type == "cpu"
-        workers = 0 if on_cpu else min((os.cpu_count() or 1) // processes().num_processes, MAX_WORKERS)
+        num_workers = 0 if on_cpu else min((os.cpu_count() or 1) // processes().num_processes, MAX_WORKERS)
     indices, load = range(len(pictures)), partial(load_batch, pictures, processor)
-    for batch, messages in DataLoader(indices, batch_sampler=plan, collate_fn=load, num_workers=workers):  # type: ignore[arg-type]
+    for batch, messages in DataLoader(indices, batch_sampler=plan, collate_fn=load, num_workers=num_workers):  # type: ignore[arg-type]
         report_failures(messages, on_error)
         if failures is not None:
             failures += messages

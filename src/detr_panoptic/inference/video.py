@@ -60,7 +60,7 @@ class VideoPrediction:
         num_things: number of different things, by label.
         failures: why the video could not be read to its end, if so.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> print(VideoPrediction(Path("out/clip.mp4"), Path("out/clip"), 300, {"person": 4}, []))
         300 frames with 4 person; results in out

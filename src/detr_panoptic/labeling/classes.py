@@ -8,10 +8,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from ..data.categories import Categories, match_labels
-from ..data.plain_text import first_line
+from ..data.plain_text import first_line, listing
 from .teachers import Teacher
-
-SHOWN = 6  # names in a message
 
 
 class LabelMatch(NamedTuple):
@@ -90,7 +88,7 @@ def _kinds(
     if unclear := [name for name, found in zip(names, kinds, strict=True) if len(found) > 1 or None in found]:
         raise ValueError(
             f"`stuff` must name the classes that are stuff, since the teacher does not say which of "
-            f"{_listed(unclear)} are."
+            f"{listing(map(repr, unclear))} are."
         )
     return tuple(found == {True} for found in kinds)
 
@@ -116,10 +114,5 @@ def read_class_map(classes: Any) -> dict[str, list[str]]:
 
 def _unknown(begin: str, lacking: Sequence[str], names: Any) -> str:
     near = get_close_matches(lacking[0], list(names), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else f" among {_listed(list(names))}."
-    return f"{begin} {_listed(lacking)}: there is no such class{hint}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(map(repr, names[:SHOWN])) + more
+    hint = f"; did you mean {near[0]!r}?" if near else f" among {listing(map(repr, names))}."
+    return f"{begin} {listing(map(repr, lacking))}: there is no such class{hint}"

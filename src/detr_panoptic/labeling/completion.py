@@ -47,7 +47,7 @@ def complete_stuff(  # noqa: PLR0913  every option of a long run, each with a de
         ValueError: the output holds something else, an image cannot be read, or the model has no class that may be
             added.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from detr_panoptic import complete_stuff
         >>> from detr_panoptic.checkpoints import BUNDLED

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..data.categories import Categories
 from ..data.contained_paths import path_inside
-from ..data.files import check_folder, check_new_folder, written_whole
+from ..data.files import check_folder, check_new_folder, write_file
 from ..data.lazy_records import name_of
 from ..data.plain_text import counted
 from ..data.records import segmentation_ids
@@ -107,10 +107,9 @@ class LabelFolder:
         for folder, file, data in (
             ("images", name, contents),
             ("panoptic", map_name, map_file(stored)),
-            (PROGRESS, self._progress(index).name, json.dumps(content, ensure_ascii=False).encode()),
+            (PROGRESS, self._progress(index).name, json.dumps(content, ensure_ascii=False)),
         ):
-            with written_whole(path_inside(self.output / folder, file, name_of(stored))) as part:
-                part.write_bytes(data)
+            write_file(path_inside(self.output / folder, file, name_of(stored)), data)
 
     def finish(self, info: Mapping[str, Any]) -> list[Labeled]:
         """Writes `panoptic.json` with the images in the order of the source, and returns what was added to each."""
@@ -126,9 +125,8 @@ class LabelFolder:
             before, after = content["void"]
             labeled.append(Labeled(index, image["file_name"], added, before, after, size, content["score"]))
         document = {"info": dict(info), "images": images, "annotations": annotations}
-        with written_whole(self.output / "panoptic.json") as part:
-            text = json.dumps({**document, "categories": self.categories.to_coco()}, ensure_ascii=False)
-            part.write_text(text, encoding="utf-8")
+        document["categories"] = self.categories.to_coco()
+        write_file(self.output / "panoptic.json", json.dumps(document, ensure_ascii=False))
         return labeled
 
     def read(self, index: int) -> tuple[np.ndarray, list[dict[str, Any]]]:

@@ -57,13 +57,13 @@ def label(  # noqa: PLR0913  every option of a long run, each with a default
             annotations are not used.
         output: a folder that is empty, does not exist, or holds an earlier run with the same settings and images.
         teacher: a panoptic model of transformers (Mask2Former, MaskFormer, OneFormer, EoMT, DETR) or of this package:
-            a folder, a name on the Hub, a `Predictor`, or a model and its processor. Its license may bind its labels.
+            a folder, a name on the Hub, a `Predictor`, or a model and its processor. Its license may cover its labels.
         classes: the wanted classes, each with the teacher's name or names for it, such as `{"car": ["car", "truck"]}`;
             or a YAML file of these. Pixels of other classes stay void. None: the teacher's own classes.
-        stuff: the wanted classes that are stuff; the others are things. None: as the teacher says, or COCO or
-            Cityscapes if its names are theirs.
+        stuff: the wanted classes that are stuff; the others are things. None: as the teacher says, or as in
+            COCO or Cityscapes if the names are theirs.
         threshold: least score of a segment, in [0, 1].
-        report: a folder for `labels.md`, `labels.json` and sheets of images, those with the least sure labels first.
+        report: a folder for `labels.md`, `labels.json` and sheets of images, the least certain labels first.
         split: of the source.
         data_format: of the source. None recognizes it.
         limit: number of images, from the first.
@@ -79,7 +79,7 @@ def label(  # noqa: PLR0913  every option of a long run, each with a default
             else or labels of other images, or an image cannot be read.
         OSError: the disk is full. The images that are done stay, and the same call continues.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from detr_panoptic import label
         >>> from detr_panoptic.checkpoints import BUNDLED

@@ -37,7 +37,7 @@ class AddedClass(NamedTuple):
 
 @dataclass
 class Labels:
-    """What `label` or `complete_stuff` added to images; prints as a table.
+    """The result of `label` or `complete_stuff`: what a model added to images. Prints as a table.
 
     Args:
         files: the folder of the results.
@@ -48,7 +48,7 @@ class Labels:
         earlier: number of images that were done before.
         failures: messages about images left out.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from detr_panoptic import complete_stuff
         >>> from detr_panoptic.checkpoints import BUNDLED
@@ -103,7 +103,7 @@ class Labels:
 
     @property
     def least_sure(self) -> list[Labeled]:
-        """The images, those first whose pixels got the lowest scores; a pixel that stays void counts as 0."""
+        """The images, ordered by the scores of their pixels, the lowest first. Void pixels count as 0."""
         return sorted(self.labeled, key=lambda image: image.score)
 
     def __str__(self) -> str:

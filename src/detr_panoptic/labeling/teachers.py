@@ -132,16 +132,17 @@ class TransformersTeacher(Teacher):
     @torch.no_grad()
     def iterate(self, pictures: Pictures, threshold: Threshold, **options: Any) -> Iterator[Result]:
         """Yields results, merged by score and mask probability."""
-        is_done, batch_size, workers = map(options.pop, ("is_done", "batch_size", "num_workers"))
-        plan = plan_batches(pictures, batch_size, is_done)
-        for batch in read_batches(pictures, plan, self.inputs, self.model.device, workers=workers, **options):
+        plan = plan_batches(pictures, options.pop("batch_size"), options.pop("is_done"))
+        for batch in read_batches(pictures, plan, self.inputs, self.model.device, **options):
             yield from self._results(batch, threshold)
 
     def _results(self, batch: Batch, threshold: Threshold) -> Iterator[Result]:
         inputs: dict[str, Any] = dict(batch.inputs)
         shown = inputs.pop("shown")
         canvas = tuple(inputs["pixel_values"].shape[-2:])
-        outputs = self.model(**{name: self._placed(value) for name, value in inputs.items()})
+        device, dtype = self.model.device, self.model.dtype
+        placed = {name: x.to(device, dtype if x.is_floating_point() else x.dtype) for name, x in inputs.items()}
+        outputs = self.model(**placed)
         names = ("class_queries_logits", "masks_queries_logits") if "class_queries_logits" in outputs else DETR_OUTPUTS
         for index, record in enumerate(batch.records):
             logits, masks = (outputs[name][index] for name in names)
@@ -152,9 +153,6 @@ class TransformersTeacher(Teacher):
             steps = score_weighted_steps(fetch(*best_classes(logits)), masks, sizes, **options)
             (merged,) = run_together([steps])
             yield record, merged, sure_pixels(logits, masks, sizes, threshold)
-
-    def _placed(self, value: Tensor) -> Tensor:
-        return value.to(self.model.device, self.model.dtype if value.is_floating_point() else value.dtype)
 
 
 class _Inputs:
@@ -198,12 +196,13 @@ def open_teacher(teacher: Any, *, device: Any = "auto", dtype: Any = None) -> Te
         raise ValueError(f"`dtype` must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]} for a teacher, got {dtype!r}.")
     if isinstance(teacher, Teacher):
         return teacher
-    if isinstance(teacher, Predictor) or _is_pair(teacher, MODEL_TYPES[:1]):
+    kind: Any = teacher[0].config.model_type if isinstance(teacher, tuple) else None
+    if isinstance(teacher, Predictor) or kind == MODEL_TYPES[0]:
         predictor = Predictor.of(teacher)
         return OurTeacher(predictor.model.config._name_or_path or type(predictor.model).__name__, predictor)
     if isinstance(teacher, tuple):
         model, processor = teacher
-        _check_panoptic(type(model).__name__, model.config.model_type, processor)
+        _check_panoptic(type(model).__name__, kind, processor)
         return TransformersTeacher(model.config._name_or_path or type(model).__name__, model, processor)
     name = str(teacher)
     if not Path(name).is_dir() and not hub_name(name):
@@ -247,10 +246,6 @@ def _check_panoptic(name: str, kind: str, processor: Any = None) -> None:
             f"`teacher` {name!r} must have a processor with `post_process_panoptic_segmentation`, got "
             f"{type(processor).__name__}."
         )
-
-
-def _is_pair(teacher: Any, kinds: tuple[str, ...]) -> bool:
-    return isinstance(teacher, tuple) and teacher[0].config.model_type in kinds
 
 
 def sure_pixels(logits: Tensor, masks: Tensor, sizes: ImageSizes, threshold: Threshold) -> Tensor:

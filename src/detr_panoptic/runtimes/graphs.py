@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SHARED = ("shared_32", "shared_16", "shared_8", "shared_4")  # by stride
 DETECTED = ("logits", "pred_boxes", "attention", *SHARED)  # outputs of the first graph
 MAX_BATCH, MIN_SIDE, MAX_SIDE = 256, 33, 8192  # bounds for the shape solver
-EXAMPLE_SIZE = (97, 131)  # for tracing
+EXAMPLE_SIZE = (97, 131)  # for tracing and comparing: odd at several strides
 
 
 def graph_files(folder: Path) -> tuple[Path, Path]:

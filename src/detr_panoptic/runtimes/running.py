@@ -12,14 +12,13 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 from ..backbone import image_sizes_of
 from ..mask_head import MASK_STRIDE, SKIPPED_MASK_LOGIT, select_rows
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticSegmentationOutput
-from .graphs import MIN_SIDE, SHARED
+from .graphs import EXAMPLE_SIZE, MIN_SIDE, SHARED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     Session = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
-CHECKED_SIZE = (97, 131)  # of the image on which results are compared: odd at several strides
 ROWS_AT_ONCE = 8  # queries whose masks are computed together: the time per mask is the same from 1 to 20
 DIFFERENCES = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1, "int8": float("inf")}
 """Largest `GraphRuntime.difference`. With int8 only numbers that are not finite are refused."""
@@ -92,7 +91,7 @@ class GraphRuntime:
         """
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(1, self.model.config.num_channels, 5, 7, generator=generator)
-        inputs = {"pixel_values": F.interpolate(noise, size=CHECKED_SIZE, mode="bilinear")}
+        inputs = {"pixel_values": F.interpolate(noise, size=EXAMPLE_SIZE, mode="bilinear")}
         expected, actual = self.model(**inputs, mask_queries="all"), self(**inputs, mask_queries="all")
         pairs = ((expected[name], actual[name]) for name in ("logits", "pred_masks"))
         return max(((one - other).abs().mean() / one.std()).item() for one, other in pairs)

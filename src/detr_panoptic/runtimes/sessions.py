@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data.files import written_whole
+from ..data.files import write_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -109,6 +109,5 @@ def _compiled(file: Path, device: str, settings: dict[str, Any], cache: Path) ->
             return CORE.import_model(blob.read_bytes(), device, settings)
     compiled = CORE.compile_model(str(file), device, settings)
     if "EXPORT_IMPORT" in able:
-        with written_whole(blob) as part:
-            part.write_bytes(compiled.export_model().getbuffer())
+        write_file(blob, compiled.export_model().getvalue())
     return compiled

@@ -34,6 +34,7 @@ SCENE_CATEGORIES = Categories(
     # With gaps, as in most real data: code that takes them for label ids fails.
     category_ids=(1, 2, 3, 5, 6, 8, 9, 10, 101, 102, 104, 105, 107, 108),
 )
+"""Classes of the scenes: 8 things and 6 kinds of stuff."""
 MIN_SIDE = 64  # pixels; in smaller scenes most things would be specks
 MIN_SEGMENT_AREA = 12  # pixels
 MIN_SEGMENT_SHARE = 0.0005  # of the picture
@@ -62,7 +63,7 @@ def make_scene(seed: int, *, height: int = 256, width: int = 256) -> Record:
     Raises:
         ValueError: the seed or the size is out of range.
 
-    Example:
+    Examples:
         >>> make_scene(7, height=64, width=96)["image"].size
         (96, 64)
     """
@@ -100,7 +101,7 @@ def scenes_dataset(count: int, *, seed: int = 0, height: int = 256, width: int =
     Raises:
         ValueError: the count, the seed or the size is out of range.
 
-    Example:
+    Examples:
         >>> scenes_dataset(3, height=64, width=64).num_rows
         3
     """

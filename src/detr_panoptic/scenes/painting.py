@@ -80,7 +80,6 @@ class Sprite:
     """A drawing in units of its own: x from its middle to the right, y from its foot up, 1 = `unit` pixels."""
 
     def __init__(self, unit: float, half_width: float, height: float = 1.0, *, mirrored: bool = False) -> None:
-        """Makes an empty sheet."""
         self.scale = unit * SUPERSAMPLING
         self.sign = -1 if mirrored else 1
         size = (math.ceil(2 * half_width * unit) + 2, math.ceil(height * unit) + 2)

@@ -35,7 +35,7 @@ def read_source(
     Raises:
         ValueError: as `read_panoptic`.
 
-    Example:
+    Examples:
         >>> data = read_source("scenes", limit=3, scene_side=128)
         >>> len(data.records), data.categories.names[0]
         (3, 'house')
@@ -54,7 +54,7 @@ def read_source(
 def read_pictures(source: str | Path, **options: Any) -> Dataset | IterableDataset:
     """Reads the images of a dataset, annotated or not (`read_images`), or generates scenes.
 
-    Example:
+    Examples:
         >>> read_pictures("scenes", limit=2)[0]["image"].size
         (256, 256)
     """

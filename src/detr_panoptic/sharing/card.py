@@ -118,7 +118,7 @@ class CardFacts:
 def build_card(model: DetrPanopticForSegmentation, facts: CardFacts) -> ModelCard:
     """Returns the card of a model.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import DetrPanopticForSegmentation
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> model = DetrPanopticForSegmentation.from_pretrained(BUNDLED)

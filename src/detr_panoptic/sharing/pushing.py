@@ -57,15 +57,15 @@ def push(
 ) -> PushedModel:
     """Puts a saved model on the Hub: weights, configuration, image processor, code and a card, in one commit.
 
-    Other files of the folder are not sent, except the pictures that its card shows. The card (README.md) that training
-    wrote is used; without one a card is made from what is known.
+    Of the other files, only the pictures that the card shows are sent. The card is the README.md that training wrote;
+    if there is none, one is made from what is known.
 
     Args:
-        folder: that of the model and its image processor.
+        folder: has the model and its image processor.
         repo_id: "OWNER/NAME", or "NAME" in your own namespace. Created if it does not exist.
         private: create a private repository.
         revision: branch, created if it does not exist. None: the main branch.
-        message: of the commit.
+        message: the commit's message.
         evaluation: the result of `evaluate` for this model, or its output folder. Its PQ goes into the card.
         license: identifier on the Hub. None: the card's, or else the license of the code, apache-2.0.
         dry_run: prepare everything and send nothing.
@@ -75,7 +75,7 @@ def push(
             `private` is asked for a repository that is public.
         OSError: nobody is logged in, the token may not write, or the Hub cannot be reached.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import push
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> pushed = push(BUNDLED, "OWNER/my-model", dry_run=True)

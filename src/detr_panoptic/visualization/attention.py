@@ -71,7 +71,7 @@ def attention_on_pixels(
     Returns:
         (..., *size).
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> attention_on_pixels(np.array([[1, 2], [3, 4]]), processed_size=(64, 48), stride=32, size=(4, 3))
         array([[1, 1, 2],

@@ -76,7 +76,7 @@ def class_colors(id2label: Mapping[int, str]) -> dict[int, Color]:
         id2label: Name of each label id of a model or dataset. Pass all of them: COCO's colors are used if every class
             is one of COCO's, whatever its label id. Numbers without a class (`unused_12`) do not count.
 
-    Example:
+    Examples:
         >>> class_colors({0: "person", 1: "sky-other-merged"})
         {0: (220, 20, 60), 1: (70, 130, 180)}
     """

@@ -22,7 +22,7 @@ def save_data_sheets(check: DataCheck, folder: str | Path) -> list[Path]:
     Returns:
         The files in `folder`; kinds of which no image can be read have none.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from detr_panoptic.data import check_data
         >>> from detr_panoptic.scenes import read_source

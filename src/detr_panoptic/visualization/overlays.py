@@ -47,7 +47,7 @@ def draw_segments(
     Raises:
         ValueError: If `segmentation` has another size, `alpha` is not from 0 to 1, or a label has no name.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from PIL import Image
         >>> segments = [{"id": 1, "label_id": 0, "score": 0.9}]
@@ -83,8 +83,6 @@ def draw_side_by_side(
     truth: Mapping[str, Any],
     prediction: Mapping[str, Any],
     id2label: Mapping[int, str],
-    *,
-    captions: tuple[str, str, str] = ("image", "annotation", "prediction"),
 ) -> Image.Image:
     """Draws an image, its annotation and a prediction beside each other, each under its caption.
 
@@ -93,7 +91,6 @@ def draw_side_by_side(
         truth: `segmentation` and `segments_info`, as `draw_segments` takes them.
         prediction: The same of the model's result.
         id2label: Name of each label id.
-        captions: Texts above the three pictures.
 
     Returns:
         An RGB image on white.
@@ -101,7 +98,7 @@ def draw_side_by_side(
     Raises:
         ValueError: As `draw_segments`.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from PIL import Image
         >>> nothing = {"segmentation": np.zeros((40, 60), dtype=int), "segments_info": []}
@@ -110,6 +107,7 @@ def draw_side_by_side(
     """
     sides = (truth, prediction)
     drawn = [draw_segments(image, side["segmentation"], side["segments_info"], id2label) for side in sides]
+    captions = ("image", "annotation", "prediction")
     return stack([image, *drawn], columns=3, captions=captions, gap=round(0.8 * font_size_for(image.size)))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..data.files import written_whole
+from ..data.files import write_file
 from ..data.plain_text import one_line
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def write_report(
     Returns:
         The file.
 
-    Example:
+    Examples:
         >>> from tempfile import mkdtemp
         >>> path = write_report(mkdtemp() + "/report.html", "A & B", [Section("Numbers", tables=[(["n"], [["1"]])])])
         >>> "A &amp; B" in path.read_text()
@@ -67,8 +67,7 @@ def write_report(
         for section in sections
     ]
     text = environment.get_template("report.html").render(title=title, figures=figures, sections=shown)
-    with written_whole(path) as part:
-        part.write_text(text, encoding="utf-8")
+    write_file(path, text)
     return Path(path)
 
 

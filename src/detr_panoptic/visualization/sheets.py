@@ -33,7 +33,7 @@ def stack(
     Raises:
         ValueError: If there are no pictures, `columns` is not positive, or the number of captions is another.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> stack([Image.new("RGB", (40, 30))] * 4, columns=2, gap=10).size
         (90, 70)
