@@ -40,7 +40,7 @@ RUN_THE_PROGRAM = (
 )
 TERMINAL = {"argparse", "cyclopts", "rich"}
 MAX_MODEL_LINES, MAX_MODELING_LINES = 3000, 350
-MAX_LINES = 20_400  # lower this whenever the package has become shorter; new features are its only reason to grow
+MAX_LINES = 20_350  # lower this whenever the package has become shorter; new features are its only reason to grow
 
 
 class Import(NamedTuple):
