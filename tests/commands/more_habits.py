@@ -16,6 +16,10 @@ MORE_HABITS = [
         "raises ValueError: hiera_tiny_224",
     ),
     # ------ images and results
+    (
+        'list(pipeline("image-segmentation", checkpoint)(transformers.pipelines.pt_utils.KeyDataset(data, "image")))',
+        "len(_) == len(data)",
+    ),
     ('processor(torch.rand(3, 64, 96), return_tensors="pt")', '"do_rescale=False" in log'),
     ("processor(image, do_center_crop=True)", "raises ValueError: `do_center_crop` must be False"),
     ("processor(image, do_resise=False)", "raises ValueError: did you mean `do_resize`"),
