@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import guard_or_false
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .backbone import Backbone, check_images, image_sizes_of, resize_mask
@@ -25,7 +25,6 @@ from .mask_head import MASK_STRIDE, BoxHead, MaskAttention, MaskHead, object_sco
 from .matcher import Labels, MatchedLayers, check_labels
 from .transformer import Attention, Decoder, Encoder, FeedForwardLayer, sine_position_encoding
 
-logger = logging.get_logger(__name__)
 HUB_ARGUMENTS = {"revision", "token", "cache_dir", "local_files_only", "subfolder"}
 INITIALIZED = (
     *(nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding, nn.LayerNorm, nn.GroupNorm),

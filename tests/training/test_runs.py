@@ -148,6 +148,19 @@ def test_every_epoch_has_its_own_order_and_the_same_again():
     assert len(set(orders[0])) == 7
 
 
+def test_images_grow_during_a_run(tmp_path, monkeypatch):
+    sides, step = [], loop.train_step
+
+    def watched(model, window, *args, **options):
+        sides.extend(tuple(batch["pixel_values"].shape[-2:]) for batch in window)
+        return step(model, window, *args, **options)
+
+    monkeypatch.setattr(loop, "train_step", watched)
+    settings = {"limit": 1, "gradient_accumulation_steps": 1, "epochs": 10, "evaluate_every": 10, "workers": 1}
+    run(tmp_path, **settings, first_short_side=64, short_side=128, long_side=128)
+    assert sides == [(64, 64)] * 6 + [(96, 96)] + [(128, 128)] * 3
+
+
 def test_an_automatic_batch_size_keeps_the_images_per_update(whole_run, tmp_path, monkeypatch):
     """The largest batch that fits is accumulated to the update of one batch."""
     from detr_panoptic.training import optimization as module

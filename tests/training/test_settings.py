@@ -73,6 +73,11 @@ def test_a_recipe_starts_from_its_checkpoint_or_from_what_the_user_names():
         ({"batch_size": "big"}, "`batch_size` must be one of an integer, auto"),
         ({"schedule": "linear"}, "`schedule` must be one of constant, step, cosine, got 'linear'"),
         ({"short_side": 800, "long_side": 600}, "`long_side` must be at least `short_side`, 800, got 600"),
+        ({"first_short_side": 900}, "`first_short_side` must be at most 800, got 900"),
+        (
+            {"first_short_side": 64, "augmentation": "none"},
+            "`first_short_side` needs the `augmentation` flip or paper",
+        ),
         ({"ema_decay": 1}, "`ema_decay` must be at most 0.99999, got 1"),
         ({"model": "mine", "hidden_size": 64}, "`hidden_size` 64 cannot be combined with `model` 'mine'"),
     ],

@@ -1,6 +1,6 @@
 """The images of a training run: records to train on and to measure PQ on, and batches of them.
 
-Order and augmentations depend on the seed and the epoch alone.
+Order, augmentations and sides depend on the seed and the epoch alone.
 """
 
 import os
@@ -19,6 +19,7 @@ from ..data import NamedRecords, PanopticCollator, PanopticData
 from ..data.augmentation import build_augmentation
 from ..data.categories import Categories
 from ..data.hub_names import public_name
+from ..data.records import Record
 from ..data.splitting import split_rows
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 from ..scenes.source import SCENES, read_source
@@ -32,6 +33,8 @@ VALIDATION_SEED_OFFSET = 1_000_003  # so that validation scenes differ from trai
 VALIDATION_SCENES = 100
 LEAST_TO_SPLIT = 20  # images; of fewer, all are needed to train on
 SPLIT_FILE = "split.json"
+GROWTH = (0.4, 0.7)  # shares of the run between which images grow
+GROWTH_STEP = 32  # pixels
 
 
 @dataclass(frozen=True)
@@ -128,10 +131,9 @@ class Batches:
 
     def __init__(self, settings: TrainingSettings, data: TrainingData, processor: DetrPanopticImageProcessor) -> None:
         images, self.seed = settings.data, settings.run.seed
-        sides = {"short_side": images.short_side, "long_side": images.long_side}
-        self.collator = PanopticCollator(
-            processor, build_augmentation(images.augmentation, **sides), seed=self.seed, as_maps=True
-        )
+        self._images, self._side = images, torch.tensor(side_at(images, 0.0)).share_memory_()
+        augmentation: Any = None if images.augmentation == "none" else partial(_augment, images, self._side)
+        self.collator = PanopticCollator(processor, augmentation, seed=self.seed, as_maps=True)
         self._order = torch.Generator()
         self._is_over = torch.zeros((), dtype=torch.int64).share_memory_()
         self._records = records = NamedRecords(data.train)
@@ -144,19 +146,19 @@ class Batches:
             persistent_workers=images.workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=partial(_leave_signals_to_the_run, self._is_over),
-            generator=torch.Generator().manual_seed(
-                self.seed
-            ),  # otherwise passes advance the generator of the dropout
+            # Without a generator of its own, passes would advance that of the dropout.
+            generator=torch.Generator().manual_seed(self.seed),
         )
 
     def first(self, count: int) -> Batch:
         """Returns the first images as one batch."""
         return collate(self.collator, [self._records[i] for i in range(min(count, len(self._records)))])
 
-    def start_epoch(self, epoch: int) -> None:
-        """Sets order and augmentation of the next pass, so that a resumed run finds its place."""
+    def start_epoch(self, epoch: int, progress: float = 0.0) -> None:
+        """Sets order, augmentation and sides of the next pass, before which a share of the run has been done."""
         self._order.manual_seed((self.seed << 32) + epoch)
         self.collator.set_epoch(epoch)
+        self._side.fill_(side_at(self._images, progress))
 
     def endless(self) -> Iterator[Batch]:
         """Yields the batches of one pass after the other."""
@@ -167,6 +169,25 @@ class Batches:
     def close(self) -> None:
         """Tells the workers that the next SIGTERM is meant for them."""
         self._is_over.fill_(1)
+
+
+def side_at(images: DataSettings, progress: float) -> int:
+    """Returns the short side of the images after a share of the run, in pixels.
+
+    Example:
+        >>> [side_at(DataSettings(first_short_side=128, short_side=256), share) for share in (0.0, 0.5, 0.7)]
+        [128, 160, 256]
+    """
+    first, last = images.first_short_side or images.short_side, images.short_side
+    share = (min(max(progress, GROWTH[0]), GROWTH[1]) - GROWTH[0]) / (GROWTH[1] - GROWTH[0])
+    return last if share == 1 else first + GROWTH_STEP * int(share * (last - first) / GROWTH_STEP)
+
+
+def _augment(images: DataSettings, side: torch.Tensor, record: Record, seed: int) -> Record:
+    short = int(side)
+    long = round(images.long_side * short / images.short_side)
+    augmentation: Any = build_augmentation(images.augmentation, short_side=short, long_side=long)
+    return augmentation(record, seed)
 
 
 def collate(collator: PanopticCollator, records: list[dict[str, Any]], *, with_masks: bool = True) -> Batch:

@@ -50,7 +50,7 @@ def run_epochs(run: Run) -> int | None:
     progress, settings, every = run.progress, run.settings, epochs_between_evaluations(run)
     with stop_signals(run.accelerator) as received:
         while not progress.is_finished:
-            run.batches.start_epoch(progress.epoch)
+            run.batches.start_epoch(progress.epoch, (progress.step - progress.windows) / run.total_steps)
             if train_epoch(run):
                 return received[0] if received else signal.SIGTERM  # another process received it
             progress.epoch, progress.windows = progress.epoch + 1, 0

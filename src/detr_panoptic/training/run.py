@@ -28,7 +28,15 @@ from .model import build_model, calibrate
 from .optimization import fix_batch_size
 from .places import attach_places, predicted_places, spread_places
 from .reports import best_evaluation, describe_plan, write_reports, write_split
-from .settings import RunSettings, TrainingSettings, choose_recipe, read_settings, resolve_settings
+from .settings import (
+    ARCHITECTURE,
+    DEFAULT_RECIPE,
+    FEW_IMAGES,
+    RunSettings,
+    TrainingSettings,
+    read_settings,
+    resolve_settings,
+)
 from .state import Run, check_output, open_run, recipe_of
 
 logger = logging.getLogger(__name__)
@@ -131,7 +139,10 @@ def train(
         set_seed(resolved.run.seed)
         data = read_data(resolved.data, resolved.run.seed, in_memory)
         if recipe is None:
-            provisional, recipe = resolved, chosen_recipe(len(data.train), given)
+            choice = [choose_recipe(len(data.train), given)]
+            broadcast_object_list(choice)  # what can be fetched may differ between processes
+            recipe, provisional = choice[0][0], resolved
+            logger.info("recipe: %s, chosen for %s", *choice[0])
             resolved = resolve_settings(recipe, overrides=given)
             if resolved.data != provisional.data:  # scenes have the size of the recipe
                 data = read_data(resolved.data, resolved.run.seed, in_memory)
@@ -148,16 +159,18 @@ def train(
             return execute(Run(fixed, accelerator, data, model, processor, batches, progress=progress))
 
 
-def chosen_recipe(images: int, given: Mapping[str, Any]) -> str:
-    """Chooses a recipe and says why, the same on every process; without COCO weights, few images start from ours."""
-    name, reason = choose_recipe(images, given)
-    source = resolve_settings(name).model.model
-    if name == "finetune-small" and given.get("model") is None and not can_be_read(str(source)):
-        name, reason = "few-photographs", f"{reason}, and {source} is neither here nor can it be fetched"
-    choice = [name]
-    broadcast_object_list(choice)
-    logger.info("recipe: %s, chosen for %s", choice[0], reason)
-    return choice[0]
+def choose_recipe(images: int, given: Mapping[str, Any]) -> tuple[str, str]:
+    """Chooses a recipe by the number of training images and the settings that are given; returns it and the reason."""
+    starts_new = given.get("model") is None
+    if starts_new and given.keys() & set(ARCHITECTURE):
+        return "from-scratch", "a part of the architecture is named, so the transformer is new"
+    if images >= FEW_IMAGES:
+        return DEFAULT_RECIPE, f"{FEW_IMAGES} images or more"
+    source = str(resolve_settings("finetune-small").model.model)
+    if starts_new and not can_be_read(source):
+        reason = f"fewer than {FEW_IMAGES} images, and {source} is neither here nor can it be fetched"
+        return "few-photographs", reason
+    return "finetune-small", f"fewer than {FEW_IMAGES} images"
 
 
 def prepare_model(

@@ -91,6 +91,9 @@ class DataSettings(_Checked):
     limit: int | None = setting(None, "use only the first images; with `scenes`, how many to generate", least=1)
     short_side: int = setting(800, "length of the short side of an image in pixels", least=32)
     long_side: int = setting(1333, "maximum length of the long side in pixels")
+    first_short_side: int | None = setting(
+        None, "short side of the first images; from 40 % to 70 % of the run it grows to short_side", least=32
+    )
     augmentation: Literal["none", "flip", "paper", "jitter"] = setting(
         "paper", "none, flip, paper (flips, scales and crops) or jitter (large-scale jitter to a square of long_side)"
     )
@@ -155,6 +158,10 @@ class TrainingSettings:
         short, long, model = self.data.short_side, self.data.long_side, self.model.model
         if long < short:
             raise ValueError(f"`long_side` must be at least `short_side`, {short}, got {long}.")
+        if (self.data.first_short_side or 0) > short:
+            raise ValueError(f"`first_short_side` must be at most {short}, got {self.data.first_short_side}.")
+        if self.data.first_short_side is not None and self.data.augmentation not in ("flip", "paper"):
+            raise ValueError("`first_short_side` needs the `augmentation` flip or paper.")
         if self.optimization.epochs is None and self.optimization.max_steps is None:
             raise ValueError("`epochs` or `max_steps` is needed, got null for both.")
         for name in ARCHITECTURE:
@@ -229,20 +236,6 @@ def resolve_settings(
     if given.get("epochs") is not None:
         values = {key: value for key, value in values.items() if key != "max_steps"}
     return TrainingSettings.from_dict({**values, **given, "recipe": name})
-
-
-def choose_recipe(images: int, given: Mapping[str, Any]) -> tuple[str, str]:
-    """Chooses a recipe by the number of training images and what is named already; returns it and the reason.
-
-    Example:
-        >>> choose_recipe(150, {"epochs": 20})
-        ('finetune-small', 'fewer than 1000 images')
-    """
-    if given.get("model") is None and given.keys() & set(ARCHITECTURE):
-        return "from-scratch", "a part of the architecture is named, so the transformer is new"
-    if images < FEW_IMAGES:
-        return "finetune-small", f"fewer than {FEW_IMAGES} images"
-    return DEFAULT_RECIPE, f"{FEW_IMAGES} images or more"
 
 
 def recipe_names() -> tuple[str, ...]:
