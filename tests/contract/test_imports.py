@@ -36,7 +36,7 @@ PROGRAMS = ("commands",)  # may import everything, also the package itself
 THIRD_PARTY_ON_THE_HUB = {"torch", "torchvision", "timm", "transformers", "numpy", "PIL", "huggingface_hub"}
 RUN_THE_PROGRAM = (
     *("tests/commands/", "tests/fault_injection.py"),
-    *("scripts/train.py", "scripts/predict.py", "scripts/evaluate.py"),
+    *("scripts/train.py", "scripts/predict.py", "scripts/evaluate.py", "scripts/site_pages.py"),
 )
 TERMINAL = {"argparse", "cyclopts", "rich"}
 MAX_MODEL_LINES, MAX_MODELING_LINES = 3000, 350
