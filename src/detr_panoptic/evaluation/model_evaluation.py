@@ -115,6 +115,7 @@ def evaluate(  # noqa: PLR0913  every option of a long run, each with a default
         failures = folder.failures
     settings = {
         "threshold": predictor.processor.threshold if threshold is None else threshold,
+        "merging": predictor.processor.merging,
         "runtime": predictor.runtime,
         "dtype": predictor.dtype,
         "batch_size": batch_size,

@@ -72,6 +72,7 @@ class MeasuredQuality:
             skipped = f", {len(metrics['skipped'])} unreadable ones left out" if metrics["skipped"] else ""
             least = metrics["settings"]["threshold"]
             threshold = "a threshold for each class" if isinstance(least, list) else f"threshold {least}"
+            threshold += ", score-weighted merging" if metrics["settings"].get("merging") == "score_weighted" else ""
             groups = metrics["panoptic_quality"].items()
             fields = {
                 "dataset": metrics["dataset"],
