@@ -29,7 +29,8 @@ from detr_panoptic import DetrPanopticForSegmentation
 from detr_panoptic.checkpoints.conversion import build_model, convert_state_dict
 
 NUM_LABELS = 250  # as the published panoptic checkpoints
-EOMT = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "patch_size": 16}  # a ViT-S
+LABELS: Any = {"num_labels": NUM_LABELS}
+EOMT: Any = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "patch_size": 16}  # a ViT-S
 
 
 def parser(description: str, *, size: str) -> argparse.ArgumentParser:
@@ -47,10 +48,10 @@ def set_precision(arguments: argparse.Namespace) -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = arguments.tf32
 
 
-def transformers_model(**settings: object) -> DetrForSegmentation:
+def transformers_model(**settings: Any) -> DetrForSegmentation:
     """Transformers' DETR-R50 with a mask head and random weights, the same every time."""
     torch.manual_seed(0)
-    model = DetrForSegmentation(DetrConfig(backbone="resnet50", num_labels=NUM_LABELS, **settings))
+    model = DetrForSegmentation(DetrConfig(**{"backbone": "resnet50", "num_labels": NUM_LABELS, **settings}))
     _make_queries_differ(model.eval())
     return model
 
@@ -69,7 +70,7 @@ def rivals(theirs: DetrForSegmentation, size: Sequence[int]) -> dict[str, tuple[
     """
     torch.manual_seed(0)
     masks = Mask2FormerForUniversalSegmentation(
-        Mask2FormerConfig(backbone_config=theirs.config.backbone_config, num_labels=NUM_LABELS)
+        Mask2FormerConfig(backbone_config=theirs.config.backbone_config, **LABELS)
     ).eval()
     encoder, backbone = masks.model.pixel_level_module.encoder, theirs.detr.model.backbone
     encoder._backbone.load_state_dict(backbone.model.state_dict(), strict=False)  # its norms also count batches
@@ -78,7 +79,7 @@ def rivals(theirs: DetrForSegmentation, size: Sequence[int]) -> dict[str, tuple[
     for own, (expected, _) in zip(maps, backbone(**images), strict=True):
         torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
     side = EOMT["patch_size"] * round((size[0] * size[1]) ** 0.5 / EOMT["patch_size"])
-    tokens = EomtForUniversalSegmentation(EomtConfig(**EOMT, image_size=side, num_labels=NUM_LABELS)).eval()
+    tokens = EomtForUniversalSegmentation(EomtConfig(**EOMT, **LABELS, image_size=side)).eval()
     edges = {"shortest_edge": min(size), "longest_edge": 2 * max(size)}
     return {
         "transformers, Mask2Former-R50": (masks, size, Mask2FormerImageProcessor(size=edges)),
@@ -191,9 +192,9 @@ def _make_queries_differ(model: DetrForSegmentation) -> None:
     projection.bias.copy_((projection.bias - mean) / std)
     for name, parameter in model.named_parameters():
         if "decoder" in name and name.endswith(("q_proj.weight", "k_proj.weight")):
-            parameter *= 6
+            parameter.mul_(6)
         elif "bbox_attention" in name:
-            parameter *= 4
+            parameter.mul_(4)
         elif name == "mask_head.conv1.conv.weight":
             parameter[:, model.config.d_model :] *= (
                 30  # attention maps sum to 1, so that each pixel has next to nothing

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,10 @@ def ways(model: DetrPanopticForSegmentation, device: str) -> dict[str, Callable]
 
 
 def predictions(
-    theirs: nn.Module, ours: DetrPanopticForSegmentation, size: tuple[int, int], arguments: argparse.Namespace
+    theirs: Any,
+    ours: DetrPanopticForSegmentation,
+    size: tuple[int, int],
+    arguments: argparse.Namespace,
 ) -> None:
     """Times forwards of one image and of a batch."""
     for batch in (1, arguments.batch):
@@ -129,7 +133,7 @@ def training(arguments: argparse.Namespace) -> None:
         freeze_dropout(model.to(arguments.device).train())
     batch = training_batch(2, arguments.training_size, 8, arguments.device)
     check_losses(models, batch)
-    runs = {name: training_step(model, batch) for name, model in models.items()}
+    runs: dict[str, Callable[[], object]] = {name: training_step(model, batch) for name, model in models.items()}
     for name, (model, own_size, _) in rivals(theirs, arguments.training_size).items():
         freeze_dropout(model.to(arguments.device).train())
         runs[name] = training_step(model, rival_batch(batch, own_size))

@@ -25,7 +25,7 @@ from PIL import Image
 from cases import describe_run, markdown_table
 from detr_panoptic import DetrPanopticImageProcessor
 from detr_panoptic.data import LargeScaleJitter, PanopticCollator, RandomAugmentation, read_panoptic, segmentation_ids
-from detr_panoptic.data.augmentation import Augmentation, build_augmentation, sample_seed
+from detr_panoptic.data.augmentation import build_augmentation, sample_seed
 from detr_panoptic.data.records import Record, panoptic_features
 from detr_panoptic.data.target_batch import map_target
 from detr_panoptic.image_reading import image_to_tensor
@@ -73,7 +73,7 @@ def training(dataset: Dataset, records: Sequence[Record], decoding: float, batch
     collate, rows = PanopticCollator(_processor(do_resize=False), as_maps=True), []
     for title, augmentation in cases().items():
 
-        def augment(record: Record, augmentation: Augmentation = augmentation) -> Record:
+        def augment(record: Record, augmentation: Any = augmentation) -> Record:
             return augmentation(record, sample_seed(0, 0, record["image_id"]))
 
         augmented = [augment(record) for record in records]
@@ -101,11 +101,11 @@ def parts(records: Sequence[Record], jpeg: float, png: float) -> str:
     annotations = [record | {"segmentation": segmentation_ids(record["segmentation"])} for record in records]
     for sizes in (pixels, resized):
         pairs = [*zip(annotations, [image.shape[1:] for image in sizes], strict=True)]
-        rows[-1].append(f"{milliseconds(lambda pair: map_target(*pair, settings), pairs):.2f}")
+        rows[-1].append(f"{milliseconds(lambda pair: map_target(pair[0], pair[1], settings), pairs):.2f}")
     return markdown_table(["ms per image", "own size", "800x1333"], rows)
 
 
-def cases() -> dict[str, Augmentation]:
+def cases() -> dict[str, Any]:
     """The augmentations, at the photographs' own size and at the paper's."""
     sides: Any = {"short_side": HEIGHT, "long_side": WIDTH}
     return {

@@ -10,6 +10,7 @@ import argparse
 import resource
 import subprocess
 import sys
+from typing import Any
 
 import torch
 from torch import nn
@@ -84,9 +85,10 @@ def _train(case: str, size: tuple[int, int], arguments: argparse.Namespace) -> N
         step()
 
 
-def _ours(**settings: object) -> DetrPanopticForSegmentation:
+def _ours(**settings: Any) -> DetrPanopticForSegmentation:
     # Built alone: a second model beside it would count.
-    return DetrPanopticForSegmentation(DetrPanopticConfig(num_labels=NUM_LABELS, **settings))
+    settings["num_labels"] = NUM_LABELS
+    return DetrPanopticForSegmentation(DetrPanopticConfig(**settings))
 
 
 def _arguments() -> argparse.Namespace:

@@ -174,7 +174,13 @@ def compare_quality(arguments: argparse.Namespace) -> None:
     quantize(BUNDLED, scenes, int8, calibration="scenes", limit=1)
     rows = []
     for runtime, dtype in WAYS:
-        options = {"runtime": runtime, "dtype": dtype, "device": "cpu", "average_precision": False, "progress": False}
+        options: Any = {
+            "runtime": runtime,
+            "dtype": dtype,
+            "device": "cpu",
+            "average_precision": False,
+            "progress": False,
+        }
         quality = evaluate(str(int8 if dtype == "int8" else BUNDLED), scenes, **options)
         values = [f"{100 * value:.2f}" for value in (quality.pq, quality.things.pq, quality.stuff.pq)]
         rows.append([f"{runtime}, {dtype}", *values])

@@ -73,7 +73,7 @@ def main() -> None:
         )
 
 
-def our_ways(ours: nn.Module) -> dict[str, nn.Module]:
+def our_ways(ours: Any) -> dict[str, nn.Module]:
     """Our model as it is, with the mask loss at the masks' own size, and with checkpoints."""
     small, checkpointed = copy.deepcopy(ours), copy.deepcopy(ours)
     small.config.mask_loss_resolution = "mask"

@@ -63,14 +63,14 @@ def count(model: nn.Module, stages: Mapping[str, nn.Module], **inputs: Any) -> S
     return counter
 
 
-def their_stages(model: nn.Module) -> dict[str, nn.Module]:
+def their_stages(model: Any) -> dict[str, nn.Module]:
     """The stages of transformers' model."""
     detector = model.detr.model
     stages = (detector.backbone, detector.encoder, detector.decoder, model.bbox_attention, model.mask_head)
     return dict(zip(STAGES, stages, strict=True))
 
 
-def our_stages(model: nn.Module) -> dict[str, nn.Module]:
+def our_stages(model: Any) -> dict[str, nn.Module]:
     """The same of ours."""
     detector = model.model
     stages = (detector.backbone, detector.encoder, detector.decoder, model.mask_attention, model.mask_head)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ CATEGORY_IDS = [9, 1, 187]
 
 def build_tiny(*, seed: int = 0, **overrides) -> DetrPanopticForSegmentation:
     """A tiny model with weights that are the same every time."""
-    settings = {
+    settings: Any = {
         "backbone": "test_resnet",
         "hidden_size": 32,
         "encoder_layers": 2,

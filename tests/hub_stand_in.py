@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -289,7 +290,7 @@ def library_talks_to_stand_in(monkeypatch: pytest.MonkeyPatch, cache: Path) -> I
     """Makes huggingface_hub in this process use the stand-in, without waiting between attempts."""
     with hub_stand_in() as hub:
         files = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        settings = {"ENDPOINT": hub.endpoint, "HUGGINGFACE_CO_URL_TEMPLATE": files}
+        settings: Any = {"ENDPOINT": hub.endpoint, "HUGGINGFACE_CO_URL_TEMPLATE": files}
         settings |= {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "HF_HUB_CACHE": str(cache)}
         for name, value in settings.items():
             monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)

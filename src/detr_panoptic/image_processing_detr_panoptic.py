@@ -99,6 +99,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
     mask_threshold = 0.5
     overlap_mask_area_threshold = 0.8
     format: str | None = None
+    __call__: Callable[..., BatchFeature]  # `preprocess`; for type checkers, the base class's has no `annotations`
 
     def __init__(self, **kwargs: Any) -> None:
         _refuse_unknown(set(kwargs) - SAVED_BESIDES)
@@ -120,8 +121,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         """Returns a processor with a model's stuff, category ids and threshold; `kwargs` override them."""
         if getattr(config, "num_channels", 3) != 3:
             raise ValueError(f"`num_channels` must be 3: images are read as RGB, got {config.num_channels}.")
-        names = ("stuff_label_ids", "category_ids", "threshold")
-        return cls(**{name: getattr(config, name) for name in names} | kwargs)
+        return cls(**{n: getattr(config, n) for n in ("stuff_label_ids", "category_ids", "threshold")} | kwargs)
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -194,8 +194,7 @@ class DetrPanopticImageProcessor(TorchvisionBackend):
         images = list(each_image(self.fetch_images(images)))
         if not images:
             raise ValueError("`images` must hold at least one image, got none.")
-        if isinstance(annotations, Mapping):
-            annotations = [annotations]
+        annotations = [annotations] if isinstance(annotations, Mapping) else annotations
         if annotations is not None and len(annotations) != len(images):
             raise ValueError(f"`annotations` must be one per image, got {len(annotations)} for {len(images)} images.")
         return super().preprocess(images, annotations, return_segmentation_masks, masks_path, **kwargs)

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
 VOID_ID = 0  # reserved by the COCO panoptic PNG format: a pixel of no segment
 MAX_ID = 256**3 - 1  # three bytes
@@ -17,7 +18,7 @@ class SegmentExtents(NamedTuple):
     boxes: NDArray[np.int64]  # (S, 4), [x, y, width, height] in pixels
 
 
-def rgb_to_ids(rgb: ArrayLike) -> NDArray[np.int32]:
+def rgb_to_ids(rgb: ArrayLike | Image.Image) -> NDArray[np.int32]:
     """Reads segment ids (H, W) int32 from colors (H, W, 3) uint8, also of a PIL image; ValueError for others."""
     colors = np.asarray(rgb)
     if colors.ndim != 3 or colors.shape[-1] != 3 or colors.dtype != np.uint8:

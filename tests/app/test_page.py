@@ -371,7 +371,7 @@ def test_no_file_of_the_server_is_read_or_copied(client, cache, tmp_path, place,
     secret = tmp_path / "secret.png"
     Image.new("RGB", (64, 64)).save(secret)
     for path in (str(secret), "pyproject.toml", "/etc/passwd"):
-        data = [None, "panoptic", 0.5, False]
+        data: list = [None, "panoptic", 0.5, False]
         file = {"path": path, "meta": META}
         data[place] = [file] if name == "segment_files" and place == 0 else file
         assert answer(client, name, data, event_data={"index": 0, "value": ""})["success"] is False
@@ -405,7 +405,7 @@ def own_server() -> Iterator[tuple[str, list[str]]]:
 def test_no_address_is_fetched(client, own_server, place, name):
     address, requests = own_server
     for path in (address, "https://example.com/picture.png", "HTTP://127.0.0.1/x"):
-        data = [None, "panoptic", 0.5, False]
+        data: list = [None, "panoptic", 0.5, False]
         file = {"path": path, "meta": META}
         data[place] = [file] if name == "segment_files" and place == 0 else file
         assert ask(client, name, data).status_code == 403

@@ -4,6 +4,7 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -264,7 +265,7 @@ def test_unsupported_configs_are_refused_by_name(foreign, message):
 
 
 def test_encoder_and_decoder_of_two_widths_are_refused():
-    wide = {"detr.transformer.decoder.layers.0.linear1.weight": (96, 128)}
+    wide: Any = {"detr.transformer.decoder.layers.0.linear1.weight": (96, 128)}
     with pytest.raises(ValueError, match=r"one `ffn_dim`, got \{'encoder': 192, 'decoder': 96\}"):
         convert_state_dict(empty_weights(**wide), None)
 

@@ -1,6 +1,7 @@
 """A training loop as the documentation of Accelerate has it; its argument is the folder for the model."""
 
 import sys
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -10,7 +11,7 @@ from detr_panoptic import DetrPanopticConfig, DetrPanopticForSegmentation, DetrP
 from detr_panoptic.data import PanopticCollator
 from detr_panoptic.scenes import SCENE_CATEGORIES, scenes_dataset
 
-SMALL = {"backbone": "test_resnet", "hidden_size": 32, "num_heads": 4, "encoder_layers": 1, "decoder_layers": 1}
+SMALL: Any = {"backbone": "test_resnet", "hidden_size": 32, "num_heads": 4, "encoder_layers": 1, "decoder_layers": 1}
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from detr_panoptic import DetrPanopticForSegmentation
+from detr_panoptic import DetrPanopticForSegmentation, DetrPanopticImageProcessor
 from detr_panoptic.evaluation.trainer_metrics import TrainerPanopticQuality
 from detr_panoptic.scenes import SCENE_CATEGORIES
 from tests.training.runs import metrics_of, words
@@ -57,4 +57,4 @@ def test_the_metrics_of_a_trainer_are_refused_in_several_processes(monkeypatch):
     """They waited for ever, or ended the processes: Accelerate gathers targets of different sizes."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="`compute_metrics` must be None in 2 processes"):
-        TrainerPanopticQuality(None, SCENE_CATEGORIES)
+        TrainerPanopticQuality(DetrPanopticImageProcessor(), SCENE_CATEGORIES)

@@ -1,6 +1,7 @@
 """Folders of DETR as transformers 4 and 5 write them to the Hub, with random weights."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from detr_panoptic import (
 )
 from tests.conftest import photo
 
-SIZES = {"d_model": 64, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+SIZES: Any = {"d_model": 64, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
 SIZES |= {"encoder_attention_heads": 8, "decoder_attention_heads": 8, "num_queries": 7}
 SIDES = {"shortest_edge": 64, "longest_edge": 97}
 STATISTICS = {"do_resize": True, "do_normalize": True, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
@@ -23,7 +24,7 @@ STATISTICS = {"do_resize": True, "do_normalize": True, "image_mean": [0.4, 0.5, 
 BY_NAME = {"backbone": "resnet18", "dilation": False, "num_channels": 3}
 BY_NAME_AND_KIND = BY_NAME | {"use_timm_backbone": True, "backbone_config": None, "use_pretrained_backbone": True}
 WITH_OPTIONS = BY_NAME_AND_KIND | {"backbone_kwargs": {"out_indices": [1, 2, 3, 4], "in_chans": 3}}
-NESTED = {"backbone_config": {"model_type": "timm_backbone", "backbone": "resnet18", "out_indices": [1, 2, 3, 4]}}
+NESTED: Any = {"backbone_config": {"model_type": "timm_backbone", "backbone": "resnet18", "out_indices": [1, 2, 3, 4]}}
 
 FEATURE_EXTRACTOR = STATISTICS | {"feature_extractor_type": "DetrFeatureExtractor", "size": 64, "max_size": 97}
 BOTH = FEATURE_EXTRACTOR | {"image_processor_type": "DetrImageProcessor", "format": "coco_panoptic"}
@@ -126,9 +127,10 @@ def test_a_folder_of_every_version(theirs, saved, version, tmp_path):
 
 @pytest.mark.parametrize("model_class", [DetrForSegmentation, DetrForObjectDetection])
 def test_the_resnet_of_transformers(model_class, tmp_path):
-    stages = {"embedding_size": 64, "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2], "layer_type": "basic"}
-    backbone = ResNetConfig(**stages, out_features=["stage1", "stage2", "stage3", "stage4"])
-    config = DetrConfig(use_timm_backbone=False, backbone_config=backbone, **SIZES)
+    sizes = {"embedding_size": 64, "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2], "layer_type": "basic"}
+    stages: Any = {**sizes, "out_features": ["stage1", "stage2", "stage3", "stage4"]}
+    nested: Any = {"use_timm_backbone": False, "backbone_config": ResNetConfig(**stages)}
+    config = DetrConfig(**nested, **SIZES)
     theirs = random_model(config, model_class)
     theirs.save_pretrained(tmp_path)
     DetrImageProcessor(size=SIDES).save_pretrained(tmp_path)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -99,11 +100,9 @@ def test_an_adapter_is_loaded_with_its_base(base, tiny_batch, tmp_path):
 
 def test_an_adapter_of_transformers_detr_names_it(tiny_batch, tmp_path):
     """`base_model_name_or_path` was "None"; and transformers would give such an adapter a model of random weights."""
-    sizes = {f"{half}_{name}": 48 for half in ("encoder", "decoder") for name in ("ffn_dim",)}
-    config = DetrConfig(
-        backbone="test_resnet", d_model=64, encoder_layers=1, decoder_layers=1, num_queries=5, num_labels=3, **sizes
-    )
-    DetrForSegmentation(config).save_pretrained(tmp_path / "theirs")
+    sizes: Any = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    sizes |= {"backbone": "test_resnet", "d_model": 64, "num_queries": 5, "num_labels": 3}
+    DetrForSegmentation(DetrConfig(**sizes)).save_pretrained(tmp_path / "theirs")
     base = DetrPanopticForSegmentation.from_pretrained(tmp_path / "theirs")
     model = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(r=4, target_modules=ATTENTION))
     train(model, tiny_batch)

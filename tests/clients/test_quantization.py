@@ -1,6 +1,7 @@
 """Weights in int8, by torchao and by PyTorch's older way."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -75,8 +76,9 @@ def test_a_pipeline_of_quantized_weights(folder):
 
 
 def test_transformers_detr_is_quantized_too(tiny_batch, tmp_path):
-    sizes = {"d_model": 64, "encoder_layers": 1, "decoder_layers": 2, "num_queries": 5, "num_labels": 3}
-    DetrForSegmentation(DetrConfig(backbone="test_resnet", **sizes)).save_pretrained(tmp_path)
+    sizes: Any = {"d_model": 64, "encoder_layers": 1, "decoder_layers": 2, "num_queries": 5, "num_labels": 3}
+    sizes |= {"backbone": "test_resnet"}
+    DetrForSegmentation(DetrConfig(**sizes)).save_pretrained(tmp_path)
     config = TorchAoConfig(quant_type=torchao.Int8WeightOnlyConfig())
     base = DetrPanopticForSegmentation.from_pretrained(tmp_path)
     check(DetrPanopticForSegmentation.from_pretrained(tmp_path, quantization_config=config), base, tiny_batch)

@@ -106,7 +106,7 @@ def test_a_prediction_is_what_supervision_makes_of_the_same_outputs(predictor, i
     assert len(ours) == len(theirs) >= 1
     assert np.array_equal(ours.mask, theirs.mask)
     assert np.array_equal(ours.class_id, theirs.class_id)
-    assert ours.data["class_name"].tolist() == theirs.data["class_name"].tolist()
+    assert list(ours.data["class_name"]) == list(theirs.data["class_name"])
     assert np.abs(ours.xyxy - theirs.xyxy).max() <= 1  # supervision's boxes end on the last pixel, ours after it
     if task == "semantic":
         assert ours.confidence is None  # NaN would be below every threshold

@@ -5,6 +5,7 @@ import shutil
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def build_trainer(folder, scenes, *, model=None, model_init=None, callbacks=None
     processor = DetrPanopticImageProcessor.for_model(config, size={"shortest_edge": SIDE, "longest_edge": SIDE})
     if model is None and model_init is None:
         model = DetrPanopticForSegmentation(config)
-    settings = {
+    settings: Any = {
         "output_dir": str(folder),
         "max_steps": 3,
         "per_device_train_batch_size": 2,
@@ -73,7 +74,7 @@ def build_trainer(folder, scenes, *, model=None, model_init=None, callbacks=None
         model=model,
         model_init=model_init,
         args=TrainingArguments(**(settings | arguments)),
-        data_collator=PanopticCollator(processor),
+        data_collator=PanopticCollator(processor),  # type: ignore[arg-type]  # a BatchFeature is no dict
         train_dataset=scenes,
         eval_dataset=scenes,
         processing_class=processor,

@@ -1,6 +1,7 @@
 """`detr-panoptic convert`: a checkpoint of transformers' DETR becomes a folder that predicts."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -16,22 +17,14 @@ def foreign_folder(tmp_path_factory):
     """A tiny DETR as transformers saves it, with a processor of its own."""
     folder = tmp_path_factory.mktemp("foreign")
     torch.manual_seed(0)
-    sizes = {
+    sizes: Any = {
         f"{half}_{name}": value
         for half in ("encoder", "decoder")
         for name, value in (("layers", 1), ("ffn_dim", 48), ("attention_heads", 8))
     }
-    config = DetrConfig(
-        use_timm_backbone=True,
-        backbone="resnet18",
-        use_pretrained_backbone=False,
-        backbone_config=None,
-        d_model=128,
-        num_queries=5,
-        num_labels=3,
-        **sizes,
-    )
-    DetrForSegmentation(config).save_pretrained(folder)
+    sizes |= {"d_model": 128, "num_queries": 5, "num_labels": 3, "backbone": "resnet18", "backbone_config": None}
+    sizes |= {"use_timm_backbone": True, "use_pretrained_backbone": False}
+    DetrForSegmentation(DetrConfig(**sizes)).save_pretrained(folder)
     processor = {"image_processor_type": "DetrImageProcessor", "size": {"shortest_edge": 64, "longest_edge": 97}}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder

@@ -8,7 +8,7 @@ import shlex
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import create_autospec
 
 import av
@@ -92,7 +92,7 @@ def commands() -> list:
 def shelf(tmp_path_factory) -> Path:
     """What the examples name: a model, photographs, data in COCO's panoptic layout, a published checkpoint."""
     folder = tmp_path_factory.mktemp("shelf")
-    classes = {
+    classes: Any = {
         "id2label": SCENE_CATEGORIES.id2label,
         "label2id": {name: label for label, name in SCENE_CATEGORIES.id2label.items()},
         "stuff_label_ids": SCENE_CATEGORIES.stuff_label_ids,
@@ -120,11 +120,10 @@ def shelf(tmp_path_factory) -> Path:
     for place in ("my_data", "my_data/train", "my_data/val", "my_data/held_out"):
         write_coco_panoptic_dataset(folder / place, scenes, SCENE_CATEGORIES)
     save_dataset(folder / "OUT", scenes, SCENE_CATEGORIES)
-    config = DetrConfig(
-        d_model=64, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32,
-        encoder_attention_heads=8, decoder_attention_heads=8, num_queries=5, num_labels=250,
-    )  # fmt: skip
-    DetrForSegmentation(config).save_pretrained(folder / PUBLISHED)
+    sizes: Any = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    sizes |= {"encoder_attention_heads": 8, "decoder_attention_heads": 8}
+    sizes |= {"d_model": 64, "num_queries": 5, "num_labels": 250}
+    DetrForSegmentation(DetrConfig(**sizes)).save_pretrained(folder / PUBLISHED)
     DetrImageProcessor(size=size).save_pretrained(folder / PUBLISHED)
     return folder
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from detr_panoptic.commands import main, program
 from detr_panoptic.commands.program import CLOSED_PIPE, INTERRUPTED, USER_ERROR, error_line
@@ -50,7 +50,7 @@ def test_an_error_is_one_line_and_debug_shows_the_traceback(error, line, failing
     assert shown[-1] == f"detr-panoptic: error: {line.removesuffix(' (--debug shows where it happened)')}"
 
 
-class Broken:
+class Broken(Dataset):
     """A dataset whose records cannot be read."""
 
     def __len__(self):

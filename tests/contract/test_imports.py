@@ -116,7 +116,7 @@ def test_rooms_import_only_what_stands_to_their_left(room):
     assert wrong == []
 
 
-def circles(edges: dict[str, set[str]]) -> list[set[str]]:
+def circles(edges: dict[str, set[str]]) -> list[frozenset[str]]:
     """Sets of files that import each other in circles (strongly connected components of more than one file)."""
     reached = {module: reachable(module, edges) for module in edges}
     return [

@@ -87,7 +87,8 @@ def two_channels(record):
 
 def write_instances(folder, records):
     write_pictures(folder / "images", records)
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for record in records:
         height, width = record["segmentation"].shape
         images.append({"id": record["image_id"], "file_name": record["file_name"], "width": width, "height": height})

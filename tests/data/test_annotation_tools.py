@@ -57,7 +57,7 @@ def labeled(tmp_path_factory) -> Path:
     for number, (height, width) in enumerate(SIZES):
         ids = rng.integers(0, 5, (height // 4 + 1, width // 4 + 1)).repeat(4, 0).repeat(4, 1)[:height, :width]
         labels = {1: 0, 2: 0, 3: 1, 4: 2}
-        segments = [
+        segments: list[dict] = [
             {"id": i, "label_id": label, "iscrowd": int(number == 1 and i == 2)} for i, label in labels.items()
         ]
         segments = measure_segments(ids, segments)
@@ -236,4 +236,4 @@ def test_wrong_stuff_is_named(tmp_path, labeled):
     with pytest.raises(ValueError, match=r"`stuff` applies to coco-instances only; coco-panoptic"):
         read_panoptic(labeled, stuff=["sky"])
     with pytest.raises(ValueError, match="`masks`"):
-        convert_data(labeled, tmp_path / "out", to="coco-instances", masks="boxes")
+        convert_data(labeled, tmp_path / "out", to="coco-instances", masks="boxes")  # type: ignore[arg-type]

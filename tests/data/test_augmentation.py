@@ -1,6 +1,7 @@
 """Augmentation: picture and map stay one, and the seed alone decides."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from detr_panoptic.data.augmentation import (
 from detr_panoptic.data.records import ids_to_rgb, measure_segments
 
 HEIGHT, WIDTH = 61, 83
-SMALL = {"scales": (48, 64, 80), "max_size": 110, "crop_scales": (50, 61), "crop_range": (23, 41)}
+SMALL: Any = {"scales": (48, 64, 80), "max_size": 110, "crop_scales": (50, 61), "crop_range": (23, 41)}
 
 BOTH = (RandomAugmentation(**SMALL), LargeScaleJitter(110, scale_range=(0.8, 2.0)))
 
@@ -127,7 +128,7 @@ def test_a_crop_of_a_small_picture_is_the_whole(pixel_record):
 
 
 def test_flip_and_resize_change_places(pixel_record):
-    options = {"scales": (48,), "max_size": 400, "crop_probability": 0}
+    options: Any = {"scales": (48,), "max_size": 400, "crop_probability": 0}
     plain = RandomAugmentation(**options, flip_probability=0)(pixel_record, 0)
     flipped = RandomAugmentation(**options, flip_probability=1)(pixel_record, 0)
     # Holds for the nearest center only: the nearest corner is another one after mirroring.
@@ -205,7 +206,7 @@ def mask_by_mask(ids, segments_info):
 @given(st.integers(0, 2**31 - 1))
 def test_one_pass_measures_what_a_mask_per_segment_does(seed):
     rng = np.random.default_rng(seed)
-    ids = rng.integers(0, rng.integers(1, 9), rng.integers(0, 9, 2)).astype(rng.choice([np.int32, np.int64, np.uint8]))
+    ids = rng.integers(0, rng.integers(1, 9), rng.integers(0, 9, 2)).astype(rng.choice(["int32", "int64", "uint8"]))
     ids = ids.repeat(rng.integers(1, 5), 1) if seed % 2 else ids.T
     segments = [{"id": int(i), "label_id": 1} for i in rng.permutation(10)] + [{"id": 2, "label_id": 3}]
     assert measure_segments(ids, segments) == list(mask_by_mask(ids, segments))
@@ -282,7 +283,7 @@ def test_training_and_inference_read_a_picture_of_16_bits_alike(record):
 
 @pytest.mark.parametrize("kind", ["none", "flip", "paper", "jitter"])
 def test_augmentation_of_a_run_keeps_to_its_size(kind):
-    augmentation = build_augmentation(kind, short_side=400, long_side=666)
+    augmentation: Any = build_augmentation(kind, short_side=400, long_side=666)
     if kind == "none":
         assert augmentation is None
     elif kind == "jitter":

@@ -4,6 +4,7 @@ import json
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -24,7 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 FORMATS = sorted(WRITERS)
-JSON_VALUES = st.none() | st.booleans() | st.integers(-3, 2**70) | st.floats() | st.text(max_size=4) | st.just([])
+JSON_VALUES: Any = st.none() | st.booleans() | st.integers(-3, 2**70) | st.floats() | st.text(max_size=4) | st.just([])
 JSON_VALUES |= st.just({}) | st.lists(st.integers(0, 9), max_size=7) | st.just("../../etc/passwd")
 
 
@@ -55,7 +56,7 @@ def written_set(name, items):
 def segments_of(record, categories, *, merged=False):
     """What a record says, whatever its ids: (name, thing, crowd, pixels) of each segment."""
     ids = np.asarray(segmentation_ids(record["segmentation"]))
-    found = {}
+    found: dict[tuple, Any] = {}
     for segment in record["segments_info"]:
         label = segment["label_id"]
         is_whole = merged or not categories.is_thing[label]

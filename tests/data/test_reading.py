@@ -153,7 +153,7 @@ def test_data_that_was_read_is_read_again(coco, semantic):
 def test_names_of_images_become_numbers():
     assert [image_id_of(name) for name in (139, "000139", "0")] == [139, 139, 0]
     assert file_image_id("000000000139.jpg") == 139
-    odd = ["a", "b", "train/000139", "-1", -1, 2**63, "1_0", ""]
+    odd: list[int | str] = ["a", "b", "train/000139", "-1", -1, 2**63, "1_0", ""]
     numbers = [image_id_of(name) for name in odd]
     assert all(0 <= number < 2**52 for number in numbers)
     assert len(set(numbers)) == len(set(map(str, odd)))

@@ -59,6 +59,6 @@ def test_split_data_writes_both_parts(tmp_path):
     assert parts[0].categories == parts[1].categories == SCENE_CATEGORIES
     for fraction in (0, 1, "many"):
         with pytest.raises(ValueError, match="`fraction`"):
-            split_data(tmp_path / "data", tmp_path / "other", fraction=fraction)
+            split_data(tmp_path / "data", tmp_path / "other", fraction=fraction)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`output`"):
         split_data(tmp_path / "data", tmp_path / "out")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from detr_panoptic.segment_ids import MAX_ID
 from tests import data_folders
 from tests.data_folders import CATEGORIES, PHOTOS, same_records
 
-WRITERS = {"coco": write_coco_panoptic_dataset, "dataset": save_dataset, "parquet": write_parquet}
+WRITERS: dict[str, Callable] = {"coco": write_coco_panoptic_dataset, "dataset": save_dataset, "parquet": write_parquet}
 
 
 @pytest.fixture

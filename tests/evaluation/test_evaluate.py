@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from tests.data_folders import coco_panoptic
 
 COUNT = 6
 UNCLOSED = "ignore::pytest.PytestUnraisableExceptionWarning"  # `datasets` leaves a broken picture's file open
-QUIET = {"progress": False, "device": "cpu"}
+QUIET: Any = {"progress": False, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")

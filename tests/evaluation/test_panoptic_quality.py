@@ -1,5 +1,7 @@
 """Panoptic quality: maps worked out by hand, relations and errors."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -143,7 +145,7 @@ def test_renaming_ids_changes_nothing(seed):
 @given(seed=SEEDS, cut=st.integers(0, 9))
 def test_parts_add_up_to_the_bits_of_the_whole(seed, cut):
     rng = np.random.default_rng(seed)
-    images = []
+    images: list[Any] = []
     for _ in range(9):
         ids, entries = random_map(rng, 3)
         moved = np.pad(ids, 1)[rng.integers(3) :, rng.integers(3) :][: ids.shape[0], : ids.shape[1]]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,7 +116,7 @@ def run_onnxruntime(file, *arrays):
 
 
 def run_openvino(file, *arrays):
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    settings: Any = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     compiled = openvino.Core().compile_model(str(file), "CPU", settings)
     results = compiled(list(arrays))
     return [np.array(results[output]) for output in compiled.outputs]
@@ -315,15 +316,15 @@ def test_export_writes_a_folder_that_says_how_to_use_the_graph(tmp_path, model, 
         shown = inputs["pixel_mask"].sum(1).max(), inputs["pixel_mask"].sum(2).max()
         assert shown[0] == CANVAS[0] or shown[1] == CANVAS[1]
     picture = np.random.default_rng(0).integers(256, size=(200, 300, 3), dtype=np.uint8)
-    inputs = [torch.from_numpy(value) for value in graph_inputs([picture], fitted, exported.options).values()]
-    logits, _, masks = torch.export.load(exported.file).module()(*inputs)
+    arrays = graph_inputs([picture], fitted, exported.options).values()
+    logits, _, masks = torch.export.load(exported.file).module()(*map(torch.from_numpy, arrays))
     assert logits.shape == (1, QUERIES, 4)
     assert masks.shape == (1, QUERIES, 17, 25)
 
 
 @pytest.mark.slow  # its parts have tests of their own
 def test_export_writes_int8_onnx_with_the_names_of_the_labels(tmp_path, model, processor):
-    settings = {"size": CANVAS, "quantize": "static", "calibration": "scenes", "mask_queries": MASKS}
+    settings: Any = {"size": CANVAS, "quantize": "static", "calibration": "scenes", "mask_queries": MASKS}
     exported = export((model, processor), tmp_path, **settings)
     assert [path.name for path in sorted(tmp_path.iterdir())] == [
         "config.json",

@@ -1,6 +1,7 @@
 """Models written as transformers' own DETR."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -20,9 +21,9 @@ WEIGHTS = "model.safetensors"
 @pytest.fixture(scope="module", params=[{"backbone": "resnet18"}, {"backbone": "resnet26", "dilation": True}], ids=str)
 def pair(request):
     """A model with every tensor random, and its image processor."""
-    names = {"id2label": {0: "boat", 1: "sea", 2: "sky"}, "label2id": {"boat": 0, "sea": 1, "sky": 2}}
+    names: Any = {"id2label": {0: "boat", 1: "sea", 2: "sky"}, "label2id": {"boat": 0, "sea": 1, "sky": 2}}
     # transformers' mask head needs a hidden size of 128, and has whole numbers for the costs.
-    sizes = {"hidden_size": 128, "num_heads": 16, "num_queries": 7, "giou_cost": 0.5}
+    sizes: Any = {"hidden_size": 128, "num_heads": 16, "num_queries": 7, "giou_cost": 0.5}
     model = build_tiny(**request.param, **names, **sizes, stuff_label_ids=[1, 2], category_ids=[9, 155, 187])
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 import json
 import math
 import tempfile
+from typing import Any
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.fuzz
 SIZES = st.integers(1, 40)
 FRACTIONS = st.floats(0, 1)
 WEIGHTS = st.floats(0, 1e6)
-ANYTHING = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5)
+ANYTHING: Any = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5)
 ANYTHING |= st.lists(st.integers(-3, 9) | st.text(max_size=2) | st.none(), max_size=3)
 ANYTHING |= st.dictionaries(st.text(max_size=2), st.integers(), max_size=2)
 

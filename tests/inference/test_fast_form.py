@@ -64,7 +64,8 @@ def test_activations_and_sums_are_part_of_the_convolutions():
             return func(*args, **(kwargs or {}))
 
     model, images = build_tiny(backbone="resnet50").eval(), torch.randn(1, 3, 64, 96)
-    fast, counts = fused_copy(model), Counter()
+    fast = fused_copy(model)
+    counts: Counter[str] = Counter()
     fast(images)
     with Operations():
         fast.model.backbone(images)

@@ -91,7 +91,8 @@ def run_in_turn(work, *, first: int) -> list[BaseException]:
 @pytest.mark.parametrize("first", [0, 1])
 def test_each_process_plans_before_another_writes(tmp_path, monkeypatch, first):
     """The plan leaves out what exists: of two plans that were made at different times, no image may fall between."""
-    place, written = threading.local(), Counter()
+    place = threading.local()
+    written: Counter[str] = Counter()
     write = PredictionFolder.write
 
     def counted(self, record, *arguments, **options):

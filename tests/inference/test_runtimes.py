@@ -135,7 +135,7 @@ def test_threads_share_a_predictor(model_folder, runtime):
     predictor = Predictor.from_pretrained(model_folder, runtime=runtime)
     pictures = photos()
     alone = [predictor(picture).segmentation for picture in pictures]
-    equal = []
+    equal: list[bool] = []
 
     def repeat(index):
         found = [predictor(pictures[index]).segmentation for _ in range(5)]
@@ -208,7 +208,7 @@ def test_an_interrupted_write_leaves_nothing():
 
 @pytest.mark.usefixtures("empty_home")
 def test_the_cache_keeps_the_models_that_were_used_last():
-    written = []
+    written: list = []
     for number in range(cache.KEPT + 2):
         for key in (str(number), "0"):
             with cache.prepared(key, written.append):

@@ -37,7 +37,8 @@ def truth(height, width, *, seed=0, count=12):
 def read_off(tile):
     """Predicts a tile perfectly: its colors are the ids; each connected part of a thing is a segment."""
     ids = rgb_to_ids(tile)
-    segmentation, segments = np.zeros_like(ids), []
+    segmentation = np.zeros_like(ids)
+    segments: list[Segment] = []
     for value in np.unique(ids):
         parts, count = ndimage.label(ids == value)
         for part in range(1, count + 1) if value > 2 else (slice(1, None),):
@@ -134,7 +135,7 @@ def test_every_task_works_with_tiles(predictor, task):
 
 def test_a_folder_is_predicted_in_tiles_without_resizing_whole_images(predictor, tmp_path, monkeypatch):
     make_scene(5, height=200, width=300)["image"].save(tmp_path / "scene.png")
-    seen = []
+    seen: list = []
     process = type(predictor.processor).preprocess
 
     def counted(self, images, *args, **kwargs):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -27,7 +28,7 @@ SIDE = 64
 def save_teacher(kind: str, folder: Path, names: tuple[str, ...] = NAMES) -> Path:
     """Saves a model and its processor, with the license MIT in a model card."""
     torch.manual_seed(0)
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    labels: Any = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     model, processor = {"mask2former": _mask2former, "oneformer": _oneformer, "eomt": _eomt}[kind](folder, labels)
     with torch.no_grad():  # queries that disagree and are sure
         for name, parameter in model.named_parameters():
@@ -40,20 +41,16 @@ def save_teacher(kind: str, folder: Path, names: tuple[str, ...] = NAMES) -> Pat
 
 
 def _swin() -> SwinConfig:
-    return SwinConfig(
-        image_size=SIDE,
-        embed_dim=8,
-        depths=[1, 1, 1, 1],
-        num_heads=[1, 1, 1, 1],
-        window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
+    sizes: Any = {"image_size": SIDE, "embed_dim": 8, "depths": [1] * 4, "num_heads": [1] * 4, "window_size": 4}
+    sizes |= {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+    return SwinConfig(**sizes)
 
 
-SMALL = {"num_queries": 6, "dropout": 0.0, "decoder_layers": 2, "encoder_layers": 1, "num_attention_heads": 2}
+TEXTS: Any = {"max_seq_len": 11}
+SMALL: Any = {"num_queries": 6, "dropout": 0.0, "decoder_layers": 2, "encoder_layers": 1, "num_attention_heads": 2}
 
 
-def _mask2former(_: Path, labels: dict) -> tuple:
+def _mask2former(_: Path, labels: dict[str, Any]) -> tuple:
     config = Mask2FormerConfig(
         backbone_config=_swin(), hidden_dim=32, feature_size=32, mask_feature_size=32, encoder_feedforward_dim=16,
         dim_feedforward=16, **SMALL, **labels,
@@ -62,14 +59,14 @@ def _mask2former(_: Path, labels: dict) -> tuple:
     return Mask2FormerForUniversalSegmentation(config), processor
 
 
-def _oneformer(folder: Path, labels: dict) -> tuple:
+def _oneformer(folder: Path, labels: dict[str, Any]) -> tuple:
     folder.mkdir(parents=True, exist_ok=True)
     classes = {str(i): {"name": name, "isthing": int(i < 2)} for i, name in labels["id2label"].items()}
     (folder / "classes.json").write_text(json.dumps(classes))
     config = OneFormerConfig(
         backbone_config=_swin(), hidden_dim=32, mask_dim=32, conv_dim=32, encoder_feedforward_dim=16,
-        dim_feedforward=16, is_training=False, task_seq_len=11, max_seq_len=11, text_encoder_width=32,
-        text_encoder_vocab_size=300, text_encoder_num_layers=1, text_encoder_n_ctx=4, **SMALL, **labels,
+        dim_feedforward=16, is_training=False, task_seq_len=11, text_encoder_width=32,
+        text_encoder_vocab_size=300, text_encoder_num_layers=1, text_encoder_n_ctx=4, **SMALL, **labels, **TEXTS,
     )  # fmt: skip
     letters = [chr(code) for code in range(33, 127)]
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]

@@ -65,7 +65,7 @@ def test_nothing_annotated_changes(seed, with_things):
     match = match_stuff(DATA, MODEL, with_things=with_things)
     # The data's sea has at most one segment.
     segments = measure_segments(ids, [{"id": 700 * i, "label_id": 3 - i, "iscrowd": 0} for i in (1, 2, 3)])
-    seen_segments = [
+    seen_segments: list[dict] = [
         {"id": i, "label_id": int(label), "score": rng.random()}
         for i, label in enumerate(rng.integers(0, 6, 6), start=1)
     ]

@@ -4,6 +4,7 @@ import errno
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from tests.conftest import photo
 from tests.labeling.small_teachers import KINDS, NAMES, SIDE, save_teacher
 
 SIZES = ((71, 53), (90, 64), (53, 71))
-QUIET = {"progress": False}
+QUIET: Any = {"progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ class Colors:
     """Outputs of queries that see what is red as a person and what is blue as the sky."""
 
     def __call__(self, pixel_values, **_):
-        red, _, blue = torch.nn.functional.avg_pool2d(pixel_values, 4).unbind(1)
+        red, _green, blue = torch.nn.functional.avg_pool2d(pixel_values, 4).unbind(1)
         masks = torch.stack([red - blue - 2, blue - red - 2], dim=1) * 20
         logits = torch.tensor([[9.0, 0, 0, 0], [0, 0, 9.0, 0]]).expand(len(red), -1, -1)
         return {"class_queries_logits": logits, "masks_queries_logits": masks}
@@ -256,7 +257,8 @@ def test_wrong_teachers_are_named(photos, teachers, tmp_path):
     ):
         with pytest.raises(ValueError, match=expected):
             label(photos, tmp_path / "out", teacher=teacher, **QUIET)
-    for options in ({"threshold": 2}, {"dtype": "int8"}):
+    wrong: Any = ({"threshold": 2}, {"dtype": "int8"})
+    for options in wrong:
         with pytest.raises(ValueError, match=f"`{next(iter(options))}` must be"):
             label(photos, tmp_path / "out", teacher=teachers["eomt"], **options, **QUIET)
     assert not (tmp_path / "out").exists()

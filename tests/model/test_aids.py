@@ -1,5 +1,7 @@
 """Losses that act in training only: predictions and checkpoints stay, and each term means what it says."""
 
+from typing import Any
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -62,7 +64,8 @@ def test_a_saved_model_knows_nothing_of_its_aids(tmp_path):
     assert any(name.startswith(AIDS) for name in model.state_dict())  # a run that goes on has to have them
     model.save_pretrained(tmp_path)
     assert load_file(tmp_path / "model.safetensors").keys() == build_tiny().state_dict().keys()
-    _, notes = DetrPanopticForSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    loaded: Any = DetrPanopticForSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    _, notes = loaded
     assert not any(notes.values())
 
 

@@ -1,6 +1,7 @@
 """What transformers' tests demand of every model, in our words; docs/deviations.md names what they would not find."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +55,8 @@ def test_whole_outputs_survive_saving(cls, max_shard_size, tiny_batch, tmp_path)
 def test_the_base_model_and_the_whole_one_read_each_other(tmp_path):
     model = build_tiny()
     model.model.save_pretrained(tmp_path)
-    whole, info = DetrPanopticForSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    loaded: Any = DetrPanopticForSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    whole, info = loaded
     assert info["missing_keys"] == {n for n in model.state_dict() if not n.startswith("model.")}
     assert not info["unexpected_keys"]
     for name, value in model.model.state_dict().items():
@@ -235,7 +237,7 @@ def test_the_exporter_of_transformers_takes_the_model(tiny_batch):
     model = build_tiny(mask_queries=3).eval()
     exported = DynamoExporter().export(model, images_of(tiny_batch), config=DynamoConfig(dynamic=True))
     # Maps of even and of odd lengths need a graph each.
-    images = {"pixel_values": torch.randn(3, 3, 129, 161), "pixel_mask": torch.ones(3, 129, 161).long()}
+    images: Any = {"pixel_values": torch.randn(3, 3, 129, 161), "pixel_mask": torch.ones(3, 129, 161).long()}
     with torch.no_grad():
         found, expected = exported(**images), model(**images)
     for name in PREDICTIONS:
@@ -246,7 +248,7 @@ def test_the_exporter_of_transformers_takes_the_model(tiny_batch):
 
 
 def test_a_configuration_has_the_properties_of_all(tmp_path):
-    config = DetrPanopticConfig(num_labels=5, hidden_size=64)
+    config = DetrPanopticConfig(num_labels=5, hidden_size=64)  # type: ignore[call-arg]
     assert (config.hidden_size, config.num_attention_heads, config.num_hidden_layers) == (64, 8, 6)
     assert len(config.id2label) == len(config.label2id) == 5
     config.num_labels = 3

@@ -46,5 +46,5 @@ def test_two_configurations_do_not_share_their_lists():
 
 
 def test_names_of_transformers_detr_are_understood():
-    config = DetrPanopticConfig(d_model=64, encoder_ffn_dim=96)
+    config = DetrPanopticConfig(d_model=64, encoder_ffn_dim=96)  # type: ignore[call-arg]
     assert (config.hidden_size, config.ffn_dim, config.num_attention_heads) == (64, 96, 8)

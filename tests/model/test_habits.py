@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -28,9 +29,10 @@ def theirs(tmp_path_factory):
     """The folder of transformers' DETR for segmentation with five labels."""
     folder = tmp_path_factory.mktemp("theirs")
     torch.manual_seed(0)
-    sizes = {"d_model": 64, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
-    heads = {"encoder_attention_heads": 8, "decoder_attention_heads": 8, "num_queries": 5}
-    DetrForSegmentation(DetrConfig(backbone="test_resnet", **sizes, **heads, num_labels=5)).save_pretrained(folder)
+    sizes: Any = {"encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    sizes |= {"encoder_attention_heads": 8, "decoder_attention_heads": 8, "num_queries": 5, "num_labels": 5}
+    sizes |= {"d_model": 64, "backbone": "test_resnet"}
+    DetrForSegmentation(DetrConfig(**sizes)).save_pretrained(folder)
     return folder
 
 

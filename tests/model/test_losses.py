@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
@@ -107,7 +109,7 @@ def test_images_of_one_size_are_compared_together(monkeypatch):
         count = len(sizes)
         labels = [{"class_labels": torch.zeros(2), "masks": torch.rand(2, *size) > 0.5} for size in sizes]
         matching = Matching(torch.arange(count), torch.zeros(1, count), 2 * torch.arange(count)[None] + 1)
-        options = {"canvas_size": CANVAS, "num_targets": torch.tensor(1.0)}
+        options: Any = {"canvas_size": CANVAS, "num_targets": torch.tensor(1.0)}
         logits = torch.randn(count, 13, 17, dtype=torch.float64)
         found = mask_losses(logits, labels, matching, image_sizes=sizes, **options)
         assert len(passes) == expected
@@ -157,7 +159,7 @@ def test_an_image_smaller_than_a_cell_has_a_loss_at_the_masks_own_resolution(siz
     """A strip of two pixels in a batch reaches no center of a cell: the mean over its no pixels was NaN."""
     logits, labels, matching = mask_problem()
     labels[0]["masks"] = torch.ones(2, *size, dtype=torch.bool)
-    options = {"canvas_size": CANVAS, "num_targets": torch.tensor(1.0), "resolution": "mask"}
+    options: Any = {"canvas_size": CANVAS, "num_targets": torch.tensor(1.0), "resolution": "mask"}
     found = mask_losses(logits, labels, matching, image_sizes=[size, SIZES[1]], **options)
     assert all(value.isfinite() for value in found.values())
     wrong = mask_losses(-logits, labels, matching, image_sizes=[size, SIZES[1]], **options)

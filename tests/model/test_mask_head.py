@@ -87,7 +87,7 @@ def test_what_rows_share_is_computed_once_per_image(monkeypatch):
     assert chunked.get_total_flops() == whole.get_total_flops()
 
 
-def multiplications(head, projected, attention, image_index, skips, rows):
+def multiplications(rows, head, projected, attention, image_index, skips):
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         head(projected, attention[:rows], image_index[:rows], skips)
     return counter.get_total_flops() / 2
@@ -102,7 +102,7 @@ def test_a_row_costs_what_is_its_own(sizes):
         own += c_in * c_out * 16 * height * width
         own += c_in * c_out * 6 * sum(sizes[sizes.index((height, width)) + 1]) if sizes[1] == (5, 9) else 0
     own += 2 * 9 * sizes[-1][0] * sizes[-1][1]
-    assert multiplications(head, *arguments, rows=5) - multiplications(head, *arguments, rows=4) == own
+    assert multiplications(5, head, *arguments) - multiplications(4, head, *arguments) == own
 
 
 def test_checkpointing_keeps_no_maps_and_changes_no_gradient():
@@ -111,8 +111,13 @@ def test_checkpointing_keeps_no_maps_and_changes_no_gradient():
     for checkpointing in (False, True):
         head.gradient_checkpointing = checkpointing
         head._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-        saved = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.nbytes) or t, lambda t: t):
+        saved: list[int] = []
+
+        def keep(tensor, saved=saved):
+            saved.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             masks = head.train()(*arguments)
         kept.append(sum(saved))
         gradients.append(torch.autograd.grad(masks.square().sum(), list(head.parameters())))

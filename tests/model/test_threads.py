@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,7 +129,7 @@ def test_the_default_dtype_changes_no_loss_at_the_masks_own_resolution(other_def
     matching = Matching(*(torch.zeros(shape, dtype=torch.int64) for shape in (1, (1, 1), (1, 1))))
 
     def work():
-        options = {"canvas_size": canvas, "image_sizes": [canvas], "num_targets": torch.tensor(1.0).float()}
+        options: Any = {"canvas_size": canvas, "image_sizes": [canvas], "num_targets": torch.tensor(1.0).float()}
         return mask_losses(logits, labels, matching, resolution="mask", **options)
 
     torch.testing.assert_close(other_default(work), work(), atol=0, rtol=0)
@@ -161,7 +162,7 @@ def test_a_model_predicts_while_others_are_built_and_loaded(model_folder):
     done = Event()
 
     def predict():
-        results = []
+        results: list[bool] = []
         while not done.is_set() or not results:
             with torch.no_grad():
                 results.append(bits(dict(model(image))) == expected)

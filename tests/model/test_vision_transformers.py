@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from typing import Any
 
 import pytest
 import timm
@@ -144,7 +145,7 @@ def test_weights_of_another_patch_size_are_resampled(tmp_path):
     """DINOv2 with patches of 16 sees an image as with patches of 14 one of 7/8 of the size."""
     name = "vit_small_patch14_dinov2"
     torch.manual_seed(0)
-    source = timm.create_model(name, img_size=112).eval()
+    source: Any = timm.create_model(name, img_size=112).eval()
     save_file(source.state_dict(), tmp_path / "weights.safetensors")
     backbone = Backbone(name).eval()
     load_backbone_weights(backbone, name, str(tmp_path / "weights.safetensors"))

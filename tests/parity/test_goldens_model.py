@@ -19,7 +19,7 @@ from tests.goldens.formula_weights import formula_weight
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 TOLERANCE = 1e-4
-COSTS = {"class_cost": 1, "bbox_cost": 5, "giou_cost": 2}
+COSTS: dict[str, float] = {"class_cost": 1, "bbox_cost": 5, "giou_cost": 2}
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def _per_image(matching: Matching, counts: list[int]) -> list[list[list[int]]]:
 def _reference_gradients(model: DetrPanopticForSegmentation) -> dict[str, torch.Tensor]:
     """Gradients by the names of the reference, which packs the projections of its transformer."""
     ours = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    renamed = {}
+    renamed: dict[str, list] = {}
     for name, gradient in ours.items():
         reference = _reference_name(name)
         parts = renamed.setdefault(reference, [])

@@ -1,6 +1,7 @@
 """A DETR that transformers made and saved gives the same numbers here: random weights, a padded batch."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,15 +20,12 @@ NUM_QUERIES = 7
 def foreign_model(architecture: type[PreTrainedModel], *, timm: bool, dilation: bool = False) -> PreTrainedModel:
     """A small DETR in eval mode whose every tensor, batch norm's statistics too, is random."""
     if timm:
-        backbone = {"backbone": "resnet26" if dilation else "resnet18"}
+        backbone: Any = {"backbone": "resnet26" if dilation else "resnet18"}
     else:
-        nested = ResNetConfig(
-            layer_type="basic",
-            hidden_sizes=[64, 128, 256, 512],
-            depths=[2, 2, 2, 2],
-            out_features=["stage1", "stage2", "stage3", "stage4"],
-        )
-        backbone = {"use_timm_backbone": False, "backbone_config": nested}
+        stages: Any = {"layer_type": "basic", "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2]}
+        stages |= {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+        backbone = {"use_timm_backbone": False, "backbone_config": ResNetConfig(**stages)}
+    backbone |= {"num_labels": NUM_LABELS}
     config = DetrConfig(
         d_model=128,  # the least with which transformers' mask head works: 8 channels at its end
         encoder_layers=2,
@@ -37,7 +35,6 @@ def foreign_model(architecture: type[PreTrainedModel], *, timm: bool, dilation: 
         encoder_attention_heads=16,
         decoder_attention_heads=16,
         num_queries=NUM_QUERIES,
-        num_labels=NUM_LABELS,
         dilation=dilation,
         **backbone,
     )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,11 @@ SMALL = {"shortest_edge": 64, "longest_edge": 97}
 
 
 @pytest.fixture
-def warned():
+def warned(monkeypatch):
     """Warnings that transformers or this package logs from here on."""
     records = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: records.append(record.getMessage())
+    monkeypatch.setattr(handler, "emit", lambda record: records.append(record.getMessage()))
     for name in ("transformers", "detr_panoptic"):
         logging.getLogger(name).addHandler(handler)
     yield records
@@ -90,10 +91,10 @@ def foreign_folder(tmp_path_factory):
     """A tiny DETR as transformers saves it."""
     folder = tmp_path_factory.mktemp("foreign")
     torch.manual_seed(0)
-    halves = {f"{half}_{name}": v for half in ("encoder", "decoder") for name, v in (("layers", 1), ("ffn_dim", 48))}
-    config = DetrConfig(
-        backbone="resnet18", backbone_config=None, use_pretrained_backbone=False, d_model=128, num_queries=5, **halves
-    )
+    sizes: Any = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    sizes |= {"d_model": 128, "num_queries": 5, "backbone": "resnet18", "backbone_config": None}
+    sizes |= {"use_pretrained_backbone": False}
+    config = DetrConfig(**sizes)
     DetrForSegmentation(config).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(
         '{"image_processor_type": "DetrImageProcessor", "size": {"shortest_edge": 64, "longest_edge": 97}}'
@@ -138,9 +139,9 @@ def test_settings_survive_every_way_of_saving(tmp_path):
         assert second.to_dict() | {"auto_map": None} == first.to_dict() | {"auto_map": None}  # only saved with code
     changed = DetrPanopticImageProcessor.from_dict(first.to_dict(), size={"height": 42, "width": 84}, do_pad=True)
     assert (changed.size["height"], changed.do_pad) == (42, True)
-    _, unused = DetrPanopticImageProcessor.from_pretrained(
-        tmp_path, return_unused_kwargs=True, revision=None, foo=False
-    )
+    options: Any = {"return_unused_kwargs": True, "revision": None, "foo": False}
+    loaded: Any = DetrPanopticImageProcessor.from_pretrained(tmp_path, **options)
+    _, unused = loaded
     assert unused == {"foo": False}
 
 

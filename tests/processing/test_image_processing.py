@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -454,10 +455,9 @@ def test_the_whole_images_box_comes_back_whole():
 def test_semantic_scores_explain_the_map():
     outputs = outputs_padded()
     processor = DetrPanopticImageProcessor()
-    results = processor.post_process_semantic_segmentation(outputs, TARGETS, return_segmentation_scores=True)
-    for result, labels, size in zip(
-        results, processor.post_process_semantic_segmentation(outputs, TARGETS), TARGETS, strict=True
-    ):
+    results: Any = processor.post_process_semantic_segmentation(outputs, TARGETS, return_segmentation_scores=True)
+    maps: Any = processor.post_process_semantic_segmentation(outputs, TARGETS)
+    for result, labels, size in zip(results, maps, TARGETS, strict=True):
         assert result["segmentation_scores"].shape == (NUM_LABELS, *size)
         assert torch.equal(result["segmentation_scores"].argmax(0), labels)
         assert torch.equal(result["segmentation"], labels)
@@ -515,7 +515,8 @@ def test_saved_and_loaded_again(tmp_path):
 
 
 def test_settings_of_a_model():
-    config = DetrPanopticConfig(num_labels=3, stuff_label_ids=[1], category_ids=[4, 7, 9], threshold=0.7)
+    names = {0: "boat", 1: "sky", 2: "dog"}
+    config = DetrPanopticConfig(id2label=names, stuff_label_ids=[1], category_ids=[4, 7, 9], threshold=0.7)
     processor = DetrPanopticImageProcessor.for_model(config, threshold=0.6, size=SMALL)
     assert (processor.stuff_label_ids, processor.category_ids, processor.threshold) == ([1], [4, 7, 9], 0.6)
     assert DetrPanopticImageProcessor.for_model(config).threshold == 0.7

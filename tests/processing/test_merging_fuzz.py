@@ -92,11 +92,11 @@ def plain_weighted(logits, masks, stuff, threshold, mask_threshold, overlap):
     kept, probs = kept_queries(logits, threshold), masks.sigmoid()
     pixels = [(y, x) for y in range(masks.shape[1]) for x in range(masks.shape[2])]
     scores = logits.softmax(-1).amax(-1)
-    owned = {q: [] for q, *_ in kept}
+    owned: dict[int, list] = {q: [] for q, *_ in kept}
     for y, x in pixels if kept else []:
         best = max(kept, key=lambda query: (float(scores[query[0]] * probs[query[0], y, x]), -query[0]))
         owned[best[0]].append((y, x))
-    segments = []
+    segments: list[dict] = []
     for q, score, label in kept:
         own = sum(float(probs[q, y, x]) >= mask_threshold for y, x in pixels)
         if not owned[q] or not own or np.float32(len(owned[q])) / np.float32(own) <= overlap:
@@ -114,7 +114,7 @@ def plain_paper(logits, masks, stuff, threshold):
     """The paper's rule; the drop of small segments is a pass of its own, as often as it takes."""
     kept = kept_queries(logits, threshold)
     while kept:
-        owned = {q: [] for q, *_ in kept}
+        owned: dict[int, list] = {q: [] for q, *_ in kept}
         for y in range(masks.shape[1]):
             for x in range(masks.shape[2]):
                 best, _, label = max(kept, key=lambda query: (float(masks[query[0], y, x]), -query[0]))
@@ -140,22 +140,25 @@ def check_same(found, segments):
 @examples(40)
 @given(outputs(), STUFF, FRACTIONS, FRACTIONS, FRACTIONS)
 def test_score_weighted_merging_is_that_of_sets_of_pixels(problem, stuff, threshold, mask, overlap):
+    logits, masks = problem
     found = merge_score_weighted(
-        *problem,
-        whole_image(problem[1]),
+        logits,
+        masks,
+        whole_image(masks),
         threshold=threshold,
         mask_threshold=mask,
         overlap_mask_area_threshold=overlap,
         label_ids_to_fuse=stuff,
     )
-    check_same(found, plain_weighted(*problem, stuff, threshold, mask, overlap))
+    check_same(found, plain_weighted(logits, masks, stuff, threshold, mask, overlap))
 
 
 @examples(40)
 @given(outputs(), STUFF, FRACTIONS)
 def test_merging_as_the_paper_does_is_that_of_sets_of_pixels(problem, stuff, threshold):
-    found = merge_paper(*problem, whole_image(problem[1]), threshold=threshold, stuff_label_ids=stuff)
-    check_same(found, plain_paper(*problem, stuff, threshold))
+    logits, masks = problem
+    found = merge_paper(logits, masks, whole_image(masks), threshold=threshold, stuff_label_ids=stuff)
+    check_same(found, plain_paper(logits, masks, stuff, threshold))
 
 
 @examples(40)

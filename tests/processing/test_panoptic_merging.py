@@ -183,8 +183,10 @@ def test_strips_and_passes_change_nothing_and_the_first_of_equal_masks_wins(mode
     for num_bytes, passes in ((1, 1), (2**11, 2), (2**40, 3)):
         monkeypatch.setattr(panoptic_merging, "STRIP_BYTES", {"cpu": num_bytes})
         monkeypatch.setattr(panoptic_merging, "PASSES", {"cpu": passes})
-        result = semantic_map(logits, masks, sizes) if mode == "semantic" else merge(mode, logits, masks, sizes)
-        results.append(result if mode == "semantic" else result["segmentation"])
+        is_semantic = mode == "semantic"
+        results.append(
+            semantic_map(logits, masks, sizes) if is_semantic else merge(mode, logits, masks, sizes)["segmentation"]
+        )
     assert len(results[0].unique()) > 2
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])

@@ -4,6 +4,7 @@ import builtins
 import dataclasses
 import itertools
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def processor():
 @pytest.fixture(scope="module")
 def model(images, processor):
     """An untrained model whose queries have, on the first image, wanted classes and confidences."""
-    labels = {"id2label": {0: "cat", 1: "sky", 2: "dog"}, "stuff_label_ids": [1]}
+    labels: Any = {"id2label": {0: "cat", 1: "sky", 2: "dog"}, "stuff_label_ids": [1]}
     model = build_tiny(num_queries=7, encoder_layers=1, ffn_dim=32, **labels).eval()
     wanted = torch.eye(4)[[0, 1, 2, 1, 2, 0, 3]] * torch.tensor([9, 9, 9, 9, 2, 2, 9])[:, None]
     with torch.no_grad():
@@ -66,11 +67,11 @@ def segment(model, processor):
 
 
 @pytest.fixture
-def warnings_logged():
+def warnings_logged(monkeypatch):
     """What transformers logs from here on, from warnings up."""
     records = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: records.append(record.getMessage())
+    monkeypatch.setattr(handler, "emit", lambda record: records.append(record.getMessage()))
     logging.getLogger("transformers").addHandler(handler)
     yield records
     logging.getLogger("transformers").removeHandler(handler)
@@ -213,7 +214,7 @@ def test_subtasks(segment, images):
     assert comparable(panoptic) == comparable(segment(images[0]))
     assert {s["label"] for s in instance} <= {"cat", "dog"}
     assert {s["score"] for s in semantic} == {None}
-    covered = sum(np.array(s["mask"]).astype(int) for s in semantic)
+    covered = np.sum([np.array(s["mask"]).astype(int) for s in semantic], axis=0)
     assert (covered == 255).all()
     with pytest.raises(ValueError, match="`subtask` must be panoptic"):
         segment(images[0], subtask="parts")

@@ -1,6 +1,7 @@
 """Calls of DETR's image processor as its users type them, on ours: COCO's annotations, sizes, padding."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +49,8 @@ def coco(tmp_path):
 
 def both(images, annotations, *, kind, **options):
     """The targets that our processor and transformers' make, in pairs."""
-    processors = (cls(size=SMALL, format=kind) for cls in (DetrPanopticImageProcessor, DetrImageProcessor))
+    classes: Any = (DetrPanopticImageProcessor, DetrImageProcessor)
+    processors = (cls(size=SMALL, format=kind) for cls in classes)
     batches = [p(images=images, annotations=annotations, return_tensors="pt", **options) for p in processors]
     return list(zip(*(batch["labels"] for batch in batches), strict=True))
 
@@ -92,7 +94,7 @@ def test_targets_of_a_padded_batch_are_those_of_each_image(coco, tmp_path):
     """Transformers' masks and `size` have the canvas there, and its boxes are relative to it."""
     images, panoptic, detection = coco
     for annotations, kind in ((panoptic, "coco_panoptic"), (detection, "coco_detection")):
-        options = {"kind": kind, "masks_path": tmp_path, "return_segmentation_masks": True}
+        options: Any = {"kind": kind, "masks_path": tmp_path, "return_segmentation_masks": True}
         for place, (ours, theirs) in enumerate(both(images, annotations, **options)):
             ((alone, _),) = both(images[place], annotations[place], **options)
             assert all(torch.equal(ours[name], alone[name]) for name in NAMES)
@@ -117,7 +119,7 @@ def test_crowds_are_left_out_of_instances(coco):
     crowd = {**detection[0]["annotations"][0], "iscrowd": 1, "segmentation": {"counts": [0, 9], "size": [3, 3]}}
     annotation = {**detection[0], "annotations": [crowd, *detection[0]["annotations"][1:]]}
     processor = DetrPanopticImageProcessor(size=SMALL, category_ids=[2, 1])
-    options = {"return_segmentation_masks": True, "return_tensors": "pt"}
+    options: Any = {"return_segmentation_masks": True, "return_tensors": "pt"}
     (target,) = processor(images[0], annotations=annotation, **options)["labels"]
     assert target["class_labels"].tolist() == [1, 0]
     assert len(target["masks"]) == len(target["boxes"]) == 2
@@ -176,7 +178,8 @@ def test_a_number_and_the_longest_edge(tmp_path):
 )
 def test_sizes_are_those_of_transformers(images, settings, expected):
     arrays = [np.random.default_rng(i).integers(256, size=(*size, 3), dtype=np.uint8) for i, size in enumerate(images)]
-    for flags in ({}, {"do_rescale": False}, {"do_normalize": False}, {"do_normalize": False, "do_rescale": False}):
+    every: Any = ({}, {"do_rescale": False}, {"do_normalize": False}, {"do_normalize": False, "do_rescale": False})
+    for flags in every:
         ours, theirs = (
             cls(**settings)(arrays, return_tensors="pt", **flags)
             for cls in (DetrPanopticImageProcessor, DetrImageProcessor)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_half_precision_is_kept_and_what_is_unknown_is_said(tmp_path, output):
 
 def test_quality_is_in_the_metadata_and_in_tables():
     facts = CardFacts(name="m", quality=QUALITY, datasets=("o/d",))
-    card = ModelCard(str(build_card(build_tiny(), facts)))  # as the Hub reads it
+    card: Any = ModelCard(str(build_card(build_tiny(), facts)))  # as the Hub reads it
     results = {result.metric_name: result for result in card.data.eval_results}
     assert results["PQ"].metric_value == 43.7
     assert results["PQ of stuff"].metric_value == 30.0
@@ -97,7 +98,7 @@ def test_quality_is_in_the_metadata_and_in_tables():
 
 def test_numbers_of_training_images_are_called_that_and_not_listed():
     facts = CardFacts(name="m", quality=MeasuredQuality(**vars(QUALITY) | {"on_training_images": True}))
-    card = ModelCard(str(build_card(build_tiny(), facts)))
+    card: Any = ModelCard(str(build_card(build_tiny(), facts)))
     assert "training images" in card.text
     assert card.data.eval_results is None
 
@@ -105,16 +106,16 @@ def test_numbers_of_training_images_are_called_that_and_not_listed():
 def test_an_existing_card_is_kept_and_completed():
     metadata = "---\nlicense: cc-by-4.0\ntags: [mine]\n---\n"
     theirs = metadata + "\n# Mine\n\nWords.\n\n## Panoptic quality\n\nOld.\n\n## After\n\nX\n"
-    card = complete_card(theirs, FACTS)
+    card: Any = complete_card(theirs, FACTS)
     assert (card.data.license, card.data.tags, card.data.pipeline_tag) == ("cc-by-4.0", ["mine"], "image-segmentation")
     assert "Old." in card.text
     facts = CardFacts(name="m", quality=QUALITY)
-    measured = complete_card(theirs, facts, license_name="mit")
+    measured: Any = complete_card(theirs, facts, license_name="mit")
     assert measured.data.license == "mit"
     assert "Old." not in measured.text
     assert measured.text.index("Words.") < measured.text.index("43.7") < measured.text.index("## After")
     assert measured.text.count("## Panoptic quality") == 1
-    plain = complete_card("# No metadata\n", facts)
+    plain: Any = complete_card("# No metadata\n", facts)
     assert "43.7" in plain.text
     assert plain.data.license == "apache-2.0"
 

@@ -1,6 +1,7 @@
 """Small training runs on scenes, and the datasets that the tests of training share."""
 
 import json
+from typing import Any
 
 import torch
 from PIL import Image
@@ -40,14 +41,14 @@ LAST = f"step_{STEPS:08d}_epoch_2"
 
 def run(output, **settings):
     """The result of `train` with small settings; None leaves one out."""
-    options = {"recipe": "none", "progress": False} | SETTINGS | ({} if "model" in settings else ARCHITECTURE)
+    options: Any = {"recipe": "none", "progress": False} | SETTINGS | ({} if "model" in settings else ARCHITECTURE)
     options |= settings
     return train(output=output, **{name: value for name, value in options.items() if value is not None})
 
 
 def words(output, **settings):
     """The command line of such a run."""
-    options = {"recipe": "none"} | SETTINGS | ARCHITECTURE | settings
+    options: Any = {"recipe": "none"} | SETTINGS | ARCHITECTURE | settings
     flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     return ["train", "--output", str(output), *flags]
 

@@ -54,7 +54,8 @@ def test_a_run_that_dies_again_and_again_ends_with_the_same_bits(program, whole_
         (Fault(output, CHECKPOINT_OPERATIONS, ask_to_end), JumpingClock(1)),
         (Fault(output, 40, die),),
     ]
-    ends, before = [], []
+    ends = []
+    before: list[int] = []
     for seed, some in enumerate(faults):
         ends.append(program(words(output, workers=workers), *some).code)
         now = saved_steps(output)

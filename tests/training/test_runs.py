@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -149,7 +150,8 @@ def test_every_epoch_has_its_own_order_and_the_same_again():
 
 
 def test_images_grow_during_a_run(tmp_path, monkeypatch):
-    sides, step = [], loop.train_step
+    step = loop.train_step
+    sides: list[tuple[int, ...]] = []
 
     def watched(model, window, *args, **options):
         sides.extend(tuple(batch["pixel_values"].shape[-2:]) for batch in window)
@@ -220,13 +222,14 @@ def test_the_output_folder_is_a_model_with_its_card_and_curves(whole_run):
     assert all(torch.equal(weights[name], averaged[f"module.{name}"]) for name in weights)
     assert DetrPanopticImageProcessor.from_pretrained(whole_run).stuff_label_ids == model.config.stuff_label_ids
     card = (whole_run / "README.md").read_text()
+    metadata: Any = ModelCard(card).data
     for part in ("pipeline_tag: image-segmentation", "5 images", "steps: 6 updates of 2 images"):
         assert part in card
     for picture in ("validation.png", "training_curves.png"):
         with Image.open(whole_run / picture) as opened:
             assert min(opened.size) > 100
     assert "validation.png" in card
-    results = {result.metric_name: result for result in ModelCard(card).data.eval_results}
+    results = {result.metric_name: result for result in metadata.eval_results}
     assert results["PQ"].dataset_name == "generated scenes that are not trained on"
     assert results["PQ"].metric_value == 0
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import fields
+from typing import Any
 
 import pytest
 import yaml
@@ -22,7 +23,7 @@ from detr_panoptic.training.settings import (
 from tests.fuzz import examples, message_of
 
 COCO_CHECKPOINT = "facebook/detr-resnet-50-panoptic"
-ANYTHING = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5)
+ANYTHING: Any = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5)
 ANYTHING |= st.lists(st.integers(-3, 9) | st.text(max_size=2) | st.none(), max_size=3)
 
 

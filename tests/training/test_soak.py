@@ -76,8 +76,8 @@ def grown(seen: list[Held]) -> set[str]:
 
 
 def predict(folder: Path, model: Path, leak: Callable[[], object] | None) -> set[str]:
-    parts = (DetrPanopticForSegmentation, DetrPanopticImageProcessor)
-    predictor = Predictor(*(part.from_pretrained(model) for part in parts))
+    processor = DetrPanopticImageProcessor.from_pretrained(model)
+    predictor = Predictor(DetrPanopticForSegmentation.from_pretrained(model), processor)
     with looked_at(PredictionFolder, "write", leak) as seen:
         predictor.predict(folder / "images", folder / "out", progress=False)
     assert len(seen) == IMAGES / EVERY

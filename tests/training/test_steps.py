@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -147,7 +148,8 @@ def test_a_stage_trains_its_parts_alone(settings, trained):
 
 def test_the_moving_average_follows_by_its_decay():
     model = torch.nn.Linear(2, 1, bias=False)
-    averaged, expected = average_weights(model, 0.5), None
+    averaged: Any = average_weights(model, 0.5)
+    expected = 0.0
     for n, value in enumerate((4.0, 8.0, 16.0, 3.0)):
         model.weight.data.fill_(value)
         averaged.update_parameters(model)

@@ -1,6 +1,7 @@
 """Wrong data, checkpoints and settings end `train` before the first update, with an error that names them."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -82,7 +83,7 @@ def test_a_wrong_setting_ends_before_the_first_update(settings, message, tmp_pat
 
 
 def test_stage_masks_refuses_a_class_that_the_checkpoint_does_not_know(tmp_path):
-    labels = {"id2label": {0: "sky", 1: "sea", 2: "boat"}, "label2id": {"sky": 0, "sea": 1, "boat": 2}}
+    labels: Any = {"id2label": {0: "sky", 1: "sea", 2: "boat"}, "label2id": {"sky": 0, "sea": 1, "boat": 2}}
     build_tiny(**labels).save_pretrained(tmp_path / "model")
     DetrPanopticImageProcessor().save_pretrained(tmp_path / "model")
     message = "does not know the classes house, tree, sheep, car, ball …"

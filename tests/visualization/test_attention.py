@@ -1,5 +1,7 @@
 """Attention over photographs: each pixel has the value of its cell, padding is left out, sheets show all maps."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,7 +17,7 @@ def attention(*, layers: int = 3, heads: int = 5, **overrides) -> ObjectAttentio
     generator = np.random.default_rng(0)
     mask = np.zeros((71, 103), dtype=bool)
     mask[20:40, 30:60] = True
-    values = {
+    values: Any = {
         "title": "boat 0.97",
         "subtitle": "query 3 of photo.jpg",
         "box": (30.0, 20.0, 60.0, 40.0),

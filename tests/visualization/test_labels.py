@@ -68,7 +68,7 @@ def test_a_name_that_the_own_font_cannot_write_is_written_in_another():
         for name in ("Лодка", "Кадол")
     ]
     assert pictures[0].shape == pictures[1].shape  # the same letters
-    assert not np.array_equal(*pictures)  # which would look alike if they were boxes
+    assert not np.array_equal(pictures[0], pictures[1])  # which would look alike if they were boxes
 
 
 @pytest.mark.usefixtures("no_other_fonts")

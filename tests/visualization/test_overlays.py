@@ -22,7 +22,7 @@ def scene() -> tuple[np.ndarray, list[dict]]:
     segmentation[20:50, 10:60] = 300
     segmentation[20:50, 60:110] = 70000
     segmentation[80:] = 0
-    segments = [
+    segments: list[dict] = [
         {"id": 300, "label_id": 0, "score": 0.971},
         {"id": 70000, "label_id": 0, "score": 0.88},
         {"id": 7, "label_id": 1},

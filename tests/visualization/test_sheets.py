@@ -37,7 +37,7 @@ def test_the_order_is_that_of_reading():
 def test_a_caption_stands_above_its_picture_and_is_cut_to_its_width():
     white = [Image.new("RGB", (60, 40), "white"), Image.new("RGB", (60, 40), "white")]
     sheet = np.asarray(stack(white, columns=2, captions=["short", "a caption that is much too long"], gap=9))
-    ink = (sheet < 100).all(-1)
+    ink = np.all(sheet < 100, axis=-1)
     assert not ink[-40:].any()
     assert ink[:-40, :60].any()
     assert not ink[:, 60:69].any()

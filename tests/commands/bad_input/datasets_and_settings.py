@@ -333,10 +333,14 @@ IN_PYTHON: dict[str, Case] = {
     "a misspelled setting of the image processor": arrays(torch.zeros(3, 8, 8), do_resise=False),
     "a crop of the center": arrays(torch.zeros(3, 8, 8), do_center_crop=True),
     "`id2label` with a gap": call(lambda: DetrPanopticConfig(id2label={0: "boat", 2: "sea"})),
-    "`id2label` that disagrees with `num_labels`": call(lambda: DetrPanopticConfig(id2label={0: "sea"}, num_labels=2)),
+    "`id2label` that disagrees with `num_labels`": call(
+        lambda: DetrPanopticConfig(id2label={0: "sea"}, num_labels=2)  # type: ignore[call-arg]
+    ),
     "a misspelled field in `from_pretrained`": lambda place: place.refused(
         lambda: DetrPanopticForSegmentation.from_pretrained(place.model(), num_querys=50)
     ),
-    "a configuration with a misspelled field": call(lambda: DetrPanopticConfig(num_querys=5)),
+    "a configuration with a misspelled field": call(
+        lambda: DetrPanopticConfig(num_querys=5)  # type: ignore[call-arg]
+    ),
     "`limit` of -1": call(lambda: read_panoptic(Path("my_data"), limit=-1)),
 }
