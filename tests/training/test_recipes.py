@@ -53,6 +53,12 @@ def test_without_coco_weights_few_images_start_from_the_bundled_checkpoint(tmp_p
     assert not any("chosen for" in text for text in caplog.messages)
 
 
+def test_the_threshold_of_a_new_model_follows_the_weight_of_no_object(tmp_path):
+    run(tmp_path, limit=2, epochs=1, eos_coefficient=0.5)
+    assert json.loads((tmp_path / "preprocessor_config.json").read_text())["threshold"] == 0.53
+    assert json.loads((tmp_path / "config.json").read_text())["eos_coefficient"] == 0.5
+
+
 def test_generated_scenes_have_the_size_of_the_chosen_recipe(monkeypatch):
     sides = []
     monkeypatch.setattr(

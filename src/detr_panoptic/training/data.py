@@ -174,7 +174,7 @@ class Batches:
 def side_at(images: DataSettings, progress: float) -> int:
     """Returns the short side of the images after a share of the run, in pixels.
 
-    Example:
+    Examples:
         >>> [side_at(DataSettings(first_short_side=128, short_side=256), share) for share in (0.0, 0.5, 0.7)]
         [128, 160, 256]
     """

@@ -70,7 +70,7 @@ def build_model(
 def equivalent_threshold(threshold: float, old_weight: float, new_weight: float) -> float:
     """Returns the score threshold for the same true probability with another weight of "no object" in the loss.
 
-    Example:
+    Examples:
         >>> round(equivalent_threshold(0.85, 0.1, 1.0), 2)
         0.36
     """
@@ -80,7 +80,7 @@ def equivalent_threshold(threshold: float, old_weight: float, new_weight: float)
 
 def _new_model(wanted: ModelSettings, categories: Categories) -> DetrPanopticForSegmentation:
     """Builds a model with random weights and, if the settings name any, pretrained weights of the backbone."""
-    values, fields = asdict(wanted), DetrPanopticConfig.__dataclass_fields__
+    values, fields = asdict(wanted), DetrPanopticConfig.__dataclass_fields__.keys() - {"eos_coefficient"}
     architecture = {name: value for name, value in values.items() if name in fields and value is not None}
     model = DetrPanopticForSegmentation(DetrPanopticConfig(**architecture, **_label_fields(categories)))
     if wanted.backbone_weights is not None:
@@ -105,7 +105,7 @@ def fit_class_head(model: DetrPanopticForSegmentation, categories: Categories) -
     Returns:
         The names that the model did not know; their rows are new.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import DetrPanopticForSegmentation
         >>> from detr_panoptic.checkpoints import BUNDLED
         >>> from detr_panoptic.data.categories import Categories

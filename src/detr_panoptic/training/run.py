@@ -48,7 +48,7 @@ CALIBRATION_IMAGES = 8
 class TrainingResult:
     """The result of `train`; prints as the plan of the run or its best quality.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> settings = resolve_settings("none", overrides={"data": "scenes"})
         >>> print(TrainingResult(Path("my_model"), settings, [], total_steps=9, steps=9, is_finished=True))
@@ -118,7 +118,7 @@ def train(
         OSError: the output folder cannot be written to.
         FloatingPointError: a loss is not finite; names the images.
 
-    Example:
+    Examples:
         >>> from detr_panoptic import train
         >>> tiny = dict(recipe="none", backbone="test_resnet", short_side=64, long_side=64, limit=4, epochs=5)
         >>> result = train("scenes", output="my_model", dry_run=True, **tiny)

@@ -220,7 +220,7 @@ def resolve_settings(
     Raises:
         ValueError: a recipe or a setting is unknown, a value is wrong, or the file cannot be read.
 
-    Example:
+    Examples:
         >>> settings = resolve_settings("finetune", overrides={"epochs": 20})
         >>> settings.optimization.epochs, settings.optimization.schedule
         (20, 'cosine')
