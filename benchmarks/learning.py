@@ -145,11 +145,17 @@ def read_task(arguments: argparse.Namespace, seed: int) -> Task:
     data = read_source(name)
     order = torch.randperm(len(data.records), generator=torch.Generator().manual_seed(seed)).tolist()
     number = arguments.tuned or len(order) // 5
-    measured = read_source(arguments.measured, categories=data.categories).records if arguments.measured else None
-    tuned = data.records.select(sorted(order[:number]))
+    chosen = data.records.select(sorted(order[:number]))
+    held_out = read_source(arguments.measured, categories=data.categories).records if arguments.measured else chosen
     settings = {"short_side": side, "long_side": round(side / 0.6), "augmentation": "paper", "num_queries": 20}
-    fitted = data.records.select(sorted(order[number:]))
-    return Task(Path(name).parent.name, data.categories, fitted, tuned, measured or tuned, settings)
+    return Task(
+        Path(name).parent.name,
+        data.categories,
+        data.records.select(sorted(order[number:])),
+        chosen,
+        held_out,
+        settings,
+    )
 
 
 def coarse(data: PanopticData) -> PanopticData:
@@ -164,7 +170,8 @@ def coarse(data: PanopticData) -> PanopticData:
     label_of = {old.names.index(name): label for label, names in enumerate(COARSE.values()) for name in names}
 
     def relabel(record: dict[str, Any]) -> dict[str, Any]:
-        ids, first, kept = rgb_to_ids(record["segmentation"]).copy(), {}, []
+        ids, kept = rgb_to_ids(record["segmentation"]).copy(), []
+        first: dict[int, int] = {}
         for segment in record["segments_info"]:
             label = label_of[segment["label_id"]]
             if is_thing[label] or label not in first:
@@ -183,6 +190,9 @@ def coarse(data: PanopticData) -> PanopticData:
 
 class Contestant:
     """A model of ours, how it is trained and how it segments."""
+
+    model: Any
+    processor: Any
 
     def __init__(self, task: Task, settings: TrainingSettings) -> None:
         data = TrainingData(task.fitted, task.tuned, task.categories, task.name, task.name, [])
@@ -210,7 +220,7 @@ class Contestant:
     def segment(self, outputs: Any, size: tuple[int, int], threshold: float, merging: str) -> dict[str, Any]:
         """Turns an output into a segmentation."""
         self.processor.merging = merging
-        options = {"threshold": threshold, "target_sizes": [size]}
+        options: dict[str, Any] = {"threshold": threshold, "target_sizes": [size]}
         return self.processor.post_process_panoptic_segmentation(outputs, **options)[0]
 
 
@@ -221,7 +231,7 @@ class Detr(Contestant):
         super().__init__(task, settings)
         ours, wanted = self.model, settings.model
         config = DetrConfig(
-            backbone=wanted.backbone,
+            backbone=wanted.backbone,  # type: ignore[call-arg]  # not among the fields that are written down
             dilation=wanted.dilation,
             d_model=wanted.hidden_size,
             encoder_layers=wanted.encoder_layers,
@@ -312,7 +322,7 @@ class Mask2Former(Contestant):
     def segment(self, outputs: Any, size: tuple[int, int], threshold: float, _merging: str) -> dict[str, Any]:
         """Turns an output into a segmentation."""
         fused = set(self.task.categories.stuff_label_ids)
-        options = {"threshold": threshold, "label_ids_to_fuse": fused, "target_sizes": [size]}
+        options: dict[str, Any] = {"threshold": threshold, "label_ids_to_fuse": fused, "target_sizes": [size]}
         found = self.merger.post_process_panoptic_segmentation(outputs, **options)[0]
         ids = found["segmentation"] if found["segments_info"] else torch.full(size, -1)
         segments = [{**segment, "id": segment["id"] + 1} for segment in found["segments_info"]]
