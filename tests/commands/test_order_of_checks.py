@@ -1,6 +1,7 @@
 """What is wrong beside the model is named before the model is loaded: here there is no model to load."""
 
 import re
+from importlib.util import find_spec
 
 import pytest
 
@@ -17,6 +18,7 @@ EXPLAIN = ("explain", "photo.png", *NO_MODEL)
 COMPLETE = ("data", "complete-stuff", "my_data", "out", *NO_MODEL)
 EXPORT = ("export", "no_model")
 TRAIN = ("train", "--data", "my_data", *NO_MODEL)
+NEEDS_ONNX = pytest.mark.skipif(not find_spec("onnx"), reason="onnx is not installed")
 
 COMMANDS = [
     *(((*words, "--threshold", "1.5"), "`threshold` .* got 1.5") for words in (PREDICT, EVALUATE, EXPLAIN, COMPLETE)),
@@ -66,7 +68,7 @@ COMMANDS = [
     ((*EXPORT, "file"), "`output` .*file"),
     ((*EXPORT, "model.onnx"), "`output` must be a folder.*'model.onnx'"),
     ((*EXPORT, "out", "--mask-queries", "0"), "`mask_queries` .* got 0"),
-    ((*EXPORT, "out", "--quantize", "static", "--calibration", "gone"), "gone"),
+    pytest.param((*EXPORT, "out", "--quantize", "static", "--calibration", "gone"), "gone", marks=NEEDS_ONNX),
     ((*TRAIN, "--output", "my_data"), "`output` must not be the folder of the data"),
     ((*TRAIN, "--output", "trained"), "`output` trained holds a run with other settings: .*`epochs` .*, not 7"),
     ((*TRAIN, "--output", "run", "--split", "tset"), "'tset'"),
