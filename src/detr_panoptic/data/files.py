@@ -35,10 +35,10 @@ def written_whole(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def write_file(path: str | Path, contents: str | bytes) -> None:
+def write_file(path: str | Path, contents: str | bytes | memoryview) -> None:
     """Writes a file as `written_whole` does; text as UTF-8, where bytes of names that are not UTF-8 are escaped."""
     with written_whole(path) as part:
-        part.write_bytes(contents if isinstance(contents, bytes) else contents.encode("utf-8", "backslashreplace"))
+        part.write_bytes(contents.encode("utf-8", "backslashreplace") if isinstance(contents, str) else contents)
 
 
 @contextmanager

@@ -109,5 +109,5 @@ def _compiled(file: Path, device: str, settings: dict[str, Any], cache: Path) ->
             return CORE.import_model(blob.read_bytes(), device, settings)
     compiled = CORE.compile_model(str(file), device, settings)
     if "EXPORT_IMPORT" in able:
-        write_file(blob, compiled.export_model().getvalue())
+        write_file(blob, compiled.export_model().getbuffer())
     return compiled

@@ -56,7 +56,7 @@ def build_model(
             f"`stage` masks does not train the class head, but {wanted.model or 'a new model'} does not know the "
             f"classes {shown}. Train the boxes first and pass that model as `model`."
         )
-    if wanted.eos_coefficient is not None:
+    if wanted.eos_coefficient is not None:  # of a new model, too: the threshold follows the weight
         weights = model.config.eos_coefficient, wanted.eos_coefficient
         model.config.threshold = round(equivalent_threshold(model.config.threshold, *weights), 2)
         model.config.eos_coefficient = wanted.eos_coefficient

@@ -166,11 +166,10 @@ def choose_recipe(images: int, given: Mapping[str, Any]) -> tuple[str, str]:
         return "from-scratch", "a part of the architecture is named, so the transformer is new"
     if images >= FEW_IMAGES:
         return DEFAULT_RECIPE, f"{FEW_IMAGES} images or more"
-    source = str(resolve_settings("finetune-small").model.model)
+    source, reason = str(resolve_settings("finetune-small").model.model), f"fewer than {FEW_IMAGES} images"
     if starts_new and not can_be_read(source):
-        reason = f"fewer than {FEW_IMAGES} images, and {source} is neither here nor can it be fetched"
-        return "few-photographs", reason
-    return "finetune-small", f"fewer than {FEW_IMAGES} images"
+        return "few-photographs", f"{reason}, and {source} is neither here nor can it be fetched"
+    return "finetune-small", reason
 
 
 def prepare_model(
