@@ -22,13 +22,12 @@ from ..data.hub_names import public_name
 from ..data.records import Record
 from ..data.splitting import split_rows
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
-from ..scenes.source import SCENES, read_source
+from ..scenes.source import SCENE_SIDE, SCENES, read_source
 from .settings import DataSettings, TrainingSettings
 
 Batch = dict[str, Any]
 
 SUMMARY_IMAGES = 200  # evenly spaced; reading all annotations of a large dataset would take minutes
-MAX_SCENE_SIDE = 640  # pixels; larger scenes only cost time
 VALIDATION_SEED_OFFSET = 1_000_003  # so that validation scenes differ from training scenes
 VALIDATION_SCENES = 100
 LEAST_TO_SPLIT = 20  # images; of fewer, all are needed to train on
@@ -81,7 +80,7 @@ def read_data(settings: DataSettings, seed: int, in_memory: Mapping[str, Panopti
     if source is None:
         raise ValueError(f"`data` is needed: a folder, a Hub dataset or `{SCENES}`.")
     options: dict[str, Any] = {"data_format": settings.format, "limit": settings.limit}
-    options |= {"scene_side": min(settings.short_side, MAX_SCENE_SIDE), "scene_seed": seed}
+    options |= {"scene_side": min(settings.short_side, SCENE_SIDE), "scene_seed": seed}
     train = read_source(source, split=settings.split, **options)
     train_name = public_name(str(settings.data), settings.split)
     validation, name, choice = train, "the training images", None
