@@ -151,7 +151,7 @@ def read_task(arguments: argparse.Namespace, seed: int) -> Task:
     return Task(
         Path(name).parent.name,
         data.categories,
-        data.records.select(sorted(order[number:])),
+        data.records.select(sorted(order[number:][: arguments.images])),
         chosen,
         held_out,
         settings,
@@ -493,7 +493,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=516, help="core-seconds of each contestant")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--side", type=int, default=128, help="of the short side in pixels")
-    parser.add_argument("--images", type=int, help="scenes that are trained on")
+    parser.add_argument("--images", type=int, help="how many images are trained on")
     parser.add_argument("--tuned", type=int, help="images of a folder on which thresholds are chosen; a fifth")
     parser.add_argument("--scene-workers", type=int, default=0, help="processes that make scenes")
     parser.add_argument("--changes", type=json.loads, default={}, help="settings of `train` that differ, as JSON")
