@@ -62,6 +62,7 @@ def main() -> None:
     arguments.add_argument("--cpu-seconds", action="store_true", help="of all threads, for a machine that others use")
     options = arguments.parse_args()
     torch.set_grad_enabled(False)
+    options.folder /= "benchmark"
     shutil.rmtree(options.folder, ignore_errors=True)
     print(describe_run("cpu") + f"ONNX Runtime {onnxruntime.__version__}, OpenVINO {openvino.__version__}\n")
     {"time": compare_times, "quality": compare_quality}[options.part](options)

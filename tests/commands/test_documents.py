@@ -119,7 +119,7 @@ def shelf(tmp_path_factory) -> Path:
     scenes = scenes_dataset(3, height=64, width=96)
     for place in ("my_data", "my_data/train", "my_data/val", "my_data/held_out"):
         write_coco_panoptic_dataset(folder / place, scenes, SCENE_CATEGORIES)
-    save_dataset(folder / "OUT", scenes, SCENE_CATEGORIES)
+    save_dataset(folder / "rows", scenes, SCENE_CATEGORIES)
     sizes: Any = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
     sizes |= {"encoder_attention_heads": 8, "decoder_attention_heads": 8}
     sizes |= {"d_model": 64, "num_queries": 5, "num_labels": 250}

@@ -50,8 +50,8 @@ def evaluate(
         report.html                metrics, what went wrong, the worst errors in pictures
 
     Existing predictions are kept, so an interrupted run continues when it is
-    started again. On several processes: accelerate launch scripts/evaluate.py
-    with the same options.
+    started again. On several processes: accelerate launch -m
+    detr_panoptic.commands evaluate with the same options.
 
     --tune writes no report. It tries score thresholds, one for all classes or also
     one for each, and both ways of merging, and prints PQ before and after. It

@@ -70,7 +70,8 @@ def predict(
 
     Existing results of images are kept, so an interrupted run continues when it is
     started again. A video needs a folder without earlier results of it. On several
-    processes: accelerate launch scripts/predict.py with the same options.
+    processes: accelerate launch -m detr_panoptic.commands predict with the same
+    options.
 
     For example:
 

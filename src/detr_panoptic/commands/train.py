@@ -32,14 +32,15 @@ def train(
     """Trains a model on images with panoptic annotations.
 
     Every option is also a key of the YAML file that --config names. Options
-    override the file, and the file overrides the recipe. This page shows the
-    defaults of the recipe and the file that are named beside --help.
+    override the file, and the file overrides the recipe. Without --recipe, the
+    number of images decides. This page shows the defaults of the recipe and the
+    file that are named beside --help, or those of finetune.
 
     The output folder gets the best model by PQ, its image processor and a model
     card (load it with from_pretrained), training.yaml with the settings, metrics,
     curves and checkpoints. A stopped run continues when it is started again in
-    the same way. On several GPUs: accelerate launch scripts/train.py with the
-    same options.
+    the same way. On several GPUs: accelerate launch -m
+    detr_panoptic.commands train with the same options.
 
     For example:
 
@@ -67,7 +68,6 @@ def train_command(words: Sequence[str]) -> Callable[..., int]:
     defaults = settings.to_dict()
     options = [p for p in inspect.signature(train, eval_str=True).parameters.values() if p.name != "settings"]
     annotated: Any = Annotated  # mypy takes a subscript for a type
-    options[0] = options[0].replace(default=settings.recipe)
     for place, (name, subject) in enumerate(SUBJECTS.items()):
         group = Group(name.capitalize(), sort_key=place)
         hints = get_type_hints(subject)
