@@ -6,9 +6,11 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
+from inspect import BoundArguments
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -26,10 +28,6 @@ from .predict import predict
 from .push import push
 from .quantize import quantize
 from .train import train, train_command
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from inspect import BoundArguments
 
 PROGRAM = "detr-panoptic"
 DATA_ERRORS, USER_ERROR, INTERRUPTED, CLOSED_PIPE, STOPPED = 1, 2, 130, 141, 143

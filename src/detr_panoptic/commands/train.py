@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from cyclopts import App, Group, Parameter
 
 from ..training.settings import SUBJECTS, recipe_names, resolve_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
 SIGNALED = 128  # a shell's exit code after a signal is this plus its number

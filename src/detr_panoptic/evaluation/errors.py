@@ -7,6 +7,7 @@ is an error of its own. The kinds follow TIDE (arXiv 2008.08115), which splits t
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import nlargest
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,8 +18,6 @@ from .matching import MATCH_IOU, SegmentPairs
 from .tables import format_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from PIL import Image
 
 KINDS = {

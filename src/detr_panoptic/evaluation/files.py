@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from ..data.categories import Categories
@@ -15,11 +17,6 @@ from ..data.contained_paths import path_inside
 from ..segment_ids import rgb_to_ids
 from .panoptic_quality import PanopticQuality
 from .results import PanopticQualityResult
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
 
 
 def evaluate_files(

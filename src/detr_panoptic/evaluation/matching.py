@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..data.records import truth_ids
 from ..segment_ids import VOID_ID
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
-
-    from numpy.typing import NDArray
 
 MATCH_IOU = 0.5  # two matches of one segment cannot both exceed it, so matching needs no assignment
 IGNORED_SHARE = 0.5  # of a wrong prediction's area in void or crowd, above which it does not count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,8 +27,6 @@ from .panoptic_quality import PanopticQuality, relabel
 from .results import Evaluation, Example
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
     import torch
 
     from ..data.categories import Categories

@@ -14,22 +14,19 @@ Differences:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..data.categories import match_labels
 from .matching import SegmentPairs, pair_segments
 from .results import ClassQuality, GroupQuality, PanopticQualityResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from numpy.typing import NDArray
-
     from ..data.categories import Categories
     from ..inference.prediction import Prediction
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -16,9 +17,6 @@ from ..visualization.report import Section, Table, write_report
 from .average_precision import FIGURES
 from .errors import KINDS, ErrorAnalysis, ErrorExample
 from .tables import format_table, percent
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 GROUP_COLUMNS = ("classes", "number", "PQ", "SQ", "RQ")
 PRECISION_COLUMNS = ("things", "AP", "AP50", "AP75", "small", "medium", "large")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from ..data.plain_text import one_line
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 
 def format_table(

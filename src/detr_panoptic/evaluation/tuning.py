@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,8 +36,6 @@ from .results import PanopticQualityResult
 from .tables import format_table, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from ..data.categories import Categories
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)

@@ -6,6 +6,7 @@ neither changes a result. An image that cannot be read does not affect the other
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,8 +18,6 @@ from ..data.augmentation import padding_options
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
     from .pictures import Pictures
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from scipy import ndimage
 
@@ -19,7 +20,6 @@ from ..segment_ids import rgb_to_ids
 from ..visualization import draw_segments
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
     from supervision import Detections
 
     from ..data.categories import Categories

@@ -10,12 +10,13 @@ from datetime import timedelta
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
+from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -35,9 +36,6 @@ from .pictures import Pictures, open_pictures, plain_picture
 from .prediction import Prediction, describe_segments
 from .tiling import Tiling, predict_tiles
 from .video import Frame, Video, VideoPrediction, follow_video, write_video
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 

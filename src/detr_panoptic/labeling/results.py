@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,8 +18,6 @@ from ..visualization import draw_segments
 from ..visualization.sheets import stack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .classes import LabelMatch
     from .folder import Labeled, LabelFolder
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,8 +17,6 @@ from huggingface_hub import constants
 from huggingface_hub.utils import WeakFileLock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 
 VERSION = "1"  # of the graphs; counts up when they change

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -20,8 +21,6 @@ from .running import DIFFERENCES, ROWS_AT_ONCE, GraphRuntime
 from .sessions import OnnxRuntimeSession, OpenVinoSession
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     import numpy as np
 
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation

@@ -7,6 +7,7 @@ masks are those of the model at any size: nothing is padded, and none is compute
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,8 +20,6 @@ from .onnx_files import write_program
 from .same_padding import traceable_copy
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ..mask_head import MaskHead
     from ..modeling_detr_panoptic import DetrPanopticForSegmentation
 

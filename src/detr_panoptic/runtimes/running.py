@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +16,6 @@ from ..modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticSe
 from .graphs import EXAMPLE_SIZE, MIN_SIDE, SHARED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
     Session = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 ROWS_AT_ONCE = 8  # queries whose masks are computed together: the time per mask is the same from 1 to 20

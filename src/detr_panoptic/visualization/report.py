@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -14,8 +15,6 @@ from ..data.files import write_file
 from ..data.plain_text import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from PIL import Image
 
 Table = tuple["Sequence[str]", "Sequence[Sequence[str]]"]
