@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,12 @@ def test_polygons_and_runs_have_the_pixels_of_the_mask(seed):
     assert np.array_equal(decoded(mask_runs(mask), height, width), mask)
     if mask.any():
         assert np.array_equal(decoded(mask_polygons(mask), height, width), mask)
+
+
+def test_holes_may_be_many():
+    mask = np.ones((3, 2 * sys.getrecursionlimit() + 1), bool)
+    mask[1, 1::2] = False
+    assert np.array_equal(decoded(mask_polygons(mask), *mask.shape), mask)
 
 
 def test_an_outline_has_its_corners_only():

@@ -120,6 +120,23 @@ def test_maps_of_another_kind_are_refused(picture, data_format, message, tmp_pat
         records[0]
 
 
+def test_the_first_readable_map_tells_the_kind(tmp_path):
+    write_map(tmp_path, two_channels())
+    save(tmp_path / "images" / "0.jpg", Image.new("RGB", (5, 2)))
+    (tmp_path / "labels" / "0.png").touch()
+    assert read_panoptic(tmp_path).records[1]["file_name"] == "day/7.jpg"
+    findings = check_data(tmp_path, progress=False).findings
+    assert "unreadable-record" in {finding.kind for finding in findings}
+
+
+def test_images_beyond_the_limit_do_not_lack_maps(tmp_path, caplog):
+    write_map(tmp_path, Image.fromarray(CLASSES))
+    save(tmp_path / "images" / "night" / "8.jpg", Image.new("RGB", (5, 2)))
+    save(tmp_path / "labels" / "night" / "8.png", Image.fromarray(CLASSES))
+    assert read_panoptic(tmp_path, limit=1).records.num_rows == 1
+    assert "have no map" not in caplog.text
+
+
 def test_pictures_and_maps_must_fit(tmp_path, caplog):
     records, _ = read_panoptic(write_map(tmp_path, Image.fromarray(CLASSES), size=(5, 3)))
     with pytest.raises(ValueError, match=r"day/7\.jpg\): .* 5x3, got 5x2"):
@@ -315,6 +332,16 @@ def test_stuff_lies_beneath_the_instances(tmp_path):
         read_panoptic(tmp_path).records[0]
 
 
+def test_stuff_of_the_instances_and_of_the_map_is_one_segment(tmp_path):
+    write_instances(tmp_path, polygon, annotation_ids=(70,))
+    save(tmp_path / "stuff" / "a.png", Image.fromarray(np.full(SIZE, 18, np.uint8)))
+    save(tmp_path / "stuff" / "empty.png", Image.fromarray(np.zeros((2, 3), np.uint8)))
+    write_json(tmp_path / "categories.json", [{"id": 18, "name": "dog"}])
+    ids, segments, _ = only_record(tmp_path, limit=1, stuff=["dog"])
+    assert (ids == 1).all()
+    assert segments == {1: ("dog", 0)}
+
+
 def test_layouts_of_instances(tmp_path):
     expected, *_ = only_record(write_instances(tmp_path / "ours", polygon), limit=1)
     coco = write_instances(tmp_path / "coco", polygon, file="annotations/instances_val2017.json")
@@ -334,6 +361,7 @@ def test_layouts_of_instances(tmp_path):
         ([[1, 1, 4, 4]], r"polygons of at least three points"),
         ({"size": [5, 8], "counts": [40]}, r"`size` .*\[6, 8\], got \[5"),
         (None, r"polygons or RLE, got None"),
+        ({"size": [6, 8], "counts": [3]}, r"`counts` must be the lengths of runs of 48 pixels"),
     ],
 )
 def test_masks_that_are_none_are_named(shape, message, tmp_path):

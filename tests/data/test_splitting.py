@@ -38,6 +38,12 @@ def test_classes_have_their_share_in_both_parts(seed):
         assert abs(held[rarest] - fraction * total[rarest]) <= 1.5
 
 
+def test_segments_may_be_a_dict_of_lists():
+    label_sets = [[0]] * 17 + [[0, 1]] * 3
+    rows = Dataset.from_dict({"segments_info": [{"label_id": labels, "id": labels} for labels in label_sets]})
+    assert split_rows(rows, 0.15, 0) == split_rows(rows_of(label_sets), 0.15, 0)
+
+
 def test_rare_classes_are_trained_on():
     """Nine images of a common class, three of a rare one: none of these is held out; another seed chooses others."""
     label_sets = [[0]] * 17 + [[0, 1]] * 3

@@ -91,6 +91,23 @@ def test_a_run_that_dies_between_the_end_of_an_epoch_and_its_evaluation_is_resum
     assert_same_run(tmp_path, whole_run)
 
 
+def test_a_run_that_dies_in_its_last_evaluation_does_no_further_update(tmp_path, monkeypatch):
+    validate, count = loop.validate, itertools.count(1)
+
+    def dying(state):
+        if next(count) == 2:
+            raise KilledError
+        return validate(state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "validate", dying)
+        with pytest.raises(KilledError):
+            run(tmp_path, max_steps=4)
+    assert (tmp_path / "checkpoints" / "step_00000004").is_dir()
+    result = run(tmp_path, max_steps=4)
+    assert (result.is_finished, result.steps) == (True, 4)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_run_is_resumed_to_the_same_bits(number, whole_run, tmp_path, monkeypatch, caplog):
     """Ctrl-C is SIGINT."""
@@ -377,5 +394,12 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
 
 def test_a_folder_with_another_model_is_left_alone(tmp_path):
     build_tiny().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds a model that was not trained here"):
+    with pytest.raises(ValueError, match=r"holds a config\.json that no training wrote"):
         run(tmp_path)
+
+
+def test_a_readme_that_no_training_wrote_is_left_alone(tmp_path):
+    (tmp_path / "README.md").write_text("my project")
+    with pytest.raises(ValueError, match=r"holds a README\.md that no training wrote"):
+        run(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "my project"

@@ -12,6 +12,7 @@ every mask that was painted; Label Studio `result.json`, with `images/` in its f
 import itertools
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -186,15 +187,18 @@ def decode_instances(categories: Categories, row: Record) -> Record:
             first_of[label] = index
             segments.append({"id": index, "label_id": label, "iscrowd": entry["iscrowd"]})
     if row["segmentation"] is not None:
-        ids, stuff = _add_stuff(ids, categories, row, first_id=len(annotations) + 1)
+        ids, stuff = _add_stuff(ids, categories, row, first_of, first_id=len(annotations) + 1)
         segments += stuff
     return make_record(row, ids, measure_segments(ids, segments))
 
 
 def _add_stuff(
-    ids: np.ndarray, categories: Categories, row: Record, *, first_id: int
+    ids: np.ndarray, categories: Categories, row: Record, first_of: Mapping[int, int], *, first_id: int
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Returns the ids with the classes of the map of stuff on void pixels, and the entries of these."""
+    """Returns the ids with the classes of the map of stuff on void pixels, and the entries of new segments.
+
+    A class that has a segment already (`first_of`) gets no second one.
+    """
     picture = opened(row["segmentation"])
     values = np.asarray(picture)
     if values.shape != ids.shape or values.dtype.kind not in "iu":
@@ -209,9 +213,10 @@ def _add_stuff(
             message = f"the map of stuff has the class {value}, expected one of {known[:40]}"
             raise row_error(row, message, kind="unknown-category")
         if label_id is not None and not categories.is_thing[label_id]:  # not a thing that no instance claims
-            segment_id = first_id + len(segments)
+            segment_id = first_of.get(label_id, first_id + len(segments))
             ids[void & (values == value)] = segment_id
-            segments.append({"id": segment_id, "label_id": label_id, "iscrowd": 0})
+            if label_id not in first_of:
+                segments.append({"id": segment_id, "label_id": label_id, "iscrowd": 0})
     return ids, segments
 
 
@@ -259,9 +264,9 @@ def _check_polygons(polygons: list[Any], height: int, width: int) -> None:
 
 
 def _check_counts(counts: Any, num_pixels: int) -> None:
-    """Raises ValueError for counts with which pycocotools would access memory outside the mask."""
+    """Raises ValueError for counts with which pycocotools would write beyond the mask, or leave a part unset."""
     if isinstance(counts, list):
-        is_good = all(isinstance(count, int) and 0 <= count <= num_pixels for count in counts)
+        is_good = all(isinstance(count, int) and count >= 0 for count in counts) and sum(counts) == num_pixels
     else:  # six bits per character, the highest of which says that the number goes on
         codes = [ord(letter) - RLE_ZERO for letter in counts] if isinstance(counts, str) else []
         is_good = bool(codes) and all(0 <= code < RLE_CODES for code in codes) and not codes[-1] & RLE_GOES_ON

@@ -10,6 +10,7 @@
 Else the values are category ids of `categories.json`; 0 and 255 are void unless they are category ids.
 """
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,14 +49,13 @@ def find_maps(folder: Path, split: str | None) -> tuple[Path, Path] | None:
 
 
 def kind_of_maps(maps: Path) -> str:
-    """Returns `TWO_CHANNEL` or `SEMANTIC`, judged by the first map of a folder; raises ValueError without one."""
-    names = pictures_below(maps)
-    if not names:
-        raise ValueError(f"Expected maps in {maps}, found no image.")
-    with PILImage.open(maps / names[0]) as picture:
-        if picture.mode == "LA":
-            return TWO_CHANNEL
-        return SEMANTIC if picture.mode != "RGB" or _is_gray(np.asarray(picture)) else TWO_CHANNEL
+    """Returns `TWO_CHANNEL` or `SEMANTIC`, judged by the first readable map; raises ValueError without one."""
+    for name in pictures_below(maps):
+        with suppress(Exception), PILImage.open(maps / name) as picture:  # a broken one is reported when it is read
+            if picture.mode == "LA":
+                return TWO_CHANNEL
+            return SEMANTIC if picture.mode != "RGB" or _is_gray(np.asarray(picture)) else TWO_CHANNEL
+    raise ValueError(f"Expected maps in {maps}, found no image that can be read.")
 
 
 def raw_label_maps(folder: Path, options: ReadOptions, kind: str) -> RawRecords:
@@ -67,9 +67,9 @@ def raw_label_maps(folder: Path, options: ReadOptions, kind: str) -> RawRecords:
     images, maps = found
     path = first_existing([folder / CATEGORIES_FILE, images.parent / CATEGORIES_FILE])
     categories = read_categories(path, kind_needed=kind != SEMANTIC)
-    names = pictures_below(maps)[: options.limit]
-    pairs = paired_by_name(pictures_below(images), names, where=str(folder), report=options.report)
-    return RawRecords(rows_of_files(images, maps, pairs), categories, partial(decode_label_map, categories, kind))
+    pairs = paired_by_name(pictures_below(images), pictures_below(maps), where=str(folder), report=options.report)
+    rows = rows_of_files(images, maps, pairs[: options.limit])
+    return RawRecords(rows, categories, partial(decode_label_map, categories, kind))
 
 
 def rows_of_files(images: Path, maps: Path, pairs: list[tuple[str, str]]) -> Dataset:

@@ -21,23 +21,25 @@ def mask_polygons(mask: NDArray[np.bool_]) -> list[list[float]]:
         >>> mask_polygons(np.array([[True, True], [True, False]]))
         [[0.0, 0.0, 2.0, 0.0, 2.0, 1.0, 1.0, 1.0, 1.0, 2.0, 0.0, 2.0]]
     """
-    return [[float(value) for point in loop for value in point] for loop in _loops(mask, (0, 0))]
+    return [[float(value) for point in loop for value in point] for loop in _loops(mask)]
 
 
-def _loops(mask: NDArray[np.bool_], origin: Point) -> Iterator[list[Point]]:
-    """Yields outlines of the regions of a mask; `origin` is its corner in the image."""
-    regions, _ = ndimage.label(mask)  # neighbors share a side
-    for number, (rows, columns) in enumerate(ndimage.find_objects(regions), start=1):
-        region = regions[rows, columns] == number
-        corner = origin[0] + columns.start, origin[1] + rows.start
-        holes = ndimage.binary_fill_holes(region) & ~region
-        if not holes.any():
-            (loop,) = _traced(region)
-            yield [(x + corner[0], y + corner[1]) for x, y in loop]
-            continue
-        cut = int(np.flatnonzero(holes.any(0))[0]) + 1  # through the leftmost hole, behind its first column
-        yield from _loops(region[:, :cut], corner)
-        yield from _loops(region[:, cut:], (corner[0] + cut, corner[1]))
+def _loops(mask: NDArray[np.bool_]) -> Iterator[list[Point]]:
+    """Yields outlines of the regions of a mask."""
+    pending = [(mask, (0, 0))]  # parts of the mask and their corners in it
+    while pending:
+        part, (left, top) = pending.pop()
+        regions, _ = ndimage.label(part)  # neighbors share a side
+        for number, (rows, columns) in enumerate(ndimage.find_objects(regions), start=1):
+            region = regions[rows, columns] == number
+            corner = left + columns.start, top + rows.start
+            holes = ndimage.binary_fill_holes(region) & ~region
+            if holes.any():
+                cut = int(np.flatnonzero(holes.any(0))[0]) + 1  # through the leftmost hole, behind its first column
+                pending += [(region[:, cut:], (corner[0] + cut, corner[1])), (region[:, :cut], corner)]
+            else:
+                (loop,) = _traced(region)
+                yield [(x + corner[0], y + corner[1]) for x, y in loop]
 
 
 def _traced(region: NDArray[np.bool_]) -> list[list[Point]]:

@@ -237,7 +237,7 @@ def _is_canonical(features: Features) -> bool:
 def _guess_categories(rows: Dataset | IterableDataset, source: str) -> Categories | None:
     """Returns COCO's categories if the ids are among them, things and stuff: 1, 2 and 3 can be of any dataset."""
     some = first_rows(rows.select_columns(["segments_info"]), SEEN_ROWS)
-    seen = {segment.get("category_id") for row in some for segment in _entries(row["segments_info"])}
+    seen = {segment.get("category_id") for row in some for segment in entries_of(row["segments_info"])}
     known: dict[Any, bool] = dict(zip(COCO_PANOPTIC.category_ids, COCO_PANOPTIC.is_thing, strict=True))
     if {known.get(category_id) for category_id in seen} != {True, False}:
         return None
@@ -245,7 +245,7 @@ def _guess_categories(rows: Dataset | IterableDataset, source: str) -> Categorie
     return COCO_PANOPTIC
 
 
-def _entries(segments: Any) -> list[dict[str, Any]]:
+def entries_of(segments: Any) -> list[dict[str, Any]]:
     """Returns `segments_info` as a list of entries; older versions of `datasets` store a dict of lists."""
     if isinstance(segments, Mapping):
         return [dict(zip(segments, values, strict=True)) for values in zip(*segments.values(), strict=True)]
@@ -262,7 +262,7 @@ def decode_row(categories: Categories, map_column: str, map_kind: str | None, ro
     }
     if map_kind is not None:
         return decode_label_map(categories, map_kind, raw)
-    segments = checked_segments(_entries(row["segments_info"]), categories, name_of(raw), raising())
+    segments = checked_segments(entries_of(row["segments_info"]), categories, name_of(raw), raising())
     ids = map_ids(opened(raw["segmentation"]), {segment["id"] for segment in segments}, raw)
     return make_record(raw, ids, fill_measures(ids, segments))
 

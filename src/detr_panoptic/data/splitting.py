@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from .files import check_new_folder, whole_folder
 from .lazy_records import NamedRecords, undecoded
 from .reading import PanopticData, read_panoptic
+from .rows import entries_of
 from .stored import stored_record
 from .writing import write_coco_panoptic_dataset
 
@@ -73,7 +74,7 @@ def _label_sets(records: Dataset) -> list[frozenset[int]]:
         _logger.info("images are held out at random: the classes of %d images are not known", len(records))
         return [frozenset()] * len(records)
     keys = ("label_id", "category_id")
-    return [frozenset(next(s[key] for key in keys if key in s) for s in row) for row in segments]
+    return [frozenset(next(s[key] for key in keys if key in s) for s in entries_of(row)) for row in segments]
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ def split_data(
         >>> split_data(scenes, f"{tempfile.mkdtemp()}/out", fraction=0.2, progress=False).validation
         1
     """
-    check_fraction(fraction)
+    if not isinstance(fraction, int | float) or not 0 < fraction < 1:
+        raise ValueError(f"`fraction` must be above 0 and below 1, got {fraction!r}.")
     check_new_folder(output)
     data = read_panoptic(source, split=split, data_format=data_format)
     if not isinstance(data.records, Dataset) or len(data.records) < len((TRAIN, VALIDATION)):
@@ -140,12 +142,6 @@ def split_data(
         for name, rows in parts.items():
             write_coco_panoptic_dataset(folder / name, _read(encoded, rows, bar), data.categories)
     return DataSplit(Path(output), *map(len, parts.values()))
-
-
-def check_fraction(fraction: Any) -> None:
-    """Raises ValueError unless a fraction of images can be held out."""
-    if not isinstance(fraction, int | float) or not 0 < fraction < 1:
-        raise ValueError(f"`fraction` must be above 0 and below 1, got {fraction!r}.")
 
 
 def _read(encoded: NamedRecords, rows: Sequence[int], bar: Any) -> Any:

@@ -13,9 +13,9 @@ from PIL import Image as PILImage
 
 from ..data.folders import IMAGE_SUFFIXES, is_picture, log_left_out
 from ..data.lazy_records import check_size, name_of, opened, upright_size
-from ..data.reading import PICTURE_FEATURES, PanopticData, check_least
+from ..data.reading import PICTURE_FEATURES, PanopticData, check_least, read_images
 from ..image_reading import picture_to_tensor, read_picture
-from ..scenes.source import SCENES, read_pictures
+from ..scenes.source import SCENES, read_source
 
 
 class Pictures:
@@ -89,8 +89,10 @@ def open_pictures(source: Any, *, limit: int | None = None, **options: Any) -> P
     if isinstance(source, Dataset):
         return Pictures(source if limit is None else source.select(range(min(limit, len(source)))))
     if isinstance(source, str | Path):
-        if str(source) == SCENES or not _is_file_or_plain_folder(Path(source)):
-            return Pictures(read_pictures(str(source), limit=limit, **options))
+        if str(source) == SCENES:
+            return Pictures(read_source(SCENES, limit=limit, **options).records)
+        if not _is_file_or_plain_folder(Path(source)):
+            return Pictures(read_images(source, limit=limit, **options))
         source = [source]
     if not isinstance(source, Iterable):
         raise TypeError(f"`source` must be a path, a list of paths or a dataset, got {type(source).__name__}.")

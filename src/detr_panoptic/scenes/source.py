@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset
-
-from ..data.reading import PanopticData, read_images, read_panoptic
+from ..data.reading import PanopticData, read_panoptic
 from .dataset import SCENE_CATEGORIES, scenes_dataset
 
 SCENES = "scenes"
@@ -49,13 +47,3 @@ def read_source(
         limit or SCENE_COUNT, seed=scene_seed, height=scene_side, width=scene_side, workers=scene_workers
     )
     return read_panoptic(PanopticData(scenes, SCENE_CATEGORIES), categories=options.get("categories"))
-
-
-def read_pictures(source: str | Path, **options: Any) -> Dataset | IterableDataset:
-    """Reads the images of a dataset, annotated or not (`read_images`), or generates scenes.
-
-    Examples:
-        >>> read_pictures("scenes", limit=2)[0]["image"].size
-        (256, 256)
-    """
-    return read_source(source, **options).records if source == SCENES else read_images(source, **options)

@@ -22,6 +22,7 @@ from ..data.hub_names import public_name
 from ..data.records import Record
 from ..data.splitting import split_rows
 from ..image_processing_detr_panoptic import DetrPanopticImageProcessor
+from ..scenes.dataset import MIN_SIDE
 from ..scenes.source import SCENE_SIDE, SCENES, read_source
 from .settings import DataSettings, TrainingSettings
 
@@ -80,8 +81,10 @@ def read_data(settings: DataSettings, seed: int, in_memory: Mapping[str, Panopti
     if source is None:
         raise ValueError(f"`data` is needed: a folder, a Hub dataset or `{SCENES}`.")
     options: dict[str, Any] = {"data_format": settings.format, "limit": settings.limit}
-    options |= {"scene_side": min(settings.short_side, SCENE_SIDE), "scene_seed": seed}
+    options |= {"scene_side": min(max(settings.short_side, MIN_SIDE), SCENE_SIDE), "scene_seed": seed}
     train = read_source(source, split=settings.split, **options)
+    if not isinstance(train.records, Dataset):
+        raise ValueError("`data` must not be a stream.")
     train_name = public_name(str(settings.data), settings.split)
     validation, name, choice = train, "the training images", None
     if held_out is None and settings.validation_split is None and source != SCENES:
@@ -163,7 +166,8 @@ class Batches:
         """Yields the batches of one pass after the other."""
         for epoch in count():
             self.start_epoch(epoch)
-            yield from self.loader
+            for rows in self.loader.batch_sampler or ():  # in this process: workers would live as long as the run
+                yield self.loader.collate_fn([self._records[row] for row in rows])
 
     def close(self) -> None:
         """Tells the workers that the next SIGTERM is meant for them."""

@@ -80,7 +80,7 @@ def train_epoch(run: Run) -> bool:
     run.model.train()
     done = progress.windows * steps
     batches = iter(accelerator.skip_first_batches(run.loader, done) if done else run.loader)
-    while window := list(islice(batches, steps)):
+    while progress.step < run.total_steps and (window := list(islice(batches, steps))):
         progress.step += 1
         progress.windows += 1
         is_logged = progress.step % settings.run.log_every == 0
@@ -98,8 +98,8 @@ def train_epoch(run: Run) -> bool:
         is_stopped = accelerator.check_trigger()
         if is_stopped or progress.step % settings.run.checkpoint_every == 0:
             run.save()
-        if is_stopped or progress.step == run.total_steps:
-            return is_stopped
+        if is_stopped:
+            return True
     return False
 
 

@@ -130,7 +130,7 @@ class RunSettings(_Checked):
     """Output, precision and logging."""
 
     output: str | None = setting(None, "folder for the model, checkpoints and metrics", may_change=True)
-    seed: int = setting(0, "seed of weights, order and augmentation")
+    seed: int = setting(0, "seed of weights, order and augmentation", least=0, most=2**31 - 1)
     mixed_precision: Literal["no", "bf16", "fp16"] = setting("no", "no, bf16 or fp16")
     compile: bool = setting(False, "compile the backbone and the transformer with torch.compile")
     evaluate_every: int | Literal["auto"] = setting(

@@ -106,8 +106,8 @@ def check_output(folder: Path, settings: TrainingSettings) -> None:
                 f"`output` {folder} holds a run with other settings: {', '.join(differences)}. Use the same "
                 "settings to resume it, another folder, or `overwrite` to discard it."
             )
-    elif (folder / "config.json").is_file():
-        raise ValueError(f"`output` {folder} holds a model that was not trained here; use another folder.")
+    elif found := [name for name in ("config.json", "README.md") if (folder / name).is_file()]:
+        raise ValueError(f"`output` {folder} holds a {found[0]} that no training wrote; use another folder.")
 
 
 def recipe_of(folder: Path) -> str | None:
