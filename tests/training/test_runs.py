@@ -1,6 +1,7 @@
 """Whole runs of `train`: what is written, and what resuming after any update gives."""
 
 import itertools
+import multiprocessing
 import os
 import re
 import resource
@@ -164,6 +165,11 @@ def test_every_epoch_has_its_own_order_and_the_same_again():
     assert orders[0] == orders[2] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1])
     assert len(set(orders[0])) == 7
+    # What is read before the first update has the same order, and no workers that would stay for the whole run.
+    batches = Batches(settings.replace(workers=1), read_data(settings.data, 0), DetrPanopticImageProcessor())
+    ids = [int(batch["labels"][0]["image_id"]) for batch in itertools.islice(batches.endless(), 14)]
+    assert [ids[:7], ids[7:]] == orders[:2]
+    assert not multiprocessing.active_children()
 
 
 def test_images_grow_during_a_run(tmp_path, monkeypatch):
