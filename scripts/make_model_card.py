@@ -13,13 +13,12 @@ from pathlib import Path
 
 from detr_panoptic import DetrPanopticForSegmentation, Evaluation, PanopticData, evaluate
 from detr_panoptic.checkpoints import BUNDLED
-from detr_panoptic.scenes import SCENE_CATEGORIES, scenes_dataset
+from detr_panoptic.scenes import SCENE_CATEGORIES, UNSEEN_SEED, scenes_dataset
 from detr_panoptic.sharing import CardFacts, MeasuredQuality, build_card
 
 CARDS = (Path(__file__).parents[1] / "model_card.md", BUNDLED / "README.md")
 METRICS = BUNDLED / "metrics.json"
 SCENES = 500
-UNSEEN_SEED = 77_000_000  # the scenes of the training have other seeds
 USAGE = """
 from detr_panoptic import Predictor
 from detr_panoptic.checkpoints import BUNDLED

@@ -163,6 +163,8 @@ def replace_labels(config_dict: Mapping[str, Any], labels: Mapping[str, Any]) ->
     Stuff and category ids follow the names that old and new labels share, case aside; a new name is a thing, and
     category ids are dropped if there is one. A warning says what changed.
     """
+    if labels.get("id2label") is None and labels.get("label2id"):
+        labels = {**labels, "id2label": {int(label): name for name, label in labels["label2id"].items()}}
     _check_names(labels.get("id2label"), labels.get("num_labels"))
     old = _folded_names(config_dict)
     result = {name: value for name, value in config_dict.items() if name not in ("num_labels", "label2id")}
@@ -191,7 +193,7 @@ def _unknown_fields(names: Iterable[str]) -> list[str]:
     known = {*fields_of, *DetrPanopticConfig.attribute_map, *dir(PreTrainedConfig), *SAVED_BESIDES}
     unknown = [name for name in names if name not in known and not name.startswith("_")]
     for name in unknown:
-        if close := difflib.get_close_matches(name, fields_of, n=1, cutoff=0.85):
+        if close := difflib.get_close_matches(name, [*fields_of, *LABEL_FIELDS], n=1, cutoff=0.85):
             raise ValueError(f"`{name}` is not a field of DetrPanopticConfig; did you mean `{close[0]}`?")
     return unknown
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import reduce
 from typing import Any
 
@@ -35,8 +36,9 @@ def read_picture(source: str | os.PathLike[str], *, timeout: float | None = None
 
 def picture_to_tensor(picture: Image.Image) -> Tensor:
     """Converts a picture of any mode to (3, H, W) uint8, rotated as its EXIF tag says."""
-    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied
-        picture = ImageOps.exif_transpose(picture)
+    with suppress(Exception):  # damaged tags raise anything from SyntaxError to struct.error
+        if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied
+            picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):
         # PIL's own conversion clips 16 bits at 255, which gives a white image; as "I" it opens several 16-bit formats.
         values = torch.from_numpy(np.asarray(picture).astype(np.int64))

@@ -137,7 +137,10 @@ def mask_losses(
         if (shape := tuple(target["masks"].shape)) not in fitting:
             raise ValueError(f"`masks` of an image must have the shape {' or '.join(map(str, fitting))}, got {shape}.")
     sizes = [tuple(canvas_size if count_padding else size) for size in image_sizes]
-    for images in _images_of_one_size(sizes, labels):
+    groups: dict[tuple[int, ...], list[int]] = {}  # images whose masks can be compared together
+    for i, (size, target) in enumerate(zip(sizes, labels, strict=True)):
+        groups.setdefault((*size, *target["masks"].shape[1:]), []).append(i)
+    for images in groups.values():
         rows = torch.isin(matching.image, torch.tensor(images)).nonzero()[:, 0]
         for chunk in rows.split(max(1, budget // (canvas_size[0] * canvas_size[1]))) if len(rows) else ():
             terms: Any = checkpoint(
@@ -152,14 +155,6 @@ def mask_losses(
             )
             focal, dice = focal + terms[0], dice + terms[1]
     return {"loss_mask": focal / num_targets, "loss_dice": dice / num_targets}
-
-
-def _images_of_one_size(sizes: Sequence[tuple[int, ...]], labels: Labels) -> list[list[int]]:
-    """Groups the numbers of the images whose masks can be compared together."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i, (size, target) in enumerate(zip(sizes, labels, strict=True)):
-        groups.setdefault((*size, *target["masks"].shape[1:]), []).append(i)
-    return list(groups.values())
 
 
 def _matched_masks(labels: Labels, matching: Matching, rows: Tensor) -> Tensor:

@@ -275,9 +275,8 @@ class DetrPanopticForSegmentation(DetrPanopticPreTrainedModel):
             check_mask_queries(mask_queries, self.config.num_queries)
         if labels is not None:
             check_labels(labels, batch=len(pixel_values), num_labels=self.config.num_labels)
-        features = self.model(
-            pixel_values, pixel_mask, output_attentions=output_attentions, output_hidden_states=output_hidden_states
-        )
+        wanted: Any = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        features = self.model(pixel_values, pixel_mask, return_dict=True, **wanted)
         # Auxiliary losses run the heads for the earlier layers separately, so they change no bit of the predictions.
         logits, boxes = self._detect(features.last_hidden_state)
         image_sizes = image_sizes_of(pixel_values, pixel_mask)

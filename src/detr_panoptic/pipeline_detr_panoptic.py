@@ -4,6 +4,7 @@ Unlike transformers' own, it takes images of different sizes with `batch_size`, 
 default to the processor's, so that a call gives what the model was measured with.
 """
 
+import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -55,7 +56,7 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
         loaded = DetrPanopticForSegmentation.from_pretrained(model, **hub, **loading, **kwargs.pop("model_kwargs", {}))
         return cls(model=loaded, image_processor=processor, task=TASK, **kwargs)
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def __call__(self, inputs: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """Segments an image, or the images of a list, a tuple or a column of a dataset."""
         several = isinstance(inputs, Sequence) and not isinstance(inputs, str)
         return super().__call__(list(inputs) if several else inputs, **kwargs)
@@ -110,7 +111,8 @@ class DetrPanopticImageSegmentationPipeline(ImageSegmentationPipeline):
         overlap_mask_area_threshold: float | None = None,
     ) -> list[dict[str, Any]]:
         """Returns `score`, `label` and `mask` of each segment of an image; None means the processor's threshold."""
-        processor: Any = self.image_processor
+        processor: Any = copy.copy(self.image_processor)
+        processor.stuff_label_ids = self.model.config.stuff_label_ids  # the processor's may be those of older labels
         sizes = model_outputs["target_size"]
         if subtask == "semantic":
             labels = processor.post_process_semantic_segmentation(model_outputs, target_sizes=sizes)[0].numpy()

@@ -22,11 +22,18 @@ from detr_panoptic import DetrPanopticConfig
         ({"mask_queries": "some"}, '`mask_queries` must be "kept", "all" or a number from 0 to 100, got \'some\''),
         ({"mask_queries": 101}, "`mask_queries` must be .* a number from 0 to 100, got 101"),
         ({"hiden_size": 64}, "`hiden_size` is not a field.*did you mean `hidden_size`"),
+        ({"num_label": 3}, "`num_label` is not a field.*did you mean `num_labels`"),
     ],
 )
 def test_a_wrong_field_is_named_with_what_was_expected(settings, message):
     with pytest.raises(Exception, match=f"(?s){message}"):
         DetrPanopticConfig(**settings)
+
+
+def test_names_may_come_as_label2id_alone(tmp_path):
+    DetrPanopticConfig(id2label={0: "cat", 1: "sky"}, stuff_label_ids=[1]).save_pretrained(tmp_path)
+    config = DetrPanopticConfig.from_pretrained(tmp_path, label2id={"sky": 0, "dog": 1})
+    assert (config.id2label, config.stuff_label_ids) == ({0: "sky", 1: "dog"}, [0])
 
 
 def test_saved_and_loaded_is_the_same(tmp_path):

@@ -313,3 +313,12 @@ def test_it_exports(tiny_batch):
         program = torch.export.export(model, images, strict=False)
         found, expected = program.module()(*images), model(*images)
     torch.testing.assert_close(found["pred_masks"], expected.pred_masks, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_loaded_with_return_dict_false_returns_a_tuple(own, tiny_batch):
+    inputs = {name: tiny_batch[name] for name in ("pixel_values", "pixel_mask")}
+    with torch.no_grad():
+        as_tuple = load(own, return_dict=False)(**inputs)
+        named = load(own)(**inputs)
+    assert isinstance(as_tuple, tuple)
+    assert torch.equal(as_tuple[0], named.logits)

@@ -12,8 +12,10 @@ from PIL import Image
 from transformers import DetrImageProcessor
 
 from detr_panoptic.configuration_detr_panoptic import DetrPanopticConfig
+from detr_panoptic.data.lazy_records import upright_size
 from detr_panoptic.data.records import ids_to_rgb
 from detr_panoptic.image_processing_detr_panoptic import DetrPanopticImageProcessor
+from detr_panoptic.inference.pictures import open_pictures
 
 SMALL = {"shortest_edge": 40, "longest_edge": 60}
 RAMP = np.linspace(0, 255, 7 * 11).round().astype(np.uint8).reshape(7, 11)
@@ -78,6 +80,14 @@ def test_rotation_tag_is_applied(tmp_path):
     assert torch.equal(pixels_of(str(tmp_path / "turned.png")), upright)
     with Image.open(tmp_path / "turned.png") as turned:
         assert torch.equal(pixels_of(turned), upright)
+
+
+def test_damaged_tags_are_no_reason_to_refuse_an_image(tmp_path):
+    image = Image.fromarray(noise(5, 7))
+    image.save(tmp_path / "damaged.png", exif=b"garbage!garbage")
+    assert torch.equal(pixels_of(str(tmp_path / "damaged.png")), pixels_of(image))
+    assert open_pictures(tmp_path / "damaged.png")[0]["image"].size == image.size
+    assert upright_size({"path": str(tmp_path / "damaged.png"), "bytes": None}) == image.size
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from ..checkpoints import BUNDLED
 from ..explanation import explain
 from ..inference import Predictor
 from ..inference.video import VIDEO_SUFFIXES
-from ..scenes import SCENE_CATEGORIES, make_scene
+from ..scenes import SCENE_CATEGORIES, UNSEEN_SEED, make_scene
 from ..visualization import class_colors, shade
 from .uploads import check_image, segment_uploads, shown_errors
 
@@ -28,7 +28,7 @@ SHOWN_SIDE = 1600  # pixels; larger images are shown smaller
 OPACITY = 0.55
 COLORED_INSTANCES = 20  # of a class; further ones get colors from Gradio
 MAX_AGE, TIDY_EVERY = 3600, 600  # seconds: age at which Gradio deletes uploads and results, and how often it looks
-EXAMPLE_SEEDS = range(77_000_000, 77_000_004)  # training draws its scenes from lower seeds
+EXAMPLE_SEEDS = range(UNSEEN_SEED, UNSEEN_SEED + 4)  # training draws its scenes from lower seeds
 FONTS = ("system-ui", "sans-serif")  # of the visitor's machine, so that nothing is loaded from elsewhere
 BUTTONS: Any = ["download", "fullscreen"]
 PROGRESS = gr.Progress()

@@ -19,13 +19,14 @@ from .categories import Categories
 from .files import write_file
 from .findings import ERROR, KINDS, SEVERITIES, AnnotatedMap, DataCounts, DataError, Finding
 from .lazy_records import (
-    ORIENTATION_TAG,
     TURNING_ORIENTATIONS,
+    UPRIGHT,
     RawRecords,
     ReadOptions,
     map_style_records,
     name_of,
     open_stored,
+    orientation_of,
     undecoded,
 )
 from .plain_text import counted, first_line, listing, markdown, one_line
@@ -34,7 +35,6 @@ from .rows import first_rows
 
 DRAFT_SCALE = 8  # a JPEG file decoded at an eighth of its size is read to its end, in a third of the time
 ROWS_AHEAD = 256  # submitted to the threads at once
-UPRIGHT = 1  # EXIF orientation
 SHOWN_CASES = 3  # of each kind, in the text
 
 Stored = Image.Image | dict[str, Any]
@@ -239,7 +239,7 @@ def _attempt(
 def _image_size(picture: Image.Image) -> tuple[tuple[int, int], Problems]:
     """Returns (H, W) of the upright image, and whether a tag rotates it; decodes the file to its end."""
     width, height = picture.size
-    orientation = picture.getexif().get(ORIENTATION_TAG, UPRIGHT)
+    orientation = orientation_of(picture)
     picture.draft("RGB", (max(width // DRAFT_SCALE, 1), max(height // DRAFT_SCALE, 1)))
     picture.load()
     problems: Problems = [] if orientation == UPRIGHT else [("turned-image", f"EXIF orientation {orientation}")]

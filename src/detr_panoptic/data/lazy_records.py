@@ -5,6 +5,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset, Features, Image, IterableDataset
+from PIL import ExifTags
 from PIL import Image as PILImage
 
 from .categories import Categories, match_labels
@@ -23,7 +25,7 @@ from .records import Record, has_scores, ids_to_rgb, panoptic_features
 MAX_SHARDS = 64  # of a stream; more processes and workers than this share none
 MAX_HASHED_ID = 2**52  # JSON readers with floats for numbers still read it exactly
 MAX_IMAGE_ID = 2**63 - 1
-ORIENTATION_TAG = 0x0112  # EXIF
+UPRIGHT = 1  # EXIF orientation
 TURNING_ORIENTATIONS = (5, 6, 7, 8)  # by 90 degrees, mirrored or not
 
 Decode = Callable[[Record], Record]
@@ -167,12 +169,19 @@ def name_of(row: Record) -> str:
     return f"Image {row['image_id']}" + (f" ({row['file_name']})" if row.get("file_name") else "")
 
 
+def orientation_of(picture: PILImage.Image) -> int:
+    """Returns the orientation of an image's EXIF tags; `UPRIGHT` if there is none or the tags are damaged."""
+    with suppress(Exception):  # anything from SyntaxError to struct.error
+        return int(picture.getexif().get(ExifTags.Base.Orientation, UPRIGHT))
+    return UPRIGHT
+
+
 def upright_size(image: PILImage.Image | dict[str, Any]) -> tuple[int, int]:
     """Returns (width, height) of a decoded, hence upright image; or of a file after the rotation of its EXIF tag."""
     if isinstance(image, PILImage.Image):
         return image.size
     with open_stored(image) as picture:
-        return picture.size[::-1] if picture.getexif().get(ORIENTATION_TAG) in TURNING_ORIENTATIONS else picture.size
+        return picture.size[::-1] if orientation_of(picture) in TURNING_ORIENTATIONS else picture.size
 
 
 def open_stored(stored: PILImage.Image | dict[str, Any]) -> PILImage.Image:

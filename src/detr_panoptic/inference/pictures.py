@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, Image
-from PIL import ExifTags
 from PIL import Image as PILImage
 
 from ..data.folders import IMAGE_SUFFIXES, is_picture, log_left_out
-from ..data.lazy_records import check_size, name_of, opened, upright_size
+from ..data.lazy_records import UPRIGHT, check_size, name_of, opened, orientation_of, upright_size
 from ..data.reading import PICTURE_FEATURES, PanopticData, check_least, read_images
 from ..image_reading import picture_to_tensor, read_picture
 from ..scenes.source import SCENES, read_source
@@ -69,7 +68,7 @@ class Pictures:
 
 def plain_picture(picture: PILImage.Image) -> PILImage.Image:
     """Returns the picture as the model sees it: upright, RGB, 8 bits; errors as in `picture_to_tensor`."""
-    if picture.mode == "RGB" and picture.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+    if picture.mode == "RGB" and orientation_of(picture) == UPRIGHT:
         return picture  # large ones are not copied
     return PILImage.fromarray(picture_to_tensor(picture).permute(1, 2, 0).contiguous().numpy())
 
