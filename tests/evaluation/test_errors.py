@@ -11,7 +11,7 @@ from PIL import Image
 
 from detr_panoptic.checkpoints import BUNDLED
 from detr_panoptic.evaluation import evaluate
-from detr_panoptic.evaluation.errors import KINDS, find_errors
+from detr_panoptic.evaluation.errors import KINDS, ErrorCounts, find_errors
 from detr_panoptic.evaluation.matching import pair_segments
 from detr_panoptic.visualization.report import Section, write_report
 
@@ -117,3 +117,13 @@ def test_names_of_classes_and_files_are_text_in_the_report(tmp_path):
     assert "script" not in page.tags
     assert "\x1b" not in path.read_text()
     assert "\u202e" not in path.read_text()
+
+
+def test_a_true_segment_without_a_pixel_is_missed_in_the_whole_image():
+    truth, found = side((SKY, 0, 60)), side((SKY, 0, 60))
+    truth["segments_info"].append({"id": 9, "label_id": CAT})
+    counts = ErrorCounts()
+    record = {"image": Image.new("RGB", (60, 20)), "image_id": 1}
+    counts.add(0, pair_segments(truth, found, CATEGORY_IDS), record, (truth, found))
+    assert counts.kinds == {"missed": 1}
+    assert counts.largest[0][-1].image.size == (60, 20)

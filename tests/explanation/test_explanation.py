@@ -211,3 +211,13 @@ def test_a_file_that_is_not_an_image_is_named(tmp_path, model, name):
     (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(ValueError, match=name):
         explain((model, processor_of(model)), Path(tmp_path / name))
+
+
+def test_the_mode_of_the_model_does_not_matter(model):
+    training = copy.deepcopy(model).train()
+    for module in training.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    expected, found = explained(model), explained(training)
+    assert np.array_equal(found.segmentation, expected.segmentation)
+    assert training.training

@@ -304,6 +304,25 @@ def test_an_int8_graph_is_close(tmp_path, model, write, kind, axes):
     assert 0 < difference < 0.2 * np.abs(expected).max()
 
 
+def test_a_model_is_not_exported_into_its_own_folder(tmp_path, model, processor):
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`output` must be another folder than the model's"):
+        export(tmp_path, tmp_path, format="torch", size="65x97")
+
+
+@pytest.mark.parametrize("size", [{"height": 64, "width": 64}, {"shortest_edge": 64, "longest_edge": 64}])
+def test_the_one_size_of_a_processor_is_that_of_the_graph(model, processor, size):
+    fixed = DetrPanopticImageProcessor.from_dict(processor.to_dict() | {"size": size})
+    assert GraphOptions().resolved(model, fixed).size == (64, 64)
+
+
+def test_a_short_side_alone_is_no_size(model, processor):
+    many = DetrPanopticImageProcessor.from_dict(processor.to_dict() | {"size": {"shortest_edge": 64}})
+    with pytest.raises(ValueError, match="makes many sizes"):
+        GraphOptions().resolved(model, many)
+
+
 def test_export_writes_a_folder_that_says_how_to_use_the_graph(tmp_path, model, processor):
     exported = export((model, processor), tmp_path, format="torch", size="65x97", uint8=True, mask_queries=MASKS)
     assert "65x97" in str(exported)

@@ -125,6 +125,41 @@ def test_what_exists_is_done(predictor, photos, tmp_path):
     assert folder.num_earlier == 3
 
 
+def test_results_of_another_image_of_the_same_name_are_refused(predictor, photos, tmp_path):
+    predictor.predict([photos / "0.png"], tmp_path / "out", progress=False)
+    (photos / "1.png").replace(photos / "0.png")
+    with pytest.raises(ValueError, match=r"another image of the name '.*0\.png'"):
+        predictor.predict([photos / "0.png"], tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize(("to", "name"), [("coco", "panoptic.json"), ("parquet", "data/train.parquet")])
+def test_files_of_others_are_not_replaced(predictor, photos, tmp_path, to, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=r"`output` must not have '(panoptic\.json|data)'"):
+        predictor.predict(photos, tmp_path, to=to, progress=False)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_image_ids_stay_unique_when_photographs_are_added(predictor, photos, tmp_path):
+    (photos / "0.png").rename(tmp_path / "0.png")
+    predictor.predict(photos, tmp_path / "out", to="coco", progress=False)
+    (tmp_path / "0.png").rename(photos / "0.png")
+    predictor.predict(photos, tmp_path / "out", to="coco", progress=False)
+    content = json.loads((tmp_path / "out" / "panoptic.json").read_text())
+    assert [image["id"] for image in content["images"]] == [1, 2, 3, 4]
+
+
+def test_a_saved_prediction_does_not_replace_its_image(predictor, photos):
+    prediction = predictor(photos / "0.png")
+    before = (photos / "0.png").read_bytes()
+    with pytest.raises(ValueError, match="`stem` must be given"):
+        prediction.save(photos)
+    assert (photos / "0.png").read_bytes() == before
+    prediction.save(photos / "results")
+    prediction.save(photos / "results")  # again
+
+
 def test_other_settings_do_not_mix(predictor, photos, tmp_path):
     predictor.predict(photos, tmp_path / "out", progress=False)
     with pytest.raises(ValueError, match="`threshold`"):

@@ -201,7 +201,8 @@ def _example(error: SegmentError, record: Mapping[str, Any], sides: Sequence[Map
     """Cuts the surroundings of an error out of its image."""
     ids = (error.true_ids, error.found_ids)
     masks = [np.isin(side["segmentation"], wanted) for side, wanted in zip(sides, ids, strict=True)]
-    rows, columns = (np.flatnonzero((masks[0] | masks[1]).any(axis)) for axis in (1, 0))
+    shown = masks[0] | masks[1]  # nothing of a true segment without a pixel: then the whole image
+    rows, columns = (np.flatnonzero((shown if shown.any() else ~shown).any(axis)) for axis in (1, 0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     margin = max(bottom - top, right - left) // 2 + 8
     height, width = masks[0].shape

@@ -21,6 +21,7 @@ from ..data.reading import check_least
 from ..image_reading import read_picture
 from ..inference import Predictor
 from ..inference.detections import query_masks
+from ..inference.loop import make_batch, run_model
 from ..inference.options import check_options
 from ..inference.pictures import plain_picture
 from ..panoptic_merging import ImageSizes
@@ -148,9 +149,9 @@ def explain(
         if query >= network.config.num_queries:
             raise ValueError(f"`queries` must be from 0 to {network.config.num_queries - 1}, got {query}.")
     name = "image" if isinstance(image, Image.Image) else Path(image).stem
-    inputs = processor(images=picture, return_tensors="pt").to(device=network.device, dtype=network.dtype)
-    with torch.inference_mode():
-        outputs = network(**inputs, mask_queries=None if queries is None else "all", output_attentions=True)
+    batches = [make_batch(processor, [{"image": picture, "file_name": name}])]
+    masks = None if queries is None else "all"
+    ((_, outputs),) = run_model(network, batches, mask_queries=masks, output_attentions=True)
     merge = getattr(processor, f"post_process_{task}_segmentation")
     (result,) = merge(outputs, threshold, target_sizes=[(picture.height, picture.width)])
     id2label, info = network.config.id2label, result["segments_info"]

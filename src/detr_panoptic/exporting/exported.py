@@ -116,6 +116,8 @@ def export(  # noqa: PLR0913  every option of a graph, each with a default
         with_merging=with_merging,
     )
     _check(output, format, quantize, calibration, options)
+    if isinstance(model, str | Path) and output.resolve() == Path(model).resolve():
+        raise ValueError(f"`output` must be another folder than the model's, got {str(output)!r}.")
     pictures = None if calibration is None else calibration_pictures(calibration, options)
     predictor = Predictor.of(model, device="auto" if isinstance(model, Predictor | tuple) else "cpu")
     loaded, processor = predictor.model, predictor.processor

@@ -154,7 +154,9 @@ def parse_size(text: str) -> tuple[int, int]:
 def _square_size(processor: DetrPanopticImageProcessor) -> tuple[int, int]:
     """Returns the one size that an image processor makes; ValueError if it makes images of many sizes."""
     size: Any = processor.size
-    if size.shortest_edge is None or size.longest_edge not in (None, size.shortest_edge):
+    if size.height and size.height == size.width:
+        return size.height, size.width
+    if size.shortest_edge is None or size.longest_edge != size.shortest_edge:
         raise ValueError(f"`size` or `dynamic` must be given: the image processor makes many sizes, {dict(size)}.")
     return size.shortest_edge, size.shortest_edge
 

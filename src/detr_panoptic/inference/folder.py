@@ -54,10 +54,17 @@ class PredictionFolder:
         self._shown: list[str] = []
 
     def open(self, settings: Mapping[str, Any]) -> None:
-        """Creates the folder; raises ValueError with the first setting that differs from those of earlier results."""
+        """Creates the folder; ValueError if it has other files, results of other settings, or of other images."""
+        replaced = {"files": (), "coco": (MAPS, f"{MAPS}.json"), "parquet": ("data",)}[self.layout]
+        if not (self.output / SETTINGS).is_file() and (taken := [n for n in replaced if (self.output / n).exists()]):
+            raise ValueError(f"`output` must not have {taken[0]!r}, which the results would replace: {self.output}.")
         self.folder.mkdir(parents=True, exist_ok=True)
         claim_folder(self.output, {**settings, "to": self.layout})
-        self.num_earlier = len(self)
+        for index, content in self._contents():
+            if content.get("image_bytes", size := self.pictures.bytes_of(index)) != size:
+                name = f"{str(self.output)!r} holds a result of another image of the name {content['image']!r}"
+                raise ValueError(f"`output` {name}: choose another folder or remove it.")
+            self.num_earlier += 1
 
     def is_done(self, index: int) -> bool:
         """Returns whether the prediction of an image exists."""
@@ -65,7 +72,8 @@ class PredictionFolder:
 
     def write(self, record: Mapping[str, Any], prediction: Prediction, *, overlay: bool) -> None:
         """Writes the files of one image. The JSON file is the last, as it marks the image as done."""
-        stem, source = self._stems[record["index"]], {"image_id": record["image_id"]}
+        stem, size = self._stems[record["index"]], self.pictures.bytes_of(record["index"])
+        source = {"image_id": record["image_id"], "image_bytes": size}
         prediction.save(self.folder, stem, maps=self.maps, overlay=overlay, source=source)
         if len(self._shown) < SHOWN:
             self._shown.append(str(prediction))
@@ -85,9 +93,10 @@ class PredictionFolder:
         for index, content in self._contents():
             name = Path(content["image"]).name if Path(content["image"]).is_absolute() else content["image"]
             size = {"width": content["width"], "height": content["height"]}
-            images.append({"id": content["image_id"], "file_name": name, **size})
+            image_id = self.pictures.id_of(index)  # of files it is their place, which a new file changes
+            images.append({"id": image_id, "file_name": name, **size})
             file_name = f"{self._stems[index]}{MAP}"
-            annotations.append(coco_annotation(content["segments_info"], content["image_id"], file_name))
+            annotations.append(coco_annotation(content["segments_info"], image_id, file_name))
         content = {"images": images, "annotations": annotations, "categories": self.categories.to_coco()}
         write_file(self.output / f"{MAPS}.json", json.dumps(content))
 

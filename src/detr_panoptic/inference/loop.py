@@ -64,12 +64,12 @@ def run_model(
     model: DetrPanopticForSegmentation,
     batches: Iterable[Batch],
     *,
-    mask_queries: str | int | None = None,
     network: Any = None,
+    **options: Any,
 ) -> Iterator[tuple[Batch, Any]]:
     """Runs a model in evaluation mode and yields each batch with its raw outputs; its own mode is restored.
 
-    A `network` is called in its place: a faster form of it.
+    A `network` is called in its place: a faster form of it. `options` are further arguments of the model.
 
     Raises:
         FloatingPointError: scores or masks are not finite; names the images.
@@ -78,7 +78,7 @@ def run_model(
     model.eval()
     try:
         for batch in batches:
-            outputs = (network or model)(**inputs_on(model, batch), mask_queries=mask_queries)
+            outputs = (network or model)(**inputs_on(model, batch), **options)
             _check_finite(batch, outputs)
             yield batch, outputs
     finally:

@@ -57,6 +57,17 @@ class Pictures:
         """Returns the id and the file name, for messages."""
         return name_of({"image_id": self._ids[index], "file_name": self._file_names[index]})
 
+    def id_of(self, index: int) -> int:
+        """Returns the `image_id`."""
+        return self._ids[index]
+
+    def bytes_of(self, index: int) -> int:
+        """Returns the size of the image's file in bytes; 0 if it is not there."""
+        stored = self.stored(index)["image"]
+        if stored["bytes"] is not None:
+            return len(stored["bytes"])
+        return Path(stored["path"]).stat().st_size if Path(stored["path"]).is_file() else 0
+
     def path_of(self, index: int) -> Path:
         """Returns the file name, or one made of the id."""
         return Path(self._file_names[index] or f"{self._ids[index]:012d}.png")

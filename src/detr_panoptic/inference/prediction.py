@@ -147,7 +147,10 @@ class Prediction:
             The JSON file.
         """
         folder, maps = Path(folder), Path(folder if maps is None else maps)
-        stem = Path(self.name).stem if stem is None else stem
+        if stem is None:
+            stem = Path(self.name).stem
+            if (maps / f"{stem}{MAP}").exists() and not (folder / f"{stem}{JSON}").exists():
+                raise ValueError(f"`stem` must be given: {stem}{MAP} is in {maps}, and may be the image itself.")
         if overlay:
             with written_whole(folder / f"{stem}{OVERLAY}") as part:
                 self.draw().save(part, format="PNG")

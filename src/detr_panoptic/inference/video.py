@@ -36,7 +36,7 @@ FILES_ONLY = {
 INSTALL = "videos need `pip install detr-panoptic[video]`"
 USUAL_RATE = Fraction(30)  # frames per second of a stream that does not say
 TICK = Fraction(1, 90_000)  # seconds; frames of a phone do not come at a constant rate
-MAX_UNCONFIRMED = 100  # things of one label that the tracker may still confirm
+MAX_UNCONFIRMED = 1000  # things of one label that the tracker may still confirm
 UNCONFIRMED = -1  # the tracker's id of a thing in its first frame
 
 
@@ -139,9 +139,10 @@ class Video:
         """Yields the frames; a video that is broken in the middle ends there, and `failures` says so."""
         import av
 
-        number = 0
+        number, last = 0, 0.0
         try:
             for number, frame in enumerate(self._container.decode(self._stream), start=1):
+                last = frame.time or last
                 if self._limit is not None and number > self._limit * self.every:
                     return self._fail(f"only its first {number - 1} frames are read")
                 if (number - 1) % self.every == 0:
@@ -152,7 +153,9 @@ class Video:
         except av.FFmpegError as error:
             self._fail(f"it ends after {number} frames: {error.strerror}")
         else:
-            if number < self._stream.frames:  # 0 where the file does not say
+            # A trimmed video has fewer frames than it says (0 if it does not say), but lasts as long as it says.
+            length = (self._stream.duration or 0) * (self._stream.time_base or 0)
+            if number < self._stream.frames and last + 2 / (self.rate * self.every) < length:
                 self._fail(f"it ends after {number} of {self._stream.frames} frames")
 
     def _fail(self, reason: str) -> None:
