@@ -36,6 +36,7 @@ def read_picture(source: str | os.PathLike[str], *, timeout: float | None = None
 
 def picture_to_tensor(picture: Image.Image) -> Tensor:
     """Converts a picture of any mode to (3, H, W) uint8, rotated as its EXIF tag says."""
+    picture.load()  # a broken file raises here, not where errors are ignored
     with suppress(Exception):  # damaged tags raise anything from SyntaxError to struct.error
         if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied
             picture = ImageOps.exif_transpose(picture)

@@ -227,7 +227,7 @@ def test_nothing_found_is_an_empty_list(segment, images):
 def test_stuff_is_the_models_and_images_may_be_named(model, processor, images):
     """An image processor may be older than the model's labels; transformers calls the argument `images`, too."""
     older = DetrPanopticImageProcessor.from_dict(processor.to_dict() | {"stuff_label_ids": [0, 2]})
-    pipes = [pipeline("image-segmentation", model=model, image_processor=each) for each in (processor, older)]
+    pipes: Any = [pipeline("image-segmentation", model=model, image_processor=each) for each in (processor, older)]
     expected, found = ([(s["label"], s["score"]) for s in segment(images=images[0])] for segment in pipes)
     assert found == expected
     assert len(expected) > 1

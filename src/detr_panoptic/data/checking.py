@@ -239,9 +239,9 @@ def _attempt(
 def _image_size(picture: Image.Image) -> tuple[tuple[int, int], Problems]:
     """Returns (H, W) of the upright image, and whether a tag rotates it; decodes the file to its end."""
     width, height = picture.size
-    orientation = orientation_of(picture)
     picture.draft("RGB", (max(width // DRAFT_SCALE, 1), max(height // DRAFT_SCALE, 1)))
     picture.load()
+    orientation = orientation_of(picture)
     problems: Problems = [] if orientation == UPRIGHT else [("turned-image", f"EXIF orientation {orientation}")]
     return ((width, height) if orientation in TURNING_ORIENTATIONS else (height, width)), problems
 

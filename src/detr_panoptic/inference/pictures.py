@@ -79,6 +79,7 @@ class Pictures:
 
 def plain_picture(picture: PILImage.Image) -> PILImage.Image:
     """Returns the picture as the model sees it: upright, RGB, 8 bits; errors as in `picture_to_tensor`."""
+    picture.load()  # a broken file raises here, not in `orientation_of`, which ignores errors
     if picture.mode == "RGB" and orientation_of(picture) == UPRIGHT:
         return picture  # large ones are not copied
     return PILImage.fromarray(picture_to_tensor(picture).permute(1, 2, 0).contiguous().numpy())
