@@ -61,9 +61,7 @@ def train_command(words: Sequence[str]) -> Callable[..., int]:
 
     The defaults on the help page are those of the recipe and the file that `words` name.
     """
-    recipe, config = _chosen(words)
-    settings = resolve_settings(recipe, config)
-    defaults = settings.to_dict()
+    defaults = resolve_settings(*_chosen(words)).to_dict()
     options = [p for p in inspect.signature(train, eval_str=True).parameters.values() if p.name != "settings"]
     annotated: Any = Annotated  # mypy takes a subscript for a type
     for place, (name, subject) in enumerate(SUBJECTS.items()):

@@ -61,9 +61,12 @@ class PredictionFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         claim_folder(self.output, {**settings, "to": self.layout})
         for index, content in self._contents():
-            if content.get("image_bytes", size := self.pictures.bytes_of(index)) != size:
-                name = f"{str(self.output)!r} holds a result of another image of the name {content['image']!r}"
-                raise ValueError(f"`output` {name}: choose another folder or remove it.")
+            size = self.pictures.bytes_of(index)
+            if content.get("image_bytes", size) != size:  # earlier versions did not write it
+                raise ValueError(
+                    f"`output` {str(self.output)!r} holds a result of another image of the name {content['image']!r}: "
+                    "choose another folder or remove it."
+                )
             self.num_earlier += 1
 
     def is_done(self, index: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +15,7 @@ from ..mask_head import MASK_STRIDE, SKIPPED_MASK_LOGIT, select_rows
 from ..modeling_detr_panoptic import DetrPanopticForSegmentation, DetrPanopticSegmentationOutput
 from .graphs import EXAMPLE_SIZE, MIN_SIDE, SHARED
 
-if TYPE_CHECKING:
-    Session = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
-
+Session = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 ROWS_AT_ONCE = 8  # queries whose masks are computed together: the time per mask is the same from 1 to 20
 DIFFERENCES = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1, "int8": float("inf")}
 """Largest `GraphRuntime.difference`. With int8 only numbers that are not finite are refused."""
